@@ -1,0 +1,41 @@
+"""eckart: every way of using low-rank and structured weights, behind interfaces you already know.
+
+Rooms are imported when they are first used, and PEFT learns our methods as soon as both it and we are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from eckart import _peft_hook
+from eckart.errors import InputError
+
+if TYPE_CHECKING:
+    from eckart.adapters import adapt, methods
+
+_FACE = {"adapt": "eckart.adapters", "methods": "eckart.adapters", "compare": "eckart.experiments.compare"}
+_ROOMS = ("adapters", "experiments", "linalg")
+
+try:
+    __version__ = version("eckart")
+except PackageNotFoundError:  # run from a source tree that was not installed
+    __version__ = "0+source"
+
+__all__ = ["InputError", "__version__", "adapt", "adapters", "compare", "experiments", "linalg", "methods"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"eckart.{name}")
+    if name in _FACE:
+        return getattr(importlib.import_module(_FACE[name]), name)
+    raise AttributeError(f"module 'eckart' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_peft_hook.install()

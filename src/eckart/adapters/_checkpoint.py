@@ -1,0 +1,84 @@
+"""What makes a checkpoint refusable before it touches a model: its header, and the base weight it belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from eckart.adapters._layers import seeded_generator
+from eckart.errors import InputError
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a local adapter checkpoint, from its header alone.
+
+    Raises:
+        InputError: the file is not there, cut short or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = directory / WEIGHTS_NAME
+    if not path.is_file():
+        raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {path} is damaged ({error}): save or copy it again") from None
+
+
+def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a checkpoint whose adapter tensors are not those this model and config have.
+
+    Raises:
+        InputError: a tensor is missing, has another shape or belongs to no layer.
+    """
+    adapter_keys = {key for key in found if ".eckart_adapters." in key}
+    if missing := sorted(set(expected) - adapter_keys):
+        raise InputError(
+            f"checkpoint lacks {missing[0]} ({len(missing)} of {len(expected)} tensors are missing): "
+            "it was saved for another model or method"
+        )
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise InputError(
+                f"checkpoint tensor {key} has shape {found[key]}, this model needs {shape}: "
+                "it was saved for another model or was altered"
+            )
+    if extra := sorted(adapter_keys - set(expected)):
+        raise InputError(
+            f"checkpoint tensor {extra[0]} fits no adapted layer of this model ({len(extra)} such tensors): "
+            "it was saved for another model or method"
+        )
+
+
+def weight_check(weight: Float[Tensor, "out in"], epsilon: float) -> list[float]:
+    """Four numbers that tell one weight from another: ‖W‖, two projections uᵀWv/‖W‖ with random signs, and the
+    precision W was held in.
+
+    Args:
+        weight: the frozen matrix.
+        epsilon: the relative rounding of its stored dtype.
+    """
+    generator = seeded_generator("weight check", *weight.shape)
+    norm = torch.linalg.vector_norm(weight, dtype=torch.float64).item()
+    values = [norm]
+    for _ in range(2):
+        u, v = (torch.randint(0, 2, (n,), generator=generator) * 2 - 1 for n in weight.shape)
+        product = weight.double() @ v.to(weight.device, torch.float64)
+        values.append((u.to(product) @ product).item() / norm if norm else 0.0)
+    return [*values, epsilon]
+
+
+def same_weight(saved: list[float], now: list[float]) -> bool:
+    """Whether two checks agree to within the coarser of the two roundings."""
+    tolerance = 8 * max(saved[-1], now[-1]) + 1e-9
+    norms = math.isclose(saved[0], now[0], rel_tol=tolerance)
+    return norms and all(abs(a - b) <= tolerance for a, b in zip(saved[1:-1], now[1:-1], strict=True))

@@ -1,0 +1,209 @@
+"""What an adapter needs to know about the layer it adapts: its shape, its kind and how it applies a weight.
+
+Every supported layer is seen as one matrix ``W (out, in)`` with ``y = x Wᵀ``:
+
+    nn.Linear              weight (out, in)
+    transformers' Conv1D   weight stored (in, out), seen transposed
+    nn.Conv1d/2d/3d        weight (out, in/groups, *kernel), seen as (out, in/groups · Π kernel)
+    nn.Embedding           weight stored (num, dim), seen as (dim, num): one-hot rows times Wᵀ
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from peft.utils.quantization_utils import QuantizationBackend
+
+Kind = Literal["linear", "conv", "embedding"]
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Name, kind and canonical weight shape ``(out, in, *kernel)`` of a layer that is adapted."""
+
+    name: str
+    kind: Kind
+    weight: tuple[int, ...]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the matrix."""
+        return self.weight[0]
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the matrix: input channels times kernel elements."""
+        return math.prod(self.weight[1:])
+
+    @property
+    def max_rank(self) -> int:
+        """``min(out, in)``."""
+        return min(self.out_features, self.in_features)
+
+
+@dataclass(frozen=True)
+class LayerOp:
+    """How a layer applies its weight: everything of its forward except the weight and the bias."""
+
+    kind: Kind
+    stored_transposed: bool = False
+    groups: int = 1
+    arguments: dict[str, Any] = field(default_factory=dict)
+    pad: tuple[tuple[int, ...], str] | None = None
+
+    def to_matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
+        """The stored weight as the matrix ``(out, in)`` (a view where possible)."""
+        return stored.t() if self.stored_transposed else stored.reshape(stored.shape[0], -1)
+
+    def to_stored(self, matrix: Float[Tensor, "out in"], like: torch.Size) -> Tensor:
+        """A matrix ``(out, in)`` in the layout of the stored weight."""
+        return (matrix.t() if self.stored_transposed else matrix).reshape(like)
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The layer's output for the canonical weight ``(out, in, *kernel)``."""
+        if self.kind == "linear":
+            return F.linear(x, weight, bias)
+        if self.kind == "embedding":
+            return F.embedding(x, weight.t())
+        arguments = self.arguments
+        if self.pad is not None:
+            x = F.pad(x, self.pad[0], mode=self.pad[1])
+        return _CONVOLUTIONS[weight.dim() - 2](x, weight, bias, groups=self.groups, **arguments)
+
+
+def describe_layer(module: nn.Module, name: str) -> tuple[LayerShape, LayerOp] | None:
+    """Shape and operation of a layer, or None when its type is not supported.
+
+    Args:
+        module: the frozen layer. Quantised linear layers count as linear.
+        name: its dotted name in the model.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Embedding):
+        shape = (module.embedding_dim, module.num_embeddings)
+        return LayerShape(name, "embedding", shape), LayerOp("embedding", True)
+    if isinstance(module, Conv1D):
+        return LayerShape(name, "linear", tuple(reversed(module.weight.shape))), LayerOp("linear", True)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        zeros = module.padding_mode == "zeros"
+        arguments = {
+            "stride": module.stride,
+            "padding": module.padding if zeros else 0,
+            "dilation": module.dilation,
+        }
+        pad = None if zeros else (tuple(module._reversed_padding_repeated_twice), module.padding_mode)
+        weight = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+        return LayerShape(name, "conv", weight), LayerOp(
+            "conv", groups=module.groups, arguments=arguments, pad=pad
+        )
+    if isinstance(module, nn.Linear) or _is_quantised_linear(module):
+        return LayerShape(name, "linear", (module.out_features, module.in_features)), LayerOp("linear")
+    return None
+
+
+def _is_quantised_linear(module: nn.Module) -> bool:
+    if not hasattr(module, "in_features"):
+        return False
+    from peft.utils import resolve_quantization_backend
+
+    backend = resolve_quantization_backend(module, get_apply_tensor_subclass=lambda: None)
+    return backend is not None and backend.layer_type == "linear"
+
+
+class Pool:
+    """State shared by all layers of one adapter: what they are, trainable modules and frozen tensors."""
+
+    def __init__(self, shapes: list[LayerShape]) -> None:
+        self.shapes = shapes
+        self._modules: dict[str, list[nn.Module]] = {}
+        self._tensors: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def module(self, key: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
+        """The shared module of this key and whether the caller made it and so must register it.
+
+        The first layer that asks owns the module (its parameters count, train and are saved once, there);
+        the others must keep it in a plain list, which `nn.Module` does not register.
+        """
+        owner = key not in self._modules
+        if owner:
+            self._modules[key] = [make()]
+        return self._modules[key][0], owner
+
+    def tensor(
+        self, key: str, device: torch.device, dtype: torch.dtype, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """A frozen tensor, made once on the CPU in float32 or better and kept once for each device and dtype."""
+        cached = self._tensors.get((key, device, dtype))
+        if cached is None:
+            cached = make().to(device=device, dtype=dtype)
+            self._tensors[(key, device, dtype)] = cached
+        return cached
+
+
+class FrozenWeight:
+    """The frozen weight of a layer as a matrix, whether the layer is merged, quantised or neither.
+
+    Attributes:
+        module: the layer that holds it.
+        original: the stored weight from before a merge; None while nothing is merged.
+    """
+
+    def __init__(self, module: nn.Module, op: LayerOp, backend: QuantizationBackend | None) -> None:
+        self.module = module
+        self.op = op
+        self.backend = backend
+        self.original: Tensor | None = None
+
+    def __call__(self) -> Float[Tensor, "out in"]:
+        """The matrix ``(out, in)``, a view of the stored weight where that is possible."""
+        if self.original is not None and self.backend is not None:
+            return self.op.to_matrix(self.original.dequantize())
+        return self.op.to_matrix(self.stored if self.original is None else self.original)
+
+    @property
+    def stored(self) -> Tensor:
+        """The current weight in the layer's own layout, dequantised."""
+        if self.backend is None:
+            return self.module.weight
+        return self.backend.get_base_weight(self.module)
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What `AdapterConfig.build` learns of the layer beside its weight.
+
+    Attributes:
+        shape: name, kind and canonical weight shape.
+        op: how the layer applies a weight.
+        seed: the config's seed.
+        pool: state shared by all layers of this adapter.
+        base_weight: call it for the frozen matrix ``(out, in)`` as it was before any merge, dequantised.
+    """
+
+    shape: LayerShape
+    op: LayerOp
+    seed: int
+    pool: Pool
+    base_weight: FrozenWeight
+
+    def generator(self, *tag: object) -> torch.Generator:
+        """A CPU generator that depends only on the seed, the layer's name and the tag."""
+        return seeded_generator(self.seed, self.shape.name, *tag)
+
+
+def seeded_generator(*key: object) -> torch.Generator:
+    """A CPU generator keyed by any values: the same key gives the same stream in any order of construction."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

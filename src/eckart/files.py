@@ -1,0 +1,87 @@
+"""Files that are whole or absent: everything is written beside its target and renamed into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eckart.errors import InputError
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it replaces ``path``, on any error it is removed.
+
+    Args:
+        path: the file to write. Its directory is created.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, name: str = "--output") -> Path:
+    """Refuse an output directory that already holds something.
+
+    Raises:
+        InputError: ``path`` is a file, or a directory that is not empty while ``overwrite`` is off.
+    """
+    target = Path(path)
+    if target.is_dir():
+        if any(target.iterdir()) and not overwrite:
+            raise InputError(f"{name} {target} is not empty: choose another directory or pass --overwrite")
+    elif target.exists():
+        raise InputError(f"{name} {target} is a file: choose a directory")
+    return target
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary directory; on success it becomes ``path``, on any error nothing is left behind.
+
+    Args:
+        path: the directory to make.
+        overwrite: replace what is there; without it a directory that is not empty is refused.
+
+    Raises:
+        InputError: as `check_output`.
+    """
+    target = check_output(path, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old / target.name)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
