@@ -75,6 +75,7 @@ def atomic_directory(path: str | os.PathLike[str], *, overwrite: bool = False) -
         temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 _sync(file)
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))

@@ -21,6 +21,10 @@ for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
+from eckart.adapters.convert import export_lora, from_peft  # noqa: E402 - they need the methods
+from eckart.adapters.merge import load_adapted, merge_checkpoint  # noqa: E402
+from eckart.adapters.salt import regularization  # noqa: E402
+
 globals().update({config.__name__: config for config in ADAPTERS.values()})
 
 __all__ = [
@@ -36,11 +40,16 @@ __all__ = [
     "MethodInfo",
     "Pool",
     "adapt",
+    "export_lora",
+    "from_peft",
     "get_config",
+    "load_adapted",
     "make_config",
+    "merge_checkpoint",
     "methods",
     "parse_budget",
     "register_adapter",
+    "regularization",
     "saved_bytes",
     "solve_budget",
     "target_shapes",

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from peft import PeftConfig, PeftType
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from eckart.adapters._checkpoint import read_shapes
 from eckart.adapters._layers import LayerContext, LayerShape
@@ -159,9 +160,7 @@ class Adapter(nn.Module):
     Parameters and buffers are made in float32 (float64 where the weight is) and follow the base's dtype later.
     """
 
-    recompute: ClassVar[bool] = (
-        False  # folded route: rebuild W₀ + ΔW in the backward pass instead of keeping it
-    )
+    recompute: ClassVar[bool] = False  # rebuild ΔW in the backward pass instead of keeping it
 
     def __init__(self, layer: LayerContext) -> None:
         super().__init__()
@@ -183,7 +182,15 @@ class Adapter(nn.Module):
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         """``y + scaling · forward(x)``, fused where a method can."""
-        return torch.add(y, self(x), alpha=scaling)
+        if self.recompute and torch.is_grad_enabled():
+            branch = checkpoint(self, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            branch = self(x)
+        return torch.add(y, branch, alpha=scaling)
+
+    def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
+        """``weight + scaling · ΔW``, fused where a method can."""
+        return torch.add(weight, self.delta_weight().to(weight.dtype), alpha=scaling)
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Multiply–adds of a training step (forward and backward) beyond the frozen layer's, for the routes
@@ -216,7 +223,8 @@ class LowRankAdapter(Adapter):
         return self.scale * (b @ a)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.expand(*self.project(x))
+        h, b = self.project(x)
+        return self.expand(h * self.scale, b)
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         h, b = self.project(x)
@@ -224,6 +232,13 @@ class LowRankAdapter(Adapter):
             return torch.add(y, self.expand(h, b), alpha=scaling * self.scale)
         flat = torch.addmm(y.flatten(0, -2), h.flatten(0, -2), b.t().to(h.dtype), alpha=scaling * self.scale)
         return flat.view_as(y)
+
+    def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
+        a, b = (factor.to(weight.dtype) for factor in self.factors())
+        alpha = scaling * self.scale
+        if self.layer.op.stored_transposed:  # keep the weight's memory layout, and so the bits of its products
+            return torch.addmm(weight.t(), a.t(), b.t(), alpha=alpha).t()
+        return torch.addmm(weight, b, a, alpha=alpha)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The input through A, and B: ``(x Aᵀ, B)``."""

@@ -60,8 +60,8 @@ def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
 
 
 def weight_check(weight: Float[Tensor, "out in"], epsilon: float) -> list[float]:
-    """Four numbers that tell one weight from another: ‖W‖, two projections uᵀWv/‖W‖ with random signs, and the
-    precision W was held in.
+    """Six numbers that tell one weight from another: ‖W‖, two projections uᵀWv/‖W‖ with random signs, the precision
+    W was held in, and its two sizes.
 
     Args:
         weight: the frozen matrix.
@@ -74,11 +74,16 @@ def weight_check(weight: Float[Tensor, "out in"], epsilon: float) -> list[float]
         u, v = (torch.randint(0, 2, (n,), generator=generator) * 2 - 1 for n in weight.shape)
         product = weight.double() @ v.to(weight.device, torch.float64)
         values.append((u.to(product) @ product).item() / norm if norm else 0.0)
-    return [*values, epsilon]
+    return [*values, epsilon, *weight.shape]
+
+
+def same_size(saved: list[float], now: list[float]) -> bool:
+    """Whether two checks are of weights of one size."""
+    return saved[4:] == now[4:]
 
 
 def same_weight(saved: list[float], now: list[float]) -> bool:
-    """Whether two checks agree to within the coarser of the two roundings."""
-    tolerance = 8 * max(saved[-1], now[-1]) + 1e-9
+    """Whether two checks, of weights of one size, agree to within the coarser of the two roundings."""
+    tolerance = 8 * max(saved[3], now[3]) + 1e-9
     norms = math.isclose(saved[0], now[0], rel_tol=tolerance)
-    return norms and all(abs(a - b) <= tolerance for a, b in zip(saved[1:-1], now[1:-1], strict=True))
+    return norms and all(abs(a - b) <= tolerance for a, b in zip(saved[1:3], now[1:3], strict=True))

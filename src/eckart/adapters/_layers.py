@@ -152,6 +152,20 @@ class Pool:
         return cached
 
 
+def whole(parameter: Tensor) -> Tensor:
+    """A shared parameter as any layer can use it. FSDP2 gathers it only while the layer that owns it is called; for
+    another layer it is gathered here, and its gradient is averaged over the processes as FSDP2 does."""
+    if not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import Partial
+
+    mesh = parameter.device_mesh
+    gathered = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if gathered.requires_grad:
+        gathered.register_hook(lambda gradient: gradient / mesh.size())
+    return gathered
+
+
 class FrozenWeight:
     """The frozen weight of a layer as a matrix, whether the layer is merged, quantised or neither.
 

@@ -28,11 +28,12 @@ from peft.utils import (
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._base import Adapter, AdapterConfig
-from eckart.adapters._checkpoint import compare_shapes, same_weight, weight_check
+from eckart.adapters._checkpoint import compare_shapes, same_size, same_weight, weight_check
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
 from eckart.errors import InputError
 
@@ -119,8 +120,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         def product(x: Tensor) -> Tensor:
             weight = self.frozen()
             for adapter, scaling in adapters:
-                delta = adapter.delta_weight().to(weight.dtype)
-                weight = torch.add(weight, delta, alpha=scaling)
+                weight = adapter.fold(weight, scaling)
             bias = getattr(self.base_layer, "bias", None)
             return self.op.apply(x, weight.reshape(self.shape.weight), bias)
 
@@ -163,9 +163,14 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                         f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
                     )
             base = self.get_base_layer()
+            before = base.weight if backend is not None else base.weight.data
+            try:
+                self.set_base_weight(merged)
+            except Exception:
+                self._put_back(before)
+                raise
             if self.frozen.original is None:
-                self.frozen.original = base.weight if backend is not None else base.weight.data
-            self.set_base_weight(merged)
+                self.frozen.original = before
             self.frozen.module = self.get_base_layer()
             self.merged_adapters.append(name)
 
@@ -174,13 +179,16 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        base = self.get_base_layer()
-        if self.frozen.backend is not None:
-            base.weight = self.frozen.original
-        else:
-            base.weight.data = self.frozen.original
+        self._put_back(self.frozen.original)
         self.frozen.original = None
         self.merged_adapters.clear()
+
+    def _put_back(self, weight: Tensor) -> None:
+        base = self.get_base_layer()
+        if self.frozen.backend is not None:
+            base.weight = weight
+        else:
+            base.weight.data = weight
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Multiply ΔW of one adapter by ``scale``."""
@@ -202,6 +210,16 @@ class EckartLayer(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Every ΔW is additive, so PEFT can convert it."""
         return True
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight as a matrix."""
+        return self.shape.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight as a matrix."""
+        return self.shape.out_features
 
     def extra_repr(self) -> str:
         return f"{self.shape.kind}, out={self.shape.out_features}, in={self.shape.in_features}"
@@ -275,6 +293,15 @@ class EckartTuner(BaseTuner):
         shape, op = described
         if isinstance(module, EckartLayer):
             return shape, op, module.frozen
+        if getattr(base, "max_norm", None) is not None:
+            raise InputError(
+                f"layer {key} rescales its own weight (max_norm={base.max_norm}): exclude it or clear max_norm"
+            )
+        if isinstance(base, NonDynamicallyQuantizableLinear):
+            raise InputError(
+                f"layer {key} is read by nn.MultiheadAttention and never called, so that an adapter on it has no "
+                "effect: exclude it"
+            )
         backend = None
         if type(base) not in _PLAIN_LAYERS or type(base.weight) not in (nn.Parameter, Tensor):
             kwargs = {"get_apply_tensor_subclass": _requantiser(base), **get_quantization_kwargs(self.model)}
@@ -299,6 +326,9 @@ class EckartTuner(BaseTuner):
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                # Its fast path reads the weight without calling the layer, unless the layer has a hook.
+                layer.register_forward_pre_hook(_called)
             self._replace_module(parent, target_name, layer, target)
 
     @classmethod
@@ -345,6 +375,11 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
         )
         check = weight_check(weight, epsilon)
         saved = (config.base_check or {}).get(name)
+        if saved is not None and not same_size(saved, check):
+            raise InputError(
+                f"layer {name} is {tuple(weight.shape)}, not of the size this {config.slug} checkpoint was trained "
+                "on: load it on its own base model"
+            )
         if saved is not None and not same_weight(saved, check):
             message = (
                 f"the weight of layer {name} is not the one this {config.slug} checkpoint was trained on"
@@ -394,14 +429,19 @@ def find_targets(
         )
 
 
+def _called(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A hook that does nothing."""
+
+
 def _requantiser(module: nn.Module) -> Any:
     """How to quantise a weight again after a merge, when the model carries no quantisation config."""
+    weight, kind = module.weight, type(module.weight).__name__
+    int8 = kind == "Int8Tensor" and weight.act_quant_kwargs is None and weight.block_size[0] == 1
 
     def configuration() -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
 
-        kind = type(module.weight).__name__
-        if "Int8" not in kind and "AffineQuantized" not in kind:
+        if not int8:
             raise InputError(
                 f"a weight of type {kind} cannot be quantised again after a merge: merge before quantising"
             )

@@ -1,0 +1,221 @@
+"""Bone: one trained block, repeated along the input. Today called MiSS; with it its relatives Bat, mini and shard_out.
+
+    miss        ΔW[:, c r : (c+1) r] = Dᵀ for every slice c of r inputs        miss_block (r, out): D
+    mini        as miss, D = [M M … M] along the outputs                       miss_block (r, mini_r): M
+    shard_out   every output of shard i gets row D_i                           miss_block (r, in): D
+    bat         ΔW_jc = W_jc B_j + B_j for the r×r blocks of W₀                miss_block (out/r, r, r): B
+    bat-row     ΔW_jc = W_jc B_c + B_c                                         miss_block (in/r, r, r): B
+
+Source: Kang (& Yin), "Bone" (2024), "DiSHA", "MiSS" (2025), arXiv:2409.15371.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
+from eckart.adapters._dense import DenseAdapter
+from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._registry import register_adapter
+from eckart.errors import InputError
+
+Variant = Literal["miss", "mini", "shard_out", "bat", "bat-row"]
+
+
+@register_adapter(
+    "bone",
+    title="Bone / MiSS",
+    paper="Kang & Yin, 2024",
+    arxiv="2409.15371",
+    trains="one block, repeated along the input",
+    saves="r out numbers per layer",
+    aliases=("miss", "disha"),
+)
+@dataclass
+class BoneConfig(AdapterConfig):
+    """Bone (MiSS): one zero-initialised block D, added to every r-wide slice of the weight's inputs.
+
+    Args:
+        r: width of the block, at most ``min(out, in)``; must divide both for "bat" and "bat-row", and the outputs for
+            "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
+        variant: "miss" (rank r), "mini" (its block repeated along the outputs too), "shard_out" (the paper's first
+            form), "bat" (full rank through the weight's own blocks, one B for each block of outputs; the Bone of the
+            paper's first versions) or "bat-row" (one B for each block of inputs).
+        mini_r: columns of the block for "mini", a divisor of the outputs. None is the largest that is at most r.
+
+    Raises:
+        InputError: an option outside its range.
+
+    Source: Kang & Yin, 2024–2025, arXiv:2409.15371.
+    """
+
+    r: int | None = None
+    variant: Variant = "miss"
+    mini_r: int | None = None
+
+    default_r: ClassVar[int] = 64
+    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in get_args(Variant):
+            raise InputError(f"variant is {self.variant!r}: give one of {', '.join(get_args(Variant))}")
+        if self.mini_r is not None and self.variant != "mini":
+            raise InputError(f"mini_r is {self.mini_r} with variant {self.variant!r}: only 'mini' has it")
+        if self.mini_r is not None and (self.mini_r < 1 or self.mini_r != int(self.mini_r)):
+            raise InputError(f"mini_r is {self.mini_r}: give a whole number of at least 1")
+
+    @property
+    def needs_base(self) -> bool:
+        """Bat reads the base weight, the other variants never do."""
+        return self.variant.startswith("bat")
+
+    def rank(self, shape: LayerShape) -> int:
+        if self.r is not None:
+            return super().rank(shape)
+        largest = min(self.default_r, shape.max_rank)
+        return next(r for r in range(largest, 0, -1) if not self._misfit(shape, r))
+
+    def check(self, shape: LayerShape) -> None:
+        if misfit := self._misfit(shape, self.rank(shape)):
+            raise InputError(
+                f"{misfit} of layer {shape.name} (variant {self.variant!r}): give a divisor or exclude the layer"
+            )
+
+    def _misfit(self, shape: LayerShape, r: int) -> str | None:
+        sides = {"miss": (), "mini": (), "shard_out": ("out_features",)}
+        pairs = [("r", r, side) for side in sides.get(self.variant, ("out_features", "in_features"))]
+        for name, value, side in [*pairs, ("mini_r", self.mini_r or 1, "out_features")]:
+            if getattr(shape, side) % value:
+                return f"{name} is {value}, which does not divide {side} = {getattr(shape, side)}"
+        return None
+
+    def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
+        largest = min(shape.max_rank for shape in shapes)
+        return [r for r in range(1, largest + 1) if not any(self._misfit(shape, r) for shape in shapes)]
+
+    def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
+        return sum(math.prod(self.block(shape)) for shape in shapes)
+
+    def block(self, shape: LayerShape) -> tuple[int, ...]:
+        """Shape of ``miss_block`` for one layer."""
+        r, out, inputs = self.rank(shape), shape.out_features, shape.in_features
+        if self.variant == "mini":
+            return r, self.mini_r or next(m for m in range(r, 0, -1) if out % m == 0)
+        shapes = {"miss": (r, out), "shard_out": (r, inputs), "bat": (out // r, r, r)}
+        return shapes.get(self.variant, (inputs // r, r, r))
+
+    def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> Adapter:
+        kinds = {"miss": Bone, "mini": Mini, "shard_out": ShardOut, "bat": Bat, "bat-row": BatRow}
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        block = torch.zeros(self.block(layer.shape), dtype=dtype, device=weight.device)
+        return kinds[self.variant](layer, block)
+
+
+class Bone(LowRankAdapter):
+    """y = base(x) + S(x) D with S(x)_j = Σ_c x[c r + j] and ``miss_block (r, out)`` D trained."""
+
+    fold = Adapter.fold
+
+    def __init__(self, layer: LayerContext, block: Float[Tensor, "r out"]) -> None:
+        super().__init__(layer)
+        self.miss_block = nn.Parameter(block)
+
+    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        return self._repeat(torch.eye(self.factor_rank).to(self.miss_block)), self.output_block().t()
+
+    def output_block(self) -> Float[Tensor, "r out"]:
+        """D."""
+        return self.miss_block
+
+    def delta_weight(self) -> Float[Tensor, "out in"]:
+        return self._repeat(self.output_block().t())
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r, kind = self.factor_rank, self.layer.op.kind
+        if kind == "conv":
+            return super().project(x)
+        if kind == "embedding":
+            return F.one_hot(x % r, r).to(self.dtype), self.output_block().t()
+        tail = x.shape[-1] % r
+        h = (x[..., :-tail] if tail else x).unflatten(-1, (-1, r)).sum(-2)
+        return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block().t()
+
+    def _repeat(self, block: Float[Tensor, "rows r"]) -> Float[Tensor, "rows in"]:
+        inputs = self.layer.shape.in_features
+        return block.repeat(1, -(-inputs // block.shape[1]))[:, :inputs]
+
+    def multiply_adds(self, tokens: int) -> tuple[int, int]:
+        shape = self.layer.shape
+        through = 2 * tokens * shape.in_features + 3 * tokens * self.miss_block.numel()
+        return through, self.fold_cost(tokens) + 2 * shape.in_features * shape.out_features
+
+    @property
+    def factor_rank(self) -> int:
+        return len(self.miss_block)
+
+
+class Mini(Bone):
+    """Bone with D = [M M … M], ``miss_block (r, mini_r)`` M trained: the product with M is repeated, not M."""
+
+    add_to = Adapter.add_to
+
+    def output_block(self) -> Float[Tensor, "r out"]:
+        return self.miss_block.repeat(1, self.layer.shape.out_features // self.miss_block.shape[1])
+
+    def expand(self, h: Tensor, b: Float[Tensor, "out r"]) -> Tensor:
+        if self.layer.op.kind == "conv":
+            return super().expand(h, b)
+        y = h @ self.miss_block.to(h.dtype)
+        return y.repeat(*(1 for _ in y.shape[1:]), self.layer.shape.out_features // y.shape[-1])
+
+
+class ShardOut(Bone):
+    """ΔW = E D: output o gets row ⌊o r / out⌋ of ``miss_block (r, in)`` D, which trains."""
+
+    add_to = Adapter.add_to
+    project = LowRankAdapter.project
+
+    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        return self.miss_block, self._spread(torch.eye(self.factor_rank), 0).to(self.miss_block)
+
+    def delta_weight(self) -> Float[Tensor, "out in"]:
+        return self._spread(self.miss_block, 0)
+
+    def expand(self, h: Tensor, b: Float[Tensor, "out r"]) -> Tensor:
+        return super().expand(h, b) if self.layer.op.kind == "conv" else self._spread(h, -1)
+
+    def _spread(self, rows: Tensor, dim: int) -> Tensor:
+        return rows.repeat_interleave(self.layer.shape.out_features // self.factor_rank, dim)
+
+
+class Bat(DenseAdapter):
+    """ΔW_jc = W_jc B_j + B_j over the r×r blocks of W₀, ``miss_block (out/r, r, r)`` B trained."""
+
+    def __init__(self, layer: LayerContext, blocks: Float[Tensor, "n r r"]) -> None:
+        super().__init__(layer)
+        self.miss_block = nn.Parameter(blocks)
+
+    def delta_weight(self) -> Float[Tensor, "out in"]:
+        n, r, _ = self.miss_block.shape
+        weight = self.layer.base_weight().to(self.dtype)
+        product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).unflatten(1, (r, -1))
+        return (product + self.miss_block.unsqueeze(2)).reshape(weight.shape)
+
+
+class BatRow(Bat):
+    """ΔW_jc = W_jc B_c + B_c: one B for each block of inputs, ``miss_block (in/r, r, r)``."""
+
+    def delta_weight(self) -> Float[Tensor, "out in"]:
+        n, r, _ = self.miss_block.shape
+        weight = self.layer.base_weight().to(self.dtype)
+        product = torch.bmm(weight.reshape(-1, n, r).transpose(0, 1), self.miss_block).unflatten(1, (-1, r))
+        return (product + self.miss_block.unsqueeze(1)).permute(1, 2, 0, 3).reshape(weight.shape)

@@ -1,0 +1,209 @@
+"""SALT: the leading singular values are scaled and shifted, the rest gets a low-rank matrix in its own basis.
+
+    W₀ = U diag(S) Vᵀ,   k = min(out, in),   k' = k − r
+    W  = U ReLU([ diag(α ⊙ S_r + β)          0
+                          0          diag(S_rest) + X Y ]) Vᵀ,      ΔW = W − W₀
+
+    trainable_scale_A (r): α   trainable_shift_B (r): β   trainable_X (k', r_lora)   trainable_Y (r_lora, k')
+    U (out, k)   S (k)   Vt (k, in)   frozen, rebuilt from W₀
+
+Source: Elsayed et al., "SALT", 2025, arXiv:2503.16055.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._diagonal import own
+from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._peft import EckartLayer
+from eckart.adapters._registry import register_adapter
+from eckart.errors import InputError
+from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
+
+
+@register_adapter(
+    "salt",
+    title="SALT",
+    paper="Elsayed et al., 2025",
+    arxiv="2503.16055",
+    trains="scale and shift of the leading singular values, a low-rank matrix on the others",
+    saves="the trained numbers and a digest of the singular vectors",
+)
+@dataclass
+class SALTConfig(AdapterConfig):
+    """SALT: scale and shift the leading singular values, add a low-rank matrix to the block of all others.
+
+    Args:
+        r: how many leading singular values are scaled and shifted, at most ``min(out, in)``.
+        ratio: instead of r, that share of ``min(out, in)``, in (0, 1]; 0.1 when both are None.
+        r_lora: rank of X Y on the other values; 0 leaves it out. None is 8, lowered where fewer values are left.
+        relu: clamp the core element by element at zero (the paper's). Without it ΔW has rank r + r_lora.
+        init: "zero" starts at W₀ (Y = 0), "small_random" near it (X, Y ~ 0.01 N(0, 1), the authors' first code).
+
+    Raises:
+        InputError: an option outside its range, or both r and ratio.
+
+    Source: Elsayed et al., 2025, arXiv:2503.16055.
+    """
+
+    r: int | None = None
+    ratio: float | None = None
+    r_lora: int | None = None
+    relu: bool = True
+    init: Literal["zero", "small_random"] = "zero"
+
+    knob: ClassVar[str] = "r_lora"
+    needs_base: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r is not None and self.ratio is not None:
+            raise InputError(f"r ({self.r}) and ratio ({self.ratio}) are both given: leave one out")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise InputError(f"ratio is {self.ratio}: give a share in (0, 1]")
+        if self.r_lora is not None and (self.r_lora < 0 or self.r_lora != int(self.r_lora)):
+            raise InputError(f"r_lora is {self.r_lora}: give a whole number of at least 0")
+        if self.init not in ("zero", "small_random"):
+            raise InputError(f"init is {self.init!r}: give 'zero' or 'small_random'")
+
+    def rank(self, shape: LayerShape) -> int:
+        if self.r is not None:
+            return super().rank(shape)
+        return max(1, int(shape.max_rank * (0.1 if self.ratio is None else self.ratio)))
+
+    def trailing_rank(self, shape: LayerShape) -> int:
+        """Columns of X for one layer.
+
+        Raises:
+            InputError: r_lora above the number of values that are left.
+        """
+        left = shape.max_rank - self.rank(shape)
+        if self.r_lora is None:
+            return min(8, left)
+        if self.r_lora > left > 0:
+            raise InputError(
+                f"r_lora is {self.r_lora}, above min(out, in) − r = {left} of layer {shape.name}: lower r_lora or r"
+            )
+        return self.r_lora
+
+    def check(self, shape: LayerShape) -> None:
+        self.trailing_rank(shape)
+
+    def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
+        return range(min(shape.max_rank - self.rank(shape) for shape in shapes) + 1)
+
+    def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
+        return sum(2 * self.rank(s) + 2 * self.trailing_rank(s) * (s.max_rank - self.rank(s)) for s in shapes)
+
+    def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
+        basis = sum(s.max_rank * (s.in_features + s.out_features + 1) for s in shapes)
+        return 4 * (self.trainable_parameters(shapes) + 2 * len(shapes) + self.save_basis * basis)
+
+    def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> SALT:
+        return SALT(weight, layer, self)
+
+
+class SALT(LowRankAdapter):
+    """ΔW = U (ReLU(core) − diag(S)) Vᵀ; without the ReLU, of rank r + r_lora, never forming the core."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SALTConfig) -> None:
+        super().__init__(layer)
+        self.relu, self.recompute = config.relu, config.relu
+        self.r, rho = config.rank(layer.shape), config.trailing_rank(layer.shape)
+        u, s, vh = canonical_svd(weight)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        for name, value in {"U": u, "S": s, "Vt": vh}.items():
+            self.register_buffer(name, own(value, dtype, weight.device), persistent=config.save_basis)
+        self.register_buffer("digest", basis_digest(u, vh).to(weight.device))
+        self.trainable_scale_A = nn.Parameter(torch.ones_like(self.S[: self.r]))
+        self.trainable_shift_B = nn.Parameter(torch.zeros_like(self.S[: self.r]))
+        rest, generator = s.numel() - self.r, layer.generator("trainable_X")
+        x, y = torch.zeros(rest, rho), torch.zeros(rho, rest)
+        if config.init == "small_random":
+            x, y = (0.01 * torch.randn(t.shape, generator=generator) for t in (x, y))
+        elif rho:
+            x.uniform_(-math.sqrt(6 / rho), math.sqrt(6 / rho), generator=generator)
+        for name, value in {"trainable_X": x, "trainable_Y": y}.items():
+            self.register_parameter(name, nn.Parameter(value.to(self.S)) if value.numel() else None)
+
+    def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        r, x, y = self.r, self.trainable_X, self.trainable_Y
+        u, s, vt = (t.to(self.dtype) for t in (self.U, self.S, self.Vt))
+        head = (self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B
+        if self.relu:
+            head = _clamp(head, s[:r])
+        if x is None:
+            return vt[:r], u[:, :r] * head
+        if not self.relu:
+            return torch.cat([vt[:r], y @ vt[r:]]), torch.cat([u[:, :r] * head, u[:, r:] @ x], dim=1)
+        return vt, torch.cat([u[:, :r] * head, u[:, r:] @ _clamp(x @ y, torch.diag(s[r:]))], dim=1)
+
+    @property
+    def factor_rank(self) -> int:
+        if self.trainable_X is None:
+            return self.r
+        return self.S.numel() if self.relu else self.r + self.trainable_X.shape[1]
+
+    def multiply_adds(self, tokens: int) -> tuple[int, int]:
+        shape, k = self.layer.shape, self.S.numel()
+        through, folded = super().multiply_adds(tokens)
+        if self.trainable_X is None:
+            return through, folded
+        if not self.relu:
+            core = 2 * self.trainable_Y.numel() * (shape.in_features + shape.out_features)
+            return through + core, folded + core
+        through = tokens * k * (2 * shape.in_features + 3 * shape.out_features)
+        core, product = shape.out_features * (k - self.r) ** 2, shape.out_features * k * shape.in_features
+        return through + 2 * core, self.fold_cost(tokens) + 3 * (core + product)
+
+    def regularization(self) -> Float[Tensor, ""]:
+        """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
+        top = self.S[: self.r].to(self.dtype)
+        penalty = torch.linalg.vector_norm(self.trainable_scale_A * top + self.trainable_shift_B - top)
+        if self.trainable_X is None:
+            return penalty
+        return penalty + torch.linalg.vector_norm(self.trainable_X @ self.trainable_Y)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}digest")
+        if stored is not None and f"{prefix}U" not in state_dict:
+            distance = (stored.to(self.digest.device).long() - self.digest.long()).abs()
+            if bool((distance > DIGEST_TOLERANCE).any()):
+                raise InputError(
+                    f"the singular vectors of layer {self.layer.shape.name} are not those the checkpoint was trained "
+                    "with: load it on the very weight it was trained on, or save it with save_basis=True"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _clamp(change: Tensor, start: Tensor) -> Tensor:
+    """ReLU(start + change) − start without the rounding of that sum; NaN stays NaN."""
+    return torch.where(change <= -start, -start, change)
+
+
+def regularization(model: nn.Module) -> Float[Tensor, ""]:
+    """The sum of `SALT.regularization` over the active adapters of a model, to be added to the loss times a factor.
+
+    Raises:
+        InputError: no active adapter has one.
+    """
+    terms = [
+        adapter.regularization()
+        for layer in model.modules()
+        if isinstance(layer, EckartLayer)
+        for name, adapter in layer.eckart_adapters.items()
+        if name in layer.active_adapters and isinstance(adapter, SALT)
+    ]
+    if not terms:
+        raise InputError("this model has no active SALT adapter, the method that has a regularization term")
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -1,0 +1,154 @@
+"""SVFit: the leading singular values of a frozen weight train, its singular vectors stay.
+
+    W₀ = U diag(σ) Vᵀ          ΔW = U_r diag(s − σ_r) V_rᵀ
+
+    U_r (out, r)   V_rᵀ (r, in)   frozen, rebuilt from W₀
+    svfit_s (r)                   trained, zero at the start: s − σ_r itself, a, or ln(s/σ_r) (`param`)
+
+Source: Sun et al., "SVFit", 2024, arXiv:2409.05926.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.adapters._base import AdapterConfig
+from eckart.adapters._diagonal import DiagonalAdapter, own
+from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._registry import register_adapter
+from eckart.errors import InputError
+from eckart.linalg.svd import canonical_svd, rank_for_energy
+
+
+@register_adapter(
+    "svfit",
+    title="SVFit",
+    paper="Sun et al., 2024",
+    arxiv="2409.05926",
+    trains="the r leading singular values",
+    saves="r numbers per layer",
+)
+@dataclass
+class SVFitConfig(AdapterConfig):
+    """SVFit: train the leading singular values, W = W₀ + U_r diag(s − σ_r) V_rᵀ.
+
+    Args:
+        r: how many singular values train, at most ``min(out, in)``.
+        energy: instead of r, as many as hold this share of the spectrum of each layer, in (0, 1].
+        energy_norm: the share is of Σσ² ("squared") or of Σσ ("nuclear").
+        param: what ``svfit_s`` is: "value" s = σ + svfit_s (the paper's), "relative" s = σ (1 + svfit_s),
+            "log" s = σ exp(svfit_s).
+        nonneg: keep s ≥ 0 by a ReLU; a negative s turns its direction round.
+        select: which singular values train: the "top" (the paper's), "bottom" or "random" ones.
+        energy_ranks: the ranks that ``energy`` gave, kept with a checkpoint.
+
+    Raises:
+        InputError: an option outside its range, or both r and energy.
+
+    Source: Sun et al., 2024, arXiv:2409.05926. `energy` reads the abstract's "99 % of the information"; `nonneg`,
+    `select` and the forms of `param` other than "value" are not the paper's.
+    """
+
+    r: int | None = None
+    energy: float | None = None
+    energy_norm: Literal["squared", "nuclear"] = "squared"
+    param: Literal["value", "relative", "log"] = "value"
+    nonneg: bool = False
+    select: Literal["top", "bottom", "random"] = "top"
+    energy_ranks: dict[str, int] | None = field(default=None, compare=False, repr=False)
+
+    default_r: ClassVar[int] = 64
+    needs_base: ClassVar[bool] = True
+    learning_rates: ClassVar[tuple[float, ...]] = (1e-2, 3e-2, 1e-1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise InputError(f"energy is {self.energy}: give a share in (0, 1]")
+        if self.energy is not None and self.r is not None:
+            raise InputError(f"energy ({self.energy}) and r ({self.r}) are both given: leave one out")
+        if self.energy is not None and self.select != "top":
+            raise InputError(
+                f"energy with select={self.select!r}: a share is of the top values; give r instead"
+            )
+        for name, known in (
+            ("energy_norm", ("squared", "nuclear")),
+            ("param", ("value", "relative", "log")),
+            ("select", ("top", "bottom", "random")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}")
+        self._ranks = dict(self.energy_ranks or {})
+
+    def rank(self, shape: LayerShape) -> int:
+        if self.energy is None:
+            return super().rank(shape)
+        if shape.name not in self._ranks:
+            raise InputError(
+                f"energy is {self.energy}: the rank of layer {shape.name} follows from its weight and is known only "
+                "once the adapter is built; give r to count before"
+            )
+        return self._ranks[shape.name]
+
+    def check(self, shape: LayerShape) -> None:
+        if self.energy is None:
+            super().check(shape)
+
+    def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
+        return sum(self.rank(shape) for shape in shapes)
+
+    def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
+        basis = sum(self.rank(s) * (s.in_features + s.out_features + 1) for s in shapes)
+        return 4 * (self.trainable_parameters(shapes) + self.save_basis * basis)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "energy_ranks": self._ranks or None}
+
+    def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> SVFit:
+        return SVFit(weight, layer, self)
+
+
+class SVFit(DiagonalAdapter):
+    """ΔW = U_r diag(s(svfit_s) − σ_r) V_rᵀ with ``svfit_s (r)`` trained."""
+
+    def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SVFitConfig) -> None:
+        super().__init__(layer)
+        self.param, self.nonneg = config.param, config.nonneg
+        u, s, vh = canonical_svd(weight)
+        if config.energy is not None:
+            kept_rank = (config.energy_ranks or {}).get(layer.shape.name)
+            config._ranks[layer.shape.name] = kept_rank or rank_for_energy(
+                s, config.energy, config.energy_norm
+            )
+        r, falling = config.rank(layer.shape), torch.arange(s.numel())
+        order = {
+            "top": falling,
+            "bottom": falling.flip(0),
+            "random": torch.randperm(s.numel(), generator=layer.generator("select")),
+        }[config.select]
+        kept = order[:r].sort().values.to(s.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        frozen = {"svfit_U": u[:, kept], "svfit_Vh": vh[kept], "svfit_s0": s[kept]}
+        for name, value in frozen.items():
+            self.register_buffer(name, own(value, dtype, weight.device), persistent=config.save_basis)
+        self.svfit_s = nn.Parameter(torch.zeros(r, dtype=dtype, device=weight.device))
+
+    def basis(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        return self.svfit_Vh, self.svfit_U
+
+    def diagonal(self) -> Float[Tensor, " r"]:
+        if self.param == "value":
+            change = self.svfit_s
+        else:
+            change = self.svfit_s0 * (self.svfit_s if self.param == "relative" else self.svfit_s.expm1())
+        return (self.svfit_s0 + change).relu() - self.svfit_s0 if self.nonneg else change
+
+    def singular_values(self) -> Float[Tensor, " r"]:
+        """The trained s = σ_r + diag(U_rᵀ ΔW V_r)."""
+        return self.svfit_s0 + self.diagonal()

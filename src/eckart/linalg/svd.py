@@ -1,0 +1,105 @@
+"""A singular value decomposition that two machines agree on: pure functions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eckart.linalg.spectrum import SVD
+
+CLUSTER_GAP = 1e-8
+"""Neighbouring singular values closer than this share of the largest count as equal."""
+DIGEST_UNIT = 2.0**-16
+"""Resolution of `basis_digest`."""
+DIGEST_TOLERANCE = 8
+"""Digests of one basis, computed anywhere in float64, differ by less than this many units."""
+
+
+def canonical_svd(matrix: Float[Tensor, "m n"]) -> SVD:
+    """Thin SVD M = U diag(S) Vh in float64 whose U and Vh depend on M alone, not on the library that computed them.
+
+    Args:
+        matrix: any real matrix without NaN or Inf.
+    """
+    wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
+    return canonicalize(SVD(*torch.linalg.svd(wide, full_matrices=False)))
+
+
+def canonicalize(svd: SVD) -> SVD:
+    """Fix what an SVD leaves free: the signs of vectors, and the bases of equal singular values.
+
+    The basis of a cluster of equal values is the Gram–Schmidt basis of a fixed random matrix projected on the
+    cluster's space, Q R = U_cᵀ Ω with diag(R) > 0, U_c ← U_c Q, V_c ← V_c Q: a function of the space alone. For a
+    simple value that is a sign. For the value zero, U_c and V_c are free of each other and each gets its own Q.
+
+    Args:
+        svd: S in falling order. A gap of at most `CLUSTER_GAP` · S_1 counts as none.
+    """
+    u, s, vh = (t.clone() for t in svd)
+    if s.numel() == 0:
+        return SVD(u, s, vh)
+    probe_u, probe_v = _probe(u.shape[0], u), _probe(vh.shape[1], u)
+    null = s <= CLUSTER_GAP * s[0]
+    sign_u, sign_v = _signs(probe_u @ u), _signs(vh @ probe_v)
+    u *= sign_u
+    vh *= torch.where(null, sign_v, sign_u).unsqueeze(1)
+    together = ((s[:-1] - s[1:]) <= CLUSTER_GAP * s[0]).tolist()
+    start = 0
+    for end in range(1, s.numel() + 1):
+        if end < s.numel() and together[end - 1]:
+            continue
+        if end - start > 1:
+            columns = slice(start, end)
+            q = _rotation(u[:, columns])
+            u[:, columns] = u[:, columns] @ q
+            vh[columns] = (_rotation(vh[columns].mT) if bool(null[start]) else q).mT @ vh[columns]
+        start = end
+    return SVD(u, s, vh)
+
+
+def basis_digest(u: Float[Tensor, "m k"], vh: Float[Tensor, "k n"]) -> Int[Tensor, " 2"]:
+    """Two numbers that change when a singular vector turns or changes its sign: random linear forms of U and of Vh,
+    in units of `DIGEST_UNIT`, as int32 (which no cast of a model to a shorter float touches).
+
+    Args:
+        u: left singular vectors, float64.
+        vh: right singular vectors, float64.
+    """
+    weights = _probe(u.shape[1], u, 1)
+    forms = torch.stack([_probe(u.shape[0], u) @ u @ weights, weights @ vh @ _probe(vh.shape[1], u)])
+    return (forms / DIGEST_UNIT).round().to(torch.int32)
+
+
+def rank_for_energy(
+    s: Float[Tensor, " k"], share: float, norm: Literal["squared", "nuclear"] = "squared"
+) -> int:
+    """Smallest r whose leading values hold a share of the whole: Σ_{i≤r} S_i^p ≥ share · Σ_i S_i^p, at least 1.
+
+    Args:
+        s: singular values in falling order.
+        share: in (0, 1].
+        norm: p = 2 ("squared", the Frobenius energy) or p = 1 ("nuclear").
+    """
+    parts = s.double().square() if norm == "squared" else s.double()
+    held = parts.cumsum(0) / parts.sum()
+    return min(int((held < share).sum()) + 1, s.numel())
+
+
+def _probe(size: int, like: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, dtype=torch.float64, generator=generator).to(like)
+
+
+def _signs(values: Tensor) -> Tensor:
+    return torch.where(values < 0, -1.0, 1.0).to(values)
+
+
+def _rotation(basis: Float[Tensor, "m c"]) -> Float[Tensor, "c c"]:
+    generator = torch.Generator().manual_seed(2)
+    probe = torch.randn(*basis.shape, dtype=torch.float64, generator=generator).to(basis)
+    q, r = torch.linalg.qr(basis.mT @ probe)
+    rotation: Tensor = q * _signs(r.diagonal())
+    return rotation

@@ -1,0 +1,359 @@
+"""Input that cannot be used: one clear line, and everything as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_cases import (
+    MLP,
+    Host,
+    adapted,
+    assert_untouched,
+    config,
+    every_method,
+    layers,
+    rows,
+    seeded,
+    snapshot,
+)
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import eckart
+from eckart.adapters import ADAPTERS, get_config, make_config
+from eckart.errors import InputError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def refusal(call: Callable[[], Any], *words: str) -> None:
+    """The call raises `InputError` with one line that holds these words."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("randlra", "randlora"), ("svd-fit", "svfit"), ("Flora_Tuker", "flora-tucker"), ("bon", "bone")],
+)
+def test_unknown_method_names_the_nearest(typo: str, meant: str) -> None:
+    refusal(lambda: get_config(typo), repr(typo), f"did you mean '{meant}'?", *sorted(ADAPTERS))
+
+
+def test_unknown_method_with_nothing_near_lists_what_there_is() -> None:
+    refusal(lambda: eckart.adapt(seeded(MLP), "qqq"), "'qqq'", "eckart methods", *sorted(ADAPTERS))
+
+
+@every_method
+def test_unknown_option_names_the_nearest(slug: str) -> None:
+    refusal(lambda: make_config(slug, target_module=["up"]), slug, "'target_module'", "'target_modules'")
+    refusal(lambda: make_config(slug, zzz=1), slug, "'zzz'", "dropout")
+
+
+@every_method
+def test_options_outside_their_range(slug: str) -> None:
+    for value in (-0.1, 1.0, 2):
+        refusal(lambda value=value: config(slug, dropout=value), "dropout", str(value))
+    refusal(lambda: config(slug, route="fast"), "route", "'fast'", "auto")
+
+
+# --- rank ------------------------------------------------------------------------------------------------------------
+
+
+@every_method
+@pytest.mark.parametrize("r", [0, -1, 2.5, True])
+def test_rank_that_is_no_rank(slug: str, r: Any) -> None:
+    refusal(lambda: config(slug, r=r), "r", str(r))
+
+
+@every_method
+def test_rank_above_the_smallest_side_names_the_layer(slug: str) -> None:
+    base = seeded(MLP)
+    before = snapshot(base)
+    refusal(lambda: get_peft_model(base, config(slug, r=60)), "60", "layer up")
+    refusal(lambda: get_peft_model(base, config(slug, r=12)), "12", "layer down")
+    assert_untouched(base, before)
+
+
+@every_method
+def test_every_value_of_the_knob_suits_every_layer(slug: str) -> None:
+    chosen = config(slug)
+    shapes = eckart.adapters.target_shapes(seeded(MLP), chosen)
+    values = list(chosen.knob_values(shapes))
+    assert values
+    for value in {values[0], values[len(values) // 2], values[-1]}:
+        model = get_peft_model(seeded(MLP), config(slug, **{chosen.knob: value}))
+        assert torch.isfinite(model(rows())).all()
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+@every_method
+def test_targets_that_match_nothing_list_what_is_there(slug: str) -> None:
+    base = seeded(MLP)
+    before = snapshot(base)
+    refusal(lambda: eckart.adapt(base, slug, target_modules=["qproj"]), "qproj", "down, head, up")
+    refusal(lambda: eckart.adapt(base, slug, target_modules="x.*y"), "x.*y", "down, head, up")
+    assert_untouched(base, before)
+
+
+class Odd(nn.Module):
+    """Layers that no adapter can have, beside one that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good = nn.Linear(4, 4)
+        self.norm, self.back, self.pair = nn.LayerNorm(4), nn.ConvTranspose1d(4, 4, 2), nn.Bilinear(4, 4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.bounded = nn.Embedding(5, 4, max_norm=1.0)
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("norm", "LayerNorm"),
+        ("back", "ConvTranspose1d"),
+        ("pair", "Bilinear"),
+        ("attention", "MultiheadAttention"),
+        ("attention.out_proj", "never called"),
+        ("bounded", "max_norm=1.0"),
+    ],
+)
+def test_layers_that_cannot_be_adapted_are_named(slug: str, name: str, words: str) -> None:
+    base = seeded(Odd)
+    before = snapshot(base)
+    refusal(lambda: adapted(slug, base, target_modules=["good", name]), f"layer {name}", words)
+    assert_untouched(base, before)
+
+
+@every_method
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(slug: str, value: float) -> None:
+    base = seeded(MLP)
+    with torch.no_grad():
+        base.down.weight[2, 3] = value
+    before = snapshot(base)
+    refusal(lambda: adapted(slug, base), "layer down", "NaN or Inf")
+    assert_untouched(base, before)
+
+
+@every_method
+def test_a_refused_second_adapter_leaves_the_first(slug: str) -> None:
+    model = adapted(slug, seeded(MLP), init_weights=False)
+    before, outputs = snapshot(model), model(rows())
+    for options in ({"r": 60}, {"target_modules": ["nowhere"]}):
+        with pytest.raises(InputError):
+            model.add_adapter("other", config(slug, **options))
+        assert_untouched(model, before)
+        assert list(model.peft_config) == ["default"]
+        assert torch.equal(model(rows()), outputs)
+    model.add_adapter("other", config(slug))
+
+
+@every_method
+def test_weights_that_are_not_loaded_yet(slug: str) -> None:
+    with torch.device("meta"):
+        base = MLP()
+    refusal(lambda: adapted(slug, base), "layer up", "meta device", "load the base model first")
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def save(slug: str, path: Path) -> None:
+    """A checkpoint of the method on the MLP."""
+    adapted(slug, seeded(MLP), target_modules=["up", "down"], init_weights=False).save_pretrained(path)
+
+
+def refuses_to_load(path: Path, *words: str, base: nn.Module | None = None) -> None:
+    """Both ways of loading refuse, and neither the base nor an adapter that is there is touched."""
+    base = seeded(MLP) if base is None else base
+    before = snapshot(base)
+    refusal(lambda: PeftModel.from_pretrained(base, path), *words)
+    assert_untouched(base, before)
+    model = adapted(next(iter(ADAPTERS)), seeded(MLP), target_modules=["head"])
+    before = snapshot(model)
+    with pytest.raises(ValueError):
+        model.load_adapter(path, adapter_name="other")
+    assert_untouched(model, before)
+    assert list(model.peft_config) == ["default"]
+
+
+@every_method
+def test_checkpoint_without_weights(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    refuses_to_load(tmp_path, str(tmp_path), WEIGHTS)
+
+
+@every_method
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_checkpoint_cut_short(slug: str, share: float, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[: int(share * len(whole))])
+    refuses_to_load(tmp_path, WEIGHTS, "damaged")
+
+
+@every_method
+def test_checkpoint_that_is_no_safetensors_file(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"PK\x03\x04" + bytes(200))
+    refuses_to_load(tmp_path, WEIGHTS, "damaged")
+
+
+@every_method
+def test_checkpoint_with_altered_shapes(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    for key in tensors:
+        altered = {**tensors, key: torch.cat([tensors[key], tensors[key]])}
+        save_file(altered, tmp_path / WEIGHTS)
+        refuses_to_load(tmp_path, key)
+
+
+@every_method
+def test_checkpoint_with_missing_or_foreign_tensors(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    first = next(iter(tensors))
+    save_file({key: value for key, value in tensors.items() if key != first}, tmp_path / WEIGHTS)
+    refuses_to_load(tmp_path, first, "missing")
+    stranger = first.replace(".up.", ".nowhere.").replace(".down.", ".nowhere.")
+    save_file({**tensors, stranger: tensors[first].clone()}, tmp_path / WEIGHTS)
+    refuses_to_load(tmp_path, stranger)
+
+
+@every_method
+def test_checkpoint_of_another_method(slug: str, tmp_path: Path) -> None:
+    """The weights of one method under the configuration of another."""
+    other = sorted(ADAPTERS)[sorted(ADAPTERS).index(slug) - 1]
+    save(slug, tmp_path / "mine")
+    save(other, tmp_path / "other")
+    os.replace(tmp_path / "other" / WEIGHTS, tmp_path / "mine" / WEIGHTS)
+    refuses_to_load(tmp_path / "mine", "it was saved for another model")
+
+
+class Wider(nn.Module):
+    """Layers of the names that `MLP` has, in other sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(12, 40), nn.Linear(40, 9), nn.Linear(9, 2)
+
+
+@every_method
+def test_checkpoint_of_a_model_of_other_sizes(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    base = seeded(Wider)
+    before = snapshot(base)
+    refusal(lambda: PeftModel.from_pretrained(base, tmp_path), "layer up is (40, 12)", "its own base model")
+    assert_untouched(base, before)
+
+
+@every_method
+def test_checkpoint_of_a_model_with_other_layers(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    base = seeded(lambda: Host(nn.Linear(12, 24)))
+    before = snapshot(base)
+    refusal(lambda: PeftModel.from_pretrained(base, tmp_path), "match no layer", "layer")
+    assert_untouched(base, before)
+
+
+@every_method
+def test_checkpoint_of_another_base_model(slug: str, tmp_path: Path) -> None:
+    """Same sizes, other weights: refused where ΔW depends on them, a warning where it does not."""
+    save(slug, tmp_path)
+    base = seeded(MLP, seed=9)
+    before = snapshot(base)
+    if config(slug).needs_base:
+        refusal(
+            lambda: PeftModel.from_pretrained(base, tmp_path), "layer up", "load it on its own base model"
+        )
+        assert_untouched(base, before)
+    else:
+        with pytest.warns(UserWarning, match="layer up is not the one"):
+            PeftModel.from_pretrained(base, tmp_path)
+
+
+def test_methods_that_rebuild_from_the_weight_say_so() -> None:
+    """Another base changes ΔW of exactly the methods that declare `needs_base`."""
+    for slug in sorted(ADAPTERS):
+        deltas = []
+        for seed in (0, 9):
+            [layer] = layers(
+                adapted(slug, seeded(lambda: Host(nn.Linear(12, 8)), seed=seed), init_weights=False)
+            )
+            deltas.append(layer.get_delta_weight("default"))
+        assert torch.equal(*deltas) != config(slug).needs_base, slug
+
+
+@every_method
+@pytest.mark.parametrize("text", ["", "{", '{"peft_type": "NOTHING"}', '{"no": "type"}', "[1]"])
+def test_checkpoint_with_a_broken_config(slug: str, text: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    base = seeded(MLP)
+    before = snapshot(base)
+    with pytest.raises(Exception):  # noqa: B017  PEFT reads this file, before we are asked
+        PeftModel.from_pretrained(base, tmp_path)
+    assert_untouched(base, before)
+
+
+@every_method
+def test_checkpoint_with_an_option_out_of_range(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**written, "dropout": 7}))
+    refuses_to_load(tmp_path, "dropout is 7")
+
+
+@every_method
+def test_default_targets_of_an_unknown_model_type(slug: str) -> None:
+    refusal(
+        lambda: eckart.adapt(seeded(MLP), slug, target_modules=None, budget=500), "target_modules", "'custom'"
+    )
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slug", ["lora"])
+def test_a_full_disk_is_an_error_and_the_model_lives(slug: str, tmp_path: Path) -> None:
+    """A file-size limit stands for the full disk; it is set in a process of its own."""
+    script = f"""
+import resource, signal, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from adapter_cases import MLP, adapted, rows, seeded
+model, x = adapted({slug!r}, seeded(MLP), init_weights=False, r=6), rows()
+before = model(x)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+try:
+    model.save_pretrained({str(tmp_path / "full")!r})
+except Exception as error:
+    assert torch.equal(model(x), before)
+    sys.stderr.write("refused " + type(error).__name__)
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "refused" in done.stderr

@@ -1,0 +1,179 @@
+"""Two processes under torchrun (gloo): DDP and FSDP2 give what one process gives on the whole batch.
+
+Run as a script by torchrun this file is the worker: it tries every method in one launch and writes what it found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_cases import SLUGS, adapted, every_method, gradients, parameters, seeded
+from peft import PeftModel
+from torch import Tensor, nn
+
+WORLD = 2
+
+
+class Block(nn.Module):
+    """Two linear layers with a tanh between and a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Net(nn.Module):
+    """Two blocks between an embedding and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.conv = nn.Embedding(20, 8), nn.Conv1d(8, 6, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.conv(x.mT)
+
+
+EVERYWHERE = ["table", "conv", "up", "down"]
+IDS = torch.arange(20).view(4, 5)
+CLOSE = {"rtol": 1e-7, "atol": 1e-9}
+
+
+def model_of(slug: str, targets: list[str] = EVERYWHERE, **options: Any) -> PeftModel:
+    """The same model in every process."""
+    base = seeded(Net, torch.float64)
+    return adapted(slug, base, target_modules=targets, init_weights=False, **options).train()
+
+
+def loss(outputs: Tensor) -> Tensor:
+    """A mean over the batch, so that the mean over processes is the mean of the whole."""
+    return outputs.square().mean()
+
+
+def step(model: nn.Module, ids: Tensor) -> None:
+    """Two steps of gradient descent."""
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss(model(ids)).backward()
+        optimiser.step()
+
+
+def alone(slug: str, targets: list[str] = EVERYWHERE) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients and trained parameters of one process on the whole batch."""
+    model = model_of(slug, targets)
+    loss(model(IDS)).backward()
+    first = gradients(model)
+    step(model, IDS)
+    return first, {name: p.detach().clone() for name, p in parameters(model).items()}
+
+
+def ddp(slug: str, rank: int) -> None:
+    from torch.nn.parallel import DistributedDataParallel
+
+    wanted, trained = alone(slug)
+    model = DistributedDataParallel(model_of(slug))
+    mine = IDS.chunk(WORLD)[rank]
+    loss(model(mine)).backward()
+    torch.testing.assert_close(gradients(model.module), wanted, **CLOSE)
+    step(model, mine)
+    torch.testing.assert_close(dict(parameters(model.module)), trained, **CLOSE)
+
+
+def fsdp(slug: str, rank: int, mesh: Any, directory: Path, route: str) -> None:
+    """Each block is a unit of its own, gathered when it is called and freed again, and the rest is the root's."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    for targets in (EVERYWHERE, ["up", "down"]):
+        wanted, trained = alone(slug, targets)
+        model = model_of(slug, targets, route=route)
+        for block in model.base_model.model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert all(type(p).__name__ == "DTensor" for p in model.parameters())
+        mine = IDS.chunk(WORLD)[rank]
+        loss(model(mine)).backward()
+        whole = {name: grad.full_tensor() for name, grad in gradients(model).items()}
+        torch.testing.assert_close(whole, wanted, **CLOSE)
+        step(model, mine)
+        whole = {name: p.detach().full_tensor() for name, p in parameters(model).items()}
+        torch.testing.assert_close(whole, trained, **CLOSE)
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    with torch.no_grad():
+        outputs = model(IDS)
+    if rank == 0:
+        model.save_pretrained(directory, state_dict=state)
+        loaded = PeftModel.from_pretrained(seeded(Net, torch.float64), directory)
+        torch.testing.assert_close(loaded(IDS), outputs, **CLOSE)
+
+
+def work(report: Path) -> None:
+    """One process of the two: tries everything, writes what failed."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank, failures = dist.get_rank(), {}
+    mesh = init_device_mesh("cpu", (WORLD,))
+    with tempfile.TemporaryDirectory() as directory:
+        for slug in SLUGS:
+            for name, call in {
+                "ddp": lambda slug=slug: ddp(slug, rank),
+                "fsdp-factored": lambda slug=slug: fsdp(slug, rank, mesh, Path(directory, slug), "factored"),
+                "fsdp-folded": lambda slug=slug: fsdp(slug, rank, mesh, Path(directory, slug), "folded"),
+            }.items():
+                try:
+                    call()
+                except Exception as error:  # the other process must not wait for this one
+                    failures[f"{slug}/{name}"] = "".join(traceback.format_exception(error)[-3:])
+                dist.barrier()
+    (report / f"{rank}.json").write_text(json.dumps(failures))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What failed in either process, by method and kind."""
+    report = tmp_path_factory.mktemp("torchrun")
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={WORLD}",
+        __file__,
+        str(report),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((report / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return {key: text for one in found for key, text in one.items()}
+
+
+@every_method
+@pytest.mark.parametrize("kind", ["ddp", "fsdp-factored", "fsdp-folded"])
+def test_two_processes_do_what_one_does(slug: str, kind: str, failures: dict[str, str]) -> None:
+    assert f"{slug}/{kind}" not in failures, failures[f"{slug}/{kind}"]
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
