@@ -1,0 +1,110 @@
+"""What the command line shows: errors in one line, tables, JSON and progress; results on standard output alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def fail(error: Exception, message: str, *, debug: bool) -> None:
+    """Say in one line of standard error what went wrong, after the traceback when debugging."""
+    if debug:
+        traceback.print_exception(error)
+    if _disk_is_full(error):
+        where = getattr(error, "filename", None) or "the output directory"
+        message = f"no space left on the disk while writing {where}: free some and run the command again"
+    print("eckart: error:", " ".join(message.split()), file=sys.stderr)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def quiet(debug: bool) -> Iterator[None]:
+    """Keep what other libraries say below the level of an error, and their progress bars, off the terminal."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loaded = sys.modules.get("transformers.utils.logging")
+    bars = loaded is not None and loaded.is_progress_bar_enabled()
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        if bars:
+            loaded.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.disable(before)
+            if bars:
+                loaded.enable_progress_bar()
+
+
+_TEXT_COLUMNS = (
+    "method",
+    "name",
+    "family",
+    "source",
+    "knob",
+    "saves",
+    "weight",
+    "layer",
+    "kind",
+    "state",
+    "split",
+)
+
+
+def table(*columns: str) -> Table:
+    """An empty table with these columns, numbers to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        side = "left" if column in _TEXT_COLUMNS else "right"
+        made.add_column(column, justify=side, overflow="fold", no_wrap=place == 0)
+    return made
+
+
+def show(rows: Table) -> None:
+    """Print a table, as wide as the terminal; 160 columns into a file."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(rows)
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error that lives for the block; yields the function that moves it (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

