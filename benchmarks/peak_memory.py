@@ -1,0 +1,65 @@
+"""Peak memory of training steps beyond the model itself, each arm in a fresh process.
+
+Run: python benchmarks/peak_memory.py [--models minilm d1024] [--tokens 1024 4096]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import warnings
+
+from _arms import ARMS
+from _harness import MODELS, make_arm, make_step, save, table
+
+
+def measure(model: str, arm_name: str, tokens: int) -> dict[str, float]:
+    """MiB by which the peak resident size of three steps exceeds the size before the first one."""
+    warnings.filterwarnings("ignore")
+    step = make_step(make_arm(model, ARMS[arm_name]), model, tokens)
+    small = make_step(make_arm("d1024", None), "d1024", 2)  # loads the kernels and the autograd threads
+    small()
+    with open("/proc/self/statm") as statm:
+        before = int(statm.read().split()[1]) * resource.getpagesize()
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")  # resets the high-water mark
+    for _ in range(3):
+        step()
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    return {"peak_mib": (peak - before) / 2**20}
+
+
+def main() -> None:
+    """Print and save one row for each model, token count and arm."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 4096])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--worker", nargs=3, metavar=("MODEL", "ARM", "TOKENS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        model, arm, tokens = options.worker
+        print(json.dumps(measure(model, arm, int(tokens))))
+        return
+    rows = []
+    for model in options.models:
+        for tokens in options.tokens:
+            for arm in options.arms:
+                command = [sys.executable, __file__, "--worker", model, arm, str(tokens)]
+                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                peak = json.loads(output.splitlines()[-1])["peak_mib"]
+                rows.append({"model": model, "tokens": tokens, "arm": arm, "peak MiB": peak})
+            mine = [row for row in rows if row["model"] == model and row["tokens"] == tokens]
+            lora = next((row["peak MiB"] for row in mine if row["arm"] == "lora"), None)
+            for row in mine:
+                row["x lora"] = row["peak MiB"] / lora if lora else ""
+            table(mine)
+    save("peak_memory", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The documentation holds: every example runs, every method and command has its page, tables are up to date.
+
+An example that cannot run here says why in a comment on the line above its fence: <!-- no-run: takes ten minutes -->
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import eckart
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HEADINGS = (
+    "Equation",
+    "When to use it",
+    "Cost",
+    "Options",
+    "What it saves",
+    "Published numbers",
+    "Discrepancies",
+    "Example",
+)
+FENCE = re.compile(
+    r"""^(?P<indent>[ ]*)(?:<!--[ ]no-run:[ ]*(?P<reason>.*?)[ ]*-->\n+[ ]*)?
+    ```(?P<language>\w*)[^`\n]*\n
+    (?P<body>.*?)
+    ^(?P=indent)```[ ]*$""",
+    re.DOTALL | re.MULTILINE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page; ``reason`` says why it does not run, if it does not."""
+
+    language: str
+    body: str
+    line: int
+    reason: str | None
+
+    def runs(self) -> bool:
+        if self.reason is not None:
+            return False
+        return self.language == "python" or (self.language == "bash" and bool(commands(self.body)))
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text("utf-8")
+    for fence in FENCE.finditer(text):
+        line = text.count("\n", 0, fence.start("body"))
+        yield Block(fence["language"], textwrap.dedent(fence["body"]), line, fence["reason"])
+
+
+def commands(body: str) -> list[list[str]]:
+    """The `eckart …` commands of a shell block, without the word `eckart`."""
+    lines = body.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("eckart ")]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs() for b in blocks(p))], ids=name)
+def test_examples_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The blocks of a page run in its order, in one namespace and one empty directory."""
+    from eckart.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page):
+        if not block.runs():
+            continue
+        if block.language == "python":
+            source = "\n" * block.line + block.body
+            exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
+        for arguments in commands(block.body) if block.language == "bash" else ():
+            assert main(arguments) == 0, f"eckart {shlex.join(arguments)}\n{capsys.readouterr().err}"
+
+
+def test_contributing_example_runs(tmp_path: Path) -> None:
+    """The new method of CONTRIBUTING.md works; in a process of its own, since it enters the registry."""
+    source = "\n".join(
+        b.body for b in blocks(ROOT / "CONTRIBUTING.md") if b.language == "python" and b.runs()
+    )
+    (tmp_path / "example.py").write_text(source, "utf-8")
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert source and done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", *PAGES], ids=name)
+def test_what_does_not_run_says_why(page: Path) -> None:
+    assert "no-run" not in FENCE.sub("", page.read_text("utf-8")), (
+        "a no-run comment that stands above no fence"
+    )
+    assert all(block.reason is None or len(block.reason) >= 10 for block in blocks(page))
+
+
+@pytest.mark.parametrize("slug", sorted(eckart.adapters.ADAPTERS))
+def test_method_has_its_page(slug: str) -> None:
+    page = (ROOT / "docs" / "methods" / f"{slug}.md").read_text("utf-8")
+    found = re.findall(r"^##+ +(.+?) *$", page, re.MULTILINE)
+    assert [heading for heading in HEADINGS if heading not in found] == []
+    assert any(
+        block.language == "python" and block.runs() for block in blocks(ROOT / f"docs/methods/{slug}.md")
+    )
+
+
+def test_command_has_its_page() -> None:
+    from typer.main import get_command
+
+    from eckart.cli import app
+
+    names = get_command(app).commands  # type: ignore[attr-defined]
+    assert set(names) == {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")}
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    render = runpy.run_path(str(ROOT / "docs" / "generate.py"))["render"]
+    stale = [
+        name(path) for path, text in render().items() if not path.exists() or path.read_text("utf-8") != text
+    ]
+    assert stale == [], "run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    """Links of the pages outside docs/ (mkdocs checks those inside)."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / page).read_text("utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
