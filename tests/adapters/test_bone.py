@@ -227,14 +227,18 @@ def test_only_bat_depends_on_the_base() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variant": "bat", "r": 5}, "r is 5, which does not divide out_features = 24 of layer up"),
+        ({"variant": "bat", "r": 5}, "r is 5, no divisor of out_features = 24 of layer up"),
         ({"variant": "bat-row", "r": 4, "target_modules": ["down"]}, "out_features = 6 of layer down"),
-        ({"variant": "shard_out", "r": 5}, "r is 5, which does not divide out_features = 24 of layer up"),
+        ({"variant": "shard_out", "r": 5}, "r is 5, no divisor of out_features = 24 of layer up"),
         (
             {"variant": "mini", "r": 4, "mini_r": 5},
-            "mini_r is 5, which does not divide out_features = 24 of layer up",
+            "mini_r is 5, no divisor of out_features = 24 of layer up",
         ),
-        ({"mini_r": 2}, "only 'mini' has it"),
+        (
+            {"variant": "mini", "mini_r": 5},
+            "mini_r is 5, no divisor of out_features = 24 of layer up",
+        ),
+        ({"mini_r": 2}, "it is of 'mini'"),
         ({"variant": "mini", "mini_r": 0}, "mini_r is 0"),
         ({"variant": "row"}, "give one of miss, mini, shard_out, bat, bat-row"),
     ],

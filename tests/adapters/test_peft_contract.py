@@ -37,6 +37,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 X = torch.arange(90).view(9, 10)
@@ -653,6 +654,30 @@ def test_all_linear_and_exclusions(slug: str) -> None:
 
 
 @every_method
+def test_a_task_type_saves_the_head_it_trains(slug: str, tmp_path: Path) -> None:
+    shape = BertConfig(
+        vocab_size=13,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
+    )
+    base = lambda: seeded(lambda: BertForSequenceClassification(shape))  # noqa: E731
+    torch.manual_seed(0)
+    model = get_peft_model(
+        base(), config(slug, target_modules=None, task_type="SEQ_CLS", init_weights=False)
+    ).eval()
+    with torch.no_grad():
+        model.classifier.modules_to_save["default"].weight.fill_(0.5)
+    assert {layer.shape.name.rpartition(".")[2] for layer in layers(model)} == {"query", "value"}
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base(), tmp_path)
+    ids = torch.arange(12).view(2, 6)
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@every_method
 def test_status_and_counts(slug: str) -> None:
     model = CASES["linear"].model(slug)
     trained, everything = model.get_nb_trainable_parameters()
@@ -682,14 +707,22 @@ def test_converting_to_lora(slug: str) -> None:
 
 
 @every_method
-def test_scaling_an_adapter(slug: str) -> None:
-    model = CASES["linear"].model(slug, init_weights=False)
-    [layer, _] = layers(model)
-    delta = layer.get_delta_weight("default")
+@pytest.mark.parametrize("route", ["factored", "folded"])
+def test_scaling_an_adapter(slug: str, route: str) -> None:
+    model = CASES["linear"].model(slug, init_weights=False, route=route)
+    layer, x = layers(model)[0], X.float()
+    delta = layer.get_delta_weight("default").detach()
+
+    def assert_scaled(scale: float) -> None:
+        torch.testing.assert_close(layer.get_delta_weight("default"), scale * delta)
+        torch.testing.assert_close(
+            layer(x), layer.base_layer(x) + scale * x @ delta.t(), rtol=1e-4, atol=1e-4 * scale
+        )
+
     layer.set_scale("default", 3.0)
-    torch.testing.assert_close(layer.get_delta_weight("default"), 3 * delta)
+    assert_scaled(3.0)
     layer.scale_layer(2.0)
     layer.unscale_layer(3.0)
-    torch.testing.assert_close(layer.get_delta_weight("default"), 2 * delta)
+    assert_scaled(2.0)
     layer.unscale_layer()
-    torch.testing.assert_close(layer.get_delta_weight("default"), delta)
+    assert_scaled(1.0)

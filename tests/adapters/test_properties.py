@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -297,8 +298,9 @@ def test_round_trip_through_a_file(slug: str, kind: str, save_basis: bool, tmp_p
 
 
 @every_method
-def test_loads_under_another_name_and_with_empty_weights(slug: str, tmp_path: Path) -> None:
-    model, x = adapted(slug, seeded(MLP), init_weights=False), rows()
+@pytest.mark.parametrize("save_basis", [False, True])
+def test_loads_under_another_name_and_with_empty_weights(slug: str, save_basis: bool, tmp_path: Path) -> None:
+    model, x = adapted(slug, seeded(MLP), init_weights=False, save_basis=save_basis), rows()
     outputs = model(x)
     model.save_pretrained(tmp_path)
     for options in ({"adapter_name": "other"}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
@@ -348,10 +350,23 @@ def test_configuration_is_plain_json(slug: str, tmp_path: Path) -> None:
 
 
 @every_method
+def test_training_goes_on_where_it_was_saved(slug: str, tmp_path: Path) -> None:
+    whole, x = adapted(slug, seeded(MLP)), rows()
+    train(whole, x, steps=2, lr=0.01)
+    whole.save_pretrained(tmp_path)
+    train(whole, x, steps=2, lr=0.01)
+    resumed = PeftModel.from_pretrained(seeded(MLP), tmp_path, is_trainable=True)
+    train(resumed, x, steps=2, lr=0.01)
+    for name, parameter in parameters(whole).items():
+        assert torch.equal(parameter, parameters(resumed)[name]), name
+
+
+@every_method
 def test_deepcopy_and_state_dict_hold_the_whole_adapter(slug: str) -> None:
     model, x = adapted(slug, seeded(MLP), init_weights=False), rows()
     twin = copy.deepcopy(model)
     assert torch.equal(twin(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
     train(twin, x)
     assert not torch.equal(twin(x), model(x))
     fresh = adapted(slug, seeded(MLP))

@@ -41,19 +41,32 @@ def lora(task: ToyTask, seed: int = 0) -> nn.Module:
     )
 
 
-def test_data_order_is_whole_passes_shuffled_by_the_seed() -> None:
-    order = data_order(10, steps=5, batch_size=5, seed=1)
-    assert len(order) == 25
-    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
-    assert order[:10] != order[10:20]
-    assert (
-        order
-        == data_order(10, steps=5, batch_size=5, seed=1)
-        != data_order(10, steps=5, batch_size=5, seed=2)
-    )
-    assert data_order(10, steps=2, batch_size=5, seed=1) == order[:10], (
-        "a shorter run sees the same first batches"
-    )
+def test_the_order_of_the_data_is_shuffled_passes_by_the_seed() -> None:
+    sizes = [5] * 82
+    order = data_order(sizes, steps=40, batch_size=5, seed=1)
+    assert len(order) == 200
+    for one_pass in (order[:80], order[80:160]):
+        assert len(set(one_pass)) == 80 and one_pass != sorted(one_pass)
+    assert order[:80] != order[80:160]
+    assert set(order) == set(range(82)), "what is left out of one pass comes in another"
+    assert order == data_order(sizes, 40, 5, seed=1) != data_order(sizes, 40, 5, seed=2)
+    assert data_order([1, 2], steps=3, batch_size=5, seed=0).count(0) in (7, 8), "fewer examples than a batch"
+
+
+@pytest.mark.parametrize("steps", [1, 15, 16, 17, 40])
+def test_a_shorter_run_sees_the_first_batches_of_a_longer_one(steps: int) -> None:
+    sizes = torch.randint(5, 60, (70,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert data_order(sizes, steps, 4, seed=3) == data_order(sizes, 60, 4, seed=3)[: steps * 4]
+
+
+def test_a_batch_holds_examples_of_like_length_and_long_ones_do_not_come_last() -> None:
+    sizes = torch.randint(5, 64, (768,), generator=torch.Generator().manual_seed(0)).tolist()
+    batches = torch.tensor(sizes)[data_order(sizes, 48, 16, seed=0)].reshape(48, 16)
+    padding = 1 - batches.sum() / (batches.amax(1) * 16).sum()
+    assert padding < 0.1
+    first, second = batches.float().mean(1).split(24)
+    assert abs(first.mean() - second.mean()) < 6
+    assert sorted(data_order(sizes, 48, 16, seed=0)) == list(range(768))
 
 
 def test_every_method_sees_the_same_batches(task: ToyTask) -> None:

@@ -33,7 +33,7 @@ class Examples(torch.utils.data.Dataset):
             tokens = torch.randint(10, 60, (length,), generator=generator)
             told = label if torch.rand((), generator=generator) < 0.75 else 0
             tokens[: length // 2] = 3 + told
-            self.rows.append({"input_ids": tokens.tolist(), "labels": label})
+            self.rows.append({"input_ids": tokens.tolist(), "labels": label, "at": len(self.rows)})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,11 +66,13 @@ class ToyTask:
     default_targets: Any = field(default_factory=lambda: ["query", "value"])
     pause: float = 0.0
     log: Path | None = None
+    batched: list[int] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.train, self.validation, self.test = (Examples(split, size) for split, size in SIZES.items())
 
     def collator(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self.batched += [row["at"] for row in rows]
         return collate(rows)
 
     def fresh_model(self, seed: int) -> torch.nn.Module:

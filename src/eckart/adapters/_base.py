@@ -170,7 +170,7 @@ class Adapter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the adapter computes in: that of its first parameter."""
-        return next(self.parameters()).dtype if next(self.parameters(), None) is not None else torch.float32
+        return next((parameter.dtype for parameter in self._parameters.values()), torch.float32)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """The exact ΔW, differentiable in the parameters."""
@@ -194,7 +194,7 @@ class Adapter(nn.Module):
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Multiply–adds of a training step (forward and backward) beyond the frozen layer's, for the routes
-        (factored, folded). Without a factored route the folded one always wins."""
+        (factored, folded); affine in the tokens. Without a factored route the folded one always wins."""
         return self.fold_cost(tokens) + 1, self.fold_cost(tokens)
 
     def fold_cost(self, tokens: int) -> int:
@@ -228,10 +228,9 @@ class LowRankAdapter(Adapter):
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         h, b = self.project(x)
-        if self.layer.op.kind != "linear" or y.dim() < 2 or y.dtype != h.dtype:
+        if self.layer.op.kind != "linear" or y.dim() != 2 or y.dtype != h.dtype:
             return torch.add(y, self.expand(h, b), alpha=scaling * self.scale)
-        flat = torch.addmm(y.flatten(0, -2), h.flatten(0, -2), b.t().to(h.dtype), alpha=scaling * self.scale)
-        return flat.view_as(y)
+        return torch.addmm(y, h, b.t().to(h.dtype), alpha=scaling * self.scale)
 
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         a, b = (factor.to(weight.dtype) for factor in self.factors())

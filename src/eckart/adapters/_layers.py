@@ -62,6 +62,11 @@ class LayerOp:
     arguments: dict[str, Any] = field(default_factory=dict)
     pad: tuple[tuple[int, ...], str] | None = None
 
+    @property
+    def channels(self) -> int:
+        """The dimension of an input that holds its features."""
+        return 1 if self.kind == "conv" else -1
+
     def to_matrix(self, stored: Tensor) -> Float[Tensor, "out in"]:
         """The stored weight as the matrix ``(out, in)`` (a view where possible)."""
         return stored.t() if self.stored_transposed else stored.reshape(stored.shape[0], -1)

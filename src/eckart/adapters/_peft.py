@@ -39,6 +39,7 @@ from eckart.errors import InputError
 
 PREFIX = "eckart_"
 _PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_WIDE = (torch.float32, torch.float64)
 _QUANTISED_EPSILON = 2.0**-6
 
 
@@ -46,7 +47,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
     """A frozen layer and its adapters: y = base(x) + Σ x ΔWᵀ, by the cheaper of two routes to the same numbers."""
 
     adapter_layer_names = ("eckart_adapters",)
-    other_param_names = ("scaling", "configs")
+    other_param_names = ("scaling", "configs", "fold_gains")
 
     def __init__(self, base_layer: nn.Module, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
         super().__init__()
@@ -56,6 +57,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.configs: dict[str, AdapterConfig] = {}
+        self.fold_gains: dict[str, tuple[int, int]] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._foldable = type(base_layer) in _PLAIN_LAYERS and frozen.backend is None
@@ -65,24 +67,31 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters[name] = adapter
         self.scaling[name] = 1.0
         self.configs[name] = config
+        # Multiply–adds saved by folding, which are affine in the number of tokens: at none, and for each.
+        saved = [factored - folded for factored, folded in map(adapter.multiply_adds, (0, 1))]
+        self.fold_gains[name] = saved[0], saved[1] - saved[0]
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        names = [name for name in self.active_adapters if name in self.eckart_adapters]
+        adapters = self.eckart_adapters
+        names = [name for name in self.active_adapters if name in adapters]
         if self._disable_adapters or self.merged_adapters or not names:
             return self.base_layer(x, *args, **kwargs)
-        if not args and not kwargs and self._folds(x, names):
-            return self._folded(x, names)
+        if not args and not kwargs and self._is_plain():
+            if self.op.kind == "linear" and x.dim() > 2:  # one flat product instead of several reshaped ones
+                return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.shape.out_features)
+            if self._folds(x, names):
+                return self._folded(x, names)
         result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         if self.frozen.backend is not None:
             result = self.frozen.backend.maybe_clone_base_result(result)
         scale = self._get_embed_scale() if self.op.kind == "embedding" else None
         for name in names:
-            adapter, branch = self.eckart_adapters[name], x
+            adapter, branch = adapters[name], x
             if x.is_floating_point():
                 p = self.configs[name].dropout
                 branch = nn.functional.dropout(x, p) if p and self.training else x
@@ -93,26 +102,25 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 result = result + self.scaling[name] * scale.to(result.dtype) * adapter(branch)
         return result.to(dtype)
 
+    def _is_plain(self) -> bool:
+        """Whether the base layer is nothing but its weight, its bias and its operation."""
+        base = self.base_layer
+        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__
+        return self._foldable and not hooked
+
     def _folds(self, x: Tensor, names: list[str]) -> bool:
         """Whether one product with W₀ + ΔW is asked for or, when the route is free, cheaper without losing digits."""
-        configs = [self.configs[name] for name in names]
-        if not self._foldable or (self.training and any(config.dropout for config in configs)):
-            return False
-        routes = {config.route for config in configs}
-        if routes != {"auto"}:
-            return routes <= {"folded", "auto"}
+        asked = False
+        for name in names:
+            config = self.configs[name]
+            if config.route == "factored" or (config.dropout and self.training):
+                return False
+            asked = asked or config.route == "folded"
         weight = self.base_layer.weight
-        if weight.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(
-            weight.device.type
-        ):
-            return False
-        tokens = (
-            x.numel()
-            if self.op.kind == "embedding"
-            else x.numel() // x.shape[1 if self.op.kind == "conv" else -1]
-        )
-        costs = [self.eckart_adapters[name].multiply_adds(tokens) for name in names]
-        return sum(folded for _, folded in costs) < sum(factored for factored, _ in costs)
+        if asked or weight.dtype not in _WIDE or torch.is_autocast_enabled(weight.device.type):
+            return asked
+        tokens = x.numel() if self.op.kind == "embedding" else x.numel() // x.shape[self.op.channels]
+        return sum(self.fold_gains[name][0] + self.fold_gains[name][1] * tokens for name in names) > 0
 
     def _folded(self, x: Tensor, names: list[str]) -> Tensor:
         adapters = [(self.eckart_adapters[name], self.scaling[name]) for name in names]
@@ -320,12 +328,8 @@ class EckartTuner(BaseTuner):
     ) -> None:
         adapter, shape, op, frozen = self._prepared.pop(current_key)
         layer = target if isinstance(target, EckartLayer) else EckartLayer(target, shape, op, frozen)
-        if layer is not target:
-            layer._active_adapter = self.active_adapter
         layer.add(adapter_name, adapter, peft_config)
         if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)
             if isinstance(parent, nn.TransformerEncoderLayer):
                 # Its fast path reads the weight without calling the layer, unless the layer has a hook.
                 layer.register_forward_pre_hook(_called)

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
-from eckart.adapters._dense import DenseAdapter
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 
 Variant = Literal["miss", "mini", "shard_out", "bat", "bat-row"]
+_BOTH = ("out_features", "in_features")
+_DIVIDED = {"shard_out": _BOTH[:1], "bat": _BOTH, "bat-row": _BOTH}  # sides of the weight that r must divide
 
 
 @register_adapter(
@@ -46,9 +47,8 @@ class BoneConfig(AdapterConfig):
     Args:
         r: width of the block, at most ``min(out, in)``; must divide both for "bat" and "bat-row", and the outputs for
             "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
-        variant: "miss" (rank r), "mini" (its block repeated along the outputs too), "shard_out" (the paper's first
-            form), "bat" (full rank through the weight's own blocks, one B for each block of outputs; the Bone of the
-            paper's first versions) or "bat-row" (one B for each block of inputs).
+        variant: "miss", "mini" (its block repeated along the outputs too), "shard_out" (the paper's first form), "bat"
+            (full rank, one B for each block of outputs) or "bat-row" (one for each block of inputs).
         mini_r: columns of the block for "mini", a divisor of the outputs. None is the largest that is at most r.
 
     Raises:
@@ -68,10 +68,9 @@ class BoneConfig(AdapterConfig):
         super().__post_init__()
         if self.variant not in get_args(Variant):
             raise InputError(f"variant is {self.variant!r}: give one of {', '.join(get_args(Variant))}")
-        if self.mini_r is not None and self.variant != "mini":
-            raise InputError(f"mini_r is {self.mini_r} with variant {self.variant!r}: only 'mini' has it")
-        if self.mini_r is not None and (self.mini_r < 1 or self.mini_r != int(self.mini_r)):
-            raise InputError(f"mini_r is {self.mini_r}: give a whole number of at least 1")
+        m = self.mini_r
+        if m is not None and (self.variant != "mini" or m < 1 or m != int(m)):
+            raise InputError(f"mini_r is {m}, variant {self.variant!r}: it is of 'mini' and at least 1")
 
     @property
     def needs_base(self) -> bool:
@@ -82,25 +81,22 @@ class BoneConfig(AdapterConfig):
         if self.r is not None:
             return super().rank(shape)
         largest = min(self.default_r, shape.max_rank)
-        return next(r for r in range(largest, 0, -1) if not self._misfit(shape, r))
+        return next(r for r in range(largest, 0, -1) if self._suits(shape, r))
+
+    def _suits(self, shape: LayerShape, r: int) -> bool:
+        return not any(getattr(shape, side) % r for side in _DIVIDED.get(self.variant, ()))
 
     def check(self, shape: LayerShape) -> None:
-        if misfit := self._misfit(shape, self.rank(shape)):
-            raise InputError(
-                f"{misfit} of layer {shape.name} (variant {self.variant!r}): give a divisor or exclude the layer"
-            )
-
-    def _misfit(self, shape: LayerShape, r: int) -> str | None:
-        sides = {"miss": (), "mini": (), "shard_out": ("out_features",)}
-        pairs = [("r", r, side) for side in sides.get(self.variant, ("out_features", "in_features"))]
-        for name, value, side in [*pairs, ("mini_r", self.mini_r or 1, "out_features")]:
-            if getattr(shape, side) % value:
-                return f"{name} is {value}, which does not divide {side} = {getattr(shape, side)}"
-        return None
+        divisors = [("r", self.rank(shape), side) for side in _DIVIDED.get(self.variant, ())]
+        for name, value, side in [*divisors, ("mini_r", self.mini_r or 1, "out_features")]:
+            if (size := getattr(shape, side)) % value:
+                raise InputError(
+                    f"{name} is {value}, no divisor of {side} = {size} of layer {shape.name}: give one or exclude it"
+                )
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
         largest = min(shape.max_rank for shape in shapes)
-        return [r for r in range(1, largest + 1) if not any(self._misfit(shape, r) for shape in shapes)]
+        return [r for r in range(1, largest + 1) if all(self._suits(shape, r) for shape in shapes)]
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(math.prod(self.block(shape)) for shape in shapes)
@@ -140,11 +136,9 @@ class Bone(LowRankAdapter):
         return self._repeat(self.output_block().t())
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r, kind = self.factor_rank, self.layer.op.kind
-        if kind == "conv":
+        if self.layer.op.kind != "linear":
             return super().project(x)
-        if kind == "embedding":
-            return F.one_hot(x % r, r).to(self.dtype), self.output_block().t()
+        r = self.factor_rank
         tail = x.shape[-1] % r
         h = (x[..., :-tail] if tail else x).unflatten(-1, (-1, r)).sum(-2)
         return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block().t()
@@ -197,8 +191,10 @@ class ShardOut(Bone):
         return rows.repeat_interleave(self.layer.shape.out_features // self.factor_rank, dim)
 
 
-class Bat(DenseAdapter):
+class Bat(Adapter):
     """ΔW_jc = W_jc B_j + B_j over the r×r blocks of W₀, ``miss_block (out/r, r, r)`` B trained."""
+
+    recompute = True
 
     def __init__(self, layer: LayerContext, blocks: Float[Tensor, "n r r"]) -> None:
         super().__init__(layer)

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig
-from eckart.adapters._dense import DenseAdapter
+from eckart.adapters._base import Adapter, AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -63,7 +62,7 @@ class SNELLConfig(AdapterConfig):
     coeff: list[float] = field(default_factory=lambda: [0.1, -0.1])
     norm_p: float = 2.0
 
-    learning_rates: ClassVar[tuple[float, ...]] = (1e-3, 3e-3, 1e-2)
+    learning_rates: ClassVar[tuple[float, ...]] = (1e-2, 3e-2, 1e-1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +103,10 @@ class SNELLConfig(AdapterConfig):
         return SNELL(weight, layer, self)
 
 
-class SNELL(DenseAdapter):
+class SNELL(Adapter):
     """ΔW = K ⊙ m(|K|) with ``in_qs (p, in, r/p)`` and ``out_qs (p, out, r/p)`` trained."""
+
+    recompute = True
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SNELLConfig) -> None:
         super().__init__(layer)

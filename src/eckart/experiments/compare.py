@@ -44,7 +44,7 @@ class Preset:
     test: int | None
 
 
-EMBEDDED = Preset(steps=48, seeds=3, trials=3, batch_size=16, max_length=64, validation=300, test=800)
+EMBEDDED = Preset(steps=36, seeds=3, trials=3, batch_size=16, max_length=64, validation=240, test=600)
 """The data that comes with the library: under ten minutes on two cores."""
 QUICK = Preset(steps=16, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=400)
 """``quick``: under two minutes. The middle learning rate of each method, one seed."""
@@ -159,7 +159,9 @@ def compare(
     }
     started = None if overwrite else outputs.begun(directory, about)
     about["started"] = started or outputs.now()
-    digest = hashlib.sha256(json.dumps([task.fingerprint, identity], sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([task.fingerprint, identity], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
     shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
     if overwrite:
         outputs.clear(directory)
@@ -244,7 +246,9 @@ class _Comparison:
         try:
             with self.progress, _undisturbed(), _short_collections():
                 self._show(self.study.records(), FLOOR)
-                done = self.study.work(self.plan, self._execute, deadline=deadline, after=self._after)
+                done = self.study.work(
+                    self.plan, self._execute, deadline=deadline, after=self._after, waiting=self._wait
+                )
         except KeyboardInterrupt:
             self.write("interrupted", report=True)
             raise
@@ -272,6 +276,10 @@ class _Comparison:
         stages = [(r.parameters["stage"], r.parameters["seed"]) for r in (run, *left[:1])]
         self.write("running", report=stages[0][0] != FLOOR and len(set(stages)) == 2)
         self._show(records, run.id)
+
+    def _wait(self) -> None:
+        self.scoreboard.update(self.study.records())
+        self.progress.step("waiting for other workers")
 
     def _show(self, records: Records, run_id: str) -> None:
         """Bring the display up to date and say how a run went."""

@@ -62,7 +62,9 @@ def begun(directory: Path, about: Mapping[str, Any]) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"--output {directory}: its {ABOUT} is not a comparison's: {ELSEWHERE}") from None
     if differences:
-        raise InputError(f"--output {directory} holds another comparison: {'; '.join(differences)}: {ELSEWHERE}")
+        raise InputError(
+            f"--output {directory} holds another comparison: {'; '.join(differences)}: {ELSEWHERE}"
+        )
     return started
 
 

@@ -36,6 +36,7 @@ from eckart.experiments.train import (
     device,
     evaluate,
     in_head,
+    lengths,
     train_run,
 )
 
@@ -232,7 +233,7 @@ class Runner:
         steps = run.parameters["steps"]
         model = self.task.fresh_model(0).to(device())
         floor = FrozenFloor(model)
-        order = data_order(len(self.task.train), steps + 1, self.batch_size, 0)
+        order = data_order(lengths(self.task.train), steps + 1, self.batch_size, 0)
         loader = DataLoader(Subset(self.task.train, order), self.batch_size, collate_fn=self.task.collator)
         batches = [{name: value.to(device()) for name, value in batch.items()} for batch in loader]
         with PeakMemory([*model.parameters(), *model.buffers()]) as memory:

@@ -198,6 +198,7 @@ class Study:
         *,
         deadline: float | None = None,
         after: Callable[[Run], None] = lambda run: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> bool:
         """Work off what is planned, with all who work on the same study, until nothing is left.
 
@@ -207,6 +208,7 @@ class Study:
             execute: does one run.
             deadline: no run is begun after this time (of `time.monotonic`).
             after: called when a run of this worker is done.
+            waiting: called now and then while all that is left is being done by others.
 
         Returns:
             whether everything is done; False when the deadline came first.
@@ -219,6 +221,7 @@ class Study:
             free = (run for run in runs if run.id not in taken)
             claim = next(filter(None, map(self.claim, free)), None)
             if claim is None:
+                waiting()
                 time.sleep(POLL_SECONDS)
                 self.free_abandoned()
                 continue

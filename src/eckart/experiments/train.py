@@ -31,8 +31,8 @@ DIVERGED = 3.0
 """A run is given up when its loss is NaN, infinite or above this multiple of its first loss."""
 FLOOR_PROBES = 5
 """Steps of a measured run after which the frozen floor takes the same batch."""
-MEMORY_STEP = 2
-"""The step whose memory is followed: the first with the optimiser's state in place."""
+NEIGHBOURS = 16
+"""Batches whose examples are dealt to them by length."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,36 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def data_order(examples: int, steps: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of the training examples in the order they are seen: whole passes, each shuffled by the seed alone."""
+def lengths(split: Dataset[Any]) -> list[int]:
+    """Tokens of each example; all zero where examples have no tokens."""
+    size = len(split)  # type: ignore[arg-type]
+    return [len(split[i]["input_ids"]) for i in range(size)] if "input_ids" in split[0] else [0] * size
+
+
+def data_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -> list[int]:
+    """Indices of the training examples in the order they are seen, a function of the seed alone.
+
+    Passes through the data, each shuffled and without the odd examples that fill no batch. The examples of `NEIGHBOURS`
+    batches are then sorted by length and dealt to batches that are shuffled again, so that a batch holds examples of
+    like length and little is spent on padding. A shorter run sees the first batches of a longer one.
+
+    Args:
+        lengths: tokens of each example.
+        steps: batches wanted.
+        batch_size: examples in a batch.
+        seed: of the order.
+    """
     generator = torch.Generator().manual_seed(seed)
-    passes = math.ceil(steps * batch_size / examples)
-    order = torch.cat([torch.randperm(examples, generator=generator) for _ in range(passes)])
-    return order[: steps * batch_size].tolist()
+    whole = len(lengths) - len(lengths) % batch_size or len(lengths)
+    order: list[int] = []
+    while len(order) < steps * batch_size:
+        shuffled = torch.randperm(len(lengths), generator=generator).tolist()[:whole]
+        for start in range(0, whole, NEIGHBOURS * batch_size):
+            near = sorted(shuffled[start : start + NEIGHBOURS * batch_size], key=lengths.__getitem__)
+            batches = [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+            for batch in torch.randperm(len(batches), generator=generator).tolist():
+                order += batches[batch]
+    return order[: steps * batch_size]
 
 
 def in_head(name: str, head_modules: Iterable[str]) -> bool:
@@ -136,7 +160,10 @@ def make_trainer(
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     args = TrainingArguments(**(settings | arguments))
-    order = data_order(len(task.train), recipe.steps, recipe.batch_size, recipe.seed)
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # of several GPUs in one process, the Trainer would split each batch over all
+    order = data_order(lengths(task.train), recipe.steps, recipe.batch_size, recipe.seed)
     trainer = Trainer(
         model.to(args.device),
         args,
@@ -155,9 +182,8 @@ def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int)
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    order = list(range(len(split)))  # type: ignore[arg-type]
-    if "input_ids" in split[0]:
-        order.sort(key=lambda i: len(split[i]["input_ids"]))
+    sizes = lengths(split)
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
     scores, losses = [], []
     for batch in DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator):
         batch = {name: value.to(device) for name, value in batch.items()}
@@ -230,6 +256,17 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
+def _longest_batch(task: Task, recipe: Recipe) -> int:
+    """The step with the longest examples, and so the largest memory, once the optimiser's state is in place."""
+    sizes = lengths(task.train)
+    order = data_order(sizes, recipe.steps, recipe.batch_size, recipe.seed)
+    longest = [
+        max(sizes[i] for i in order[s : s + recipe.batch_size])
+        for s in range(0, len(order), recipe.batch_size)
+    ]
+    return max(range(2, recipe.steps + 1), key=lambda step: longest[step - 1], default=1)
+
+
 class _Watch(TrainerCallback):
     """Follows a run: curves, early stops, and the step's time and memory beside the frozen floor's."""
 
@@ -245,8 +282,9 @@ class _Watch(TrainerCallback):
         self.task, self.recipe, self.rungs, self.keep_going = task, recipe, set(rungs), keep_going
         self.floor, self.on_step = floor, on_step
         self.training = Training()
-        spread = np.linspace(MEMORY_STEP + 1, recipe.steps, FLOOR_PROBES) if floor else ()
-        self.probes = {min(round(step), recipe.steps) for step in spread}
+        self.memory_step = _longest_batch(task, recipe) if floor else 0
+        spread = np.linspace(2, recipe.steps, FLOOR_PROBES + 1) if floor else ()
+        self.probes = {min(round(step), recipe.steps) for step in spread} - {self.memory_step}
         self.times: dict[int, float] = {}
         self.ratios: list[float] = []
         self.batch: dict[str, Any] = {}
@@ -260,7 +298,7 @@ class _Watch(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _synchronize(args.device)
-        if self.floor and state.global_step + 1 == MEMORY_STEP:
+        if state.global_step + 1 == self.memory_step:
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             kept = tree_leaves(list(optimizer.state.values()))
             known = [*model.parameters(), *model.buffers(), *(t for t in kept if isinstance(t, Tensor))]
