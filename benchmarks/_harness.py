@@ -88,13 +88,13 @@ def make_step(arm: nn.Module, model_name: str, tokens: int) -> Callable[[], None
 
 
 def interleave(steps: dict[str, Callable[[], None]], seconds: float, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each step, the arms taking turns until the time is spent (at least 7 rounds)."""
+    """Median seconds of each step, the arms taking turns until the time is spent (at least 5 rounds)."""
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         for _ in range(warm_up):
             step()
     started, rounds = time.perf_counter(), 0
-    while rounds < 7 or time.perf_counter() - started < seconds:
+    while rounds < 5 or time.perf_counter() - started < seconds:
         for name, step in steps.items():
             before = time.perf_counter()
             step()

@@ -29,6 +29,7 @@ from adapter_cases import (
     train,
 )
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
@@ -395,10 +396,11 @@ def test_another_base_is_refused_or_warned_about(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_same_base_in_another_precision_is_accepted(dtype: torch.dtype, tmp_path: Path) -> None:
-    adapted("test-thick", seeded(MLP)).save_pretrained(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        PeftModel.from_pretrained(seeded(MLP, dtype), tmp_path)
+    for saved, loaded in ((torch.float32, dtype), (dtype, torch.float32)):
+        adapted("test-thick", seeded(MLP, saved)).save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            PeftModel.from_pretrained(seeded(MLP, loaded), tmp_path)
 
 
 def test_a_base_that_differs_in_few_entries_is_refused(tmp_path: Path) -> None:
@@ -412,6 +414,11 @@ def test_a_base_that_differs_in_few_entries_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         base.down.weight[[0, 1]] = base.down.weight[[1, 0]]
     with pytest.raises(InputError, match="layer down"):
+        PeftModel.from_pretrained(base, tmp_path)
+    base = seeded(MLP)
+    with torch.no_grad():
+        base.up.weight *= 1.001
+    with pytest.raises(InputError, match="layer up"):
         PeftModel.from_pretrained(base, tmp_path)
 
 
@@ -466,6 +473,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(slug: str, use_reentran
     checkpointed = run()
     assert plain.keys() == checkpointed.keys() == parameters(model).keys()
     torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_inputs_that_are_not_cast_to_the_adapters_dtype(slug: str) -> None:
+    model = adapted(slug, seeded(MLP, torch.bfloat16), init_weights=False)
+    x = rows(dtype=torch.bfloat16)
+    cast = model(x)
+    with disable_input_dtype_casting(model):
+        outputs = model(x)
+    assert outputs.dtype == torch.bfloat16
+    torch.testing.assert_close(outputs, cast, rtol=0.05, atol=0.05)
 
 
 class Mixed(nn.Module):

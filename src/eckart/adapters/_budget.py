@@ -80,7 +80,8 @@ def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
         names = EckartTuner.target_module_mapping.get(model_type)
         if names is None:
             raise InputError(
-                f"target_modules is not given and has no default for model type {model_type!r}: name the layers or 'all-linear'"
+                f"target_modules is not given and has no default for model type {model_type!r}: "
+                "name the layers or 'all-linear'"
             )
         config.target_modules = names if isinstance(names, str) else set(names)
     return _maybe_include_all_linear_layers(config, model)
@@ -127,8 +128,8 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
     if not fitting:
         least = f"{min(costs):,} {wanted.unit}" if costs else "no value of its knob suits every layer"
         raise InputError(
-            f"budget {budget!r} ({wanted.limit:,} {wanted.unit}) cannot be met by {config.slug} on {len(shapes)} layers: "
-            f"the smallest possible is {least}; raise the budget or target fewer layers"
+            f"budget {budget!r} ({wanted.limit:,} {wanted.unit}) cannot be met by {config.slug} on {len(shapes)} "
+            f"layers: the smallest possible is {least}; raise the budget or target fewer layers"
         )
     return candidates[max(fitting, key=lambda index: costs[index])]
 

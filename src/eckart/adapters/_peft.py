@@ -59,6 +59,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.configs: dict[str, AdapterConfig] = {}
         self.fold_gains: dict[str, tuple[int, int]] = {}
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = True  # turned off by peft.helpers.disable_input_dtype_casting
         self.merged_adapters: list[str] = []
         self._foldable = type(base_layer) in _PLAIN_LAYERS and frozen.backend is None
 

@@ -42,7 +42,7 @@ class NOLAConfig(AdapterConfig):
     Args:
         num_basis: k, random matrices mixed into A.
         num_basis_B: l, random matrices mixed into B; k when None.
-        r: rank; 8 when None. Costs compute, no parameters.
+        r: rank; 4 when None. Costs no parameters, but the random numbers of a step are proportional to it.
         lora_alpha: α of the scaling α/r; 8 when None, 1 in mode ``"vit"``.
         mode: ``"language"``: uniform basis on ±1 over √k, a random offset A⁰, zero coefficients, so ΔW starts at 0.
             ``"vit"``: basis on ±1/√(numbers in one matrix), no offset, coefficients 1/k and 1/l, so ΔW starts small.
@@ -70,6 +70,7 @@ class NOLAConfig(AdapterConfig):
     coefficient_bits: Literal[4, 8] | None = None
 
     knob: ClassVar[str] = "num_basis"
+    default_r: ClassVar[int] = 4
     learning_rates: ClassVar[tuple[float, ...]] = (3e-3, 1e-2, 3e-2)
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class RandLoRAConfig(AdapterConfig):
     num_bases: int | None = None
 
     default_r: ClassVar[int] = 32
-    learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
+    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
     def __post_init__(self) -> None:
         super().__post_init__()

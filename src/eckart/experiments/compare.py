@@ -44,9 +44,9 @@ class Preset:
     test: int | None
 
 
-EMBEDDED = Preset(steps=36, seeds=3, trials=3, batch_size=16, max_length=64, validation=240, test=600)
+EMBEDDED = Preset(steps=24, seeds=2, trials=3, batch_size=16, max_length=48, validation=160, test=600)
 """The data that comes with the library: under ten minutes on two cores."""
-QUICK = Preset(steps=16, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=400)
+QUICK = Preset(steps=16, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=300)
 """``quick``: under two minutes. The middle learning rate of each method, one seed."""
 OWN = Preset(steps=400, seeds=3, trials=3, batch_size=16, max_length=128, validation=1000, test=None)
 """Data of the caller's."""

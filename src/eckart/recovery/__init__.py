@@ -1,0 +1,96 @@
+"""Matrices recovered from measurements, ratings and streams, as scikit-learn estimators.
+
+`METHODS` lists them without importing scikit-learn; the estimators are imported when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from eckart import extras
+from eckart.linalg.operators import DenseOperator, EntryOperator, IdentityOperator, RankOneOperator
+
+if TYPE_CHECKING:
+    from eckart.recovery.matrix_sensing_gd import MatrixSensingGD
+    from eckart.recovery.robust_altmin import MatrixCompletion
+    from eckart.recovery.streaming import StreamingPCA
+    from eckart.recovery.subgm import RobustLowRank
+
+_ESTIMATORS = {
+    "MatrixCompletion": "robust_altmin",
+    "MatrixSensingGD": "matrix_sensing_gd",
+    "RobustLowRank": "subgm",
+    "StreamingPCA": "streaming",
+}
+
+__all__ = [
+    "METHODS",
+    "DenseOperator",
+    "EntryOperator",
+    "IdentityOperator",
+    "MatrixCompletion",
+    "MatrixSensingGD",
+    "RankOneOperator",
+    "RobustLowRank",
+    "StreamingPCA",
+]
+
+METHODS: tuple[dict[str, str], ...] = (
+    {
+        "slug": "matrix-sensing-gd",
+        "name": "MatrixSensingGD",
+        "family": "recovery",
+        "paper": "Xiong, Ding & Du, 2024",
+        "arxiv": "2310.01769",
+        "knob": "n_components",
+        "trains": "two factors of unequal start, F (d1, k) and G (d2, k)",
+        "saves": "both factors",
+        "summary": "Gradient descent on F Gᵀ from measurements; re-factored once, its rate is free of the start.",
+    },
+    {
+        "slug": "robust-altmin",
+        "name": "MatrixCompletion",
+        "family": "recovery",
+        "paper": "Gu, Song, Yin & Zhang, 2024",
+        "arxiv": "2302.11068",
+        "knob": "n_components",
+        "trains": "row and column factors, and their biases",
+        "saves": "factors, biases and the observations",
+        "summary": "Alternating least squares on the observed entries, each regression solved no better than needed.",
+    },
+    {
+        "slug": "streaming-top-eigenvector",
+        "name": "StreamingPCA",
+        "family": "recovery",
+        "paper": "Kacham & Woodruff, 2024",
+        "arxiv": "2412.11963",
+        "knob": "n_components",
+        "trains": "the top right singular vectors, in one pass over the rows",
+        "saves": "the vectors, the heavy rows and the state of the stream",
+        "summary": "Block power method on a stream of rows in random order, with the rows of large norm kept apart.",
+    },
+    {
+        "slug": "subgm",
+        "name": "RobustLowRank",
+        "family": "recovery",
+        "paper": "Ma & Fattahi, 2023",
+        "arxiv": "2202.08788",
+        "knob": "rank",
+        "trains": "a factor U (d, r′) of X = U Uᵀ, r′ at least the rank",
+        "saves": "the factor",
+        "summary": "Sub-gradient descent on the ℓ1 loss from a small start: gross outliers, unknown rank.",
+    },
+)
+"""What `eckart.methods()` says of each method."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ESTIMATORS:
+        raise AttributeError(f"module 'eckart.recovery' has no attribute {name!r}")
+    extras.require("sklearn", extra="recovery")
+    return getattr(importlib.import_module(f"eckart.recovery.{_ESTIMATORS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

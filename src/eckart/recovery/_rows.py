@@ -1,0 +1,73 @@
+"""Rows of numbers from a stream that is read once: a ``.npy`` file, or bare numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from eckart.errors import InputError
+
+CHUNK_BYTES = 2**24
+"""Bytes of a stream that are read at once, in whole rows."""
+
+
+def read_header(stream: BinaryIO, width: int | None, dtype: str) -> tuple[int | None, int, np.dtype, bytes]:
+    """Rows if they are known, columns, type, and what was read of the first row."""
+    start = _read(stream, len(np.lib.format.MAGIC_PREFIX))
+    if start != np.lib.format.MAGIC_PREFIX:
+        if width is None:
+            raise InputError("rows have no header of a .npy file: give --width, the numbers in a row")
+        if width < 1:
+            raise InputError(f"width is {width}: give the numbers in a row, at least 1")
+        return None, width, np.dtype(dtype), start
+    try:
+        version = tuple(_read(stream, 2))
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, fortran, kind = read(stream)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"rows have a broken .npy header: {error}") from None
+    if len(shape) != 2 or fortran or kind.kind not in "fiu":
+        layout = "column by column" if fortran else f"of shape {shape} and type {kind}"
+        raise InputError(f"rows are an array {layout}: give numbers of shape (rows, d), saved row by row")
+    return shape[0], shape[1], kind, b""
+
+
+def read_rows(
+    stream: BinaryIO, n: int | None, width: int, kind: np.dtype, ahead: bytes
+) -> Iterator[np.ndarray]:
+    """Whole rows, a chunk at a time.
+
+    Raises:
+        InputError: the stream ends in the middle of a row, or before the rows that its header announced.
+    """
+    size, seen = width * kind.itemsize, 0
+    precision = np.float32 if kind.itemsize <= 4 and kind.kind == "f" else np.float64
+    while n is None or seen < n:
+        wanted = (
+            max(CHUNK_BYTES // max(size, 1), 1) if n is None else min(max(CHUNK_BYTES // size, 1), n - seen)
+        )
+        chunk = ahead + _read(stream, wanted * size - len(ahead))
+        ahead = b""
+        if len(chunk) % size:
+            raise InputError(
+                f"rows end in the middle of row {seen + len(chunk) // size + 1}, of {width} numbers"
+            )
+        if not chunk:
+            break
+        seen += len(chunk) // size
+        yield np.frombuffer(chunk, dtype=kind).reshape(-1, width).astype(precision)
+    if n is not None and seen < n:
+        raise InputError(f"rows end after row {seen}, {n} were announced")
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    """``size`` bytes, or fewer where the stream ends: a pipe hands over less than it is asked for."""
+    parts = []
+    while size > 0 and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,138 @@
+"""What the two estimators of linear measurements share: reading measurements, predicting, scoring."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
+from torch import Tensor
+
+from eckart.errors import InputError
+from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
+from eckart.recovery._base import RecoveryEstimator, to_numpy
+
+FLOATS = [np.float64, np.float32]
+
+
+class SensingEstimator(RegressorMixin, RecoveryEstimator):
+    """A regressor whose samples are measurements ⟨A_i, X⟩ and whose coefficients are a matrix of low rank.
+
+    A is an operator of `eckart.recovery`, an array (m, d1, d2) of measurement matrices, or a matrix (m, d), dense or
+    scipy sparse, of vectors a_i that stand for A_i = a_i a_iᵀ.
+    """
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = True  # y is quadratic in a row of A
+        tags.input_tags.sparse = tags.input_tags.three_d_array = True
+        return tags
+
+    def _read(self, A: Any, y: Any, sample_weight: Any) -> tuple[Operator, Tensor, Tensor | None]:
+        """Measurements, what was measured and how often each counts, checked and in the precision of the fit."""
+        if _is_operator(A):
+            operator, dtype = A, np.asarray(y).dtype
+        elif getattr(A, "ndim", np.ndim(A) if isinstance(A, list) else 2) == 3:
+            A = check_array(A, allow_nd=True, dtype=FLOATS)
+            operator, dtype = DenseOperator(A), A.dtype
+        else:
+            if y is None:
+                raise ValueError(
+                    f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
+                )
+            A, y = validate_data(self, A, y, accept_sparse="csr", dtype=FLOATS, y_numeric=True)
+            operator, dtype = RankOneOperator(A), A.dtype
+        y = column_or_1d(check_array(y, ensure_2d=False, dtype="numeric", input_name="y"), warn=True)
+        check_consistent_length(y, range(operator.m))
+        if not operator.m:
+            raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
+        self.n_features_in_ = operator.shape_in[0]
+        dtype, device = self._place(dtype)
+        weights = None
+        if sample_weight is not None:
+            checked = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+            weights = torch.as_tensor(checked).to(device, dtype)
+        target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, dtype)
+        return operator.to(dtype, device), target, weights
+
+    def _given(self, factor: Any, rows: int, shape: tuple[int, int], like: Tensor) -> Tensor:
+        """A factor of the start that the user gave, checked."""
+        checked = check_array(factor, dtype=FLOATS, input_name="init")
+        if checked.shape[0] != rows or checked.shape[1] > min(shape):
+            raise InputError(
+                f"init has shape {checked.shape}: this factor asks for ({rows}, k) with k ≤ {min(shape)}"
+            )
+        return torch.as_tensor(checked).to(like).clone()
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    @property
+    def matrix_(self) -> np.ndarray:
+        """The recovered matrix (d1, d2), formed when it is asked for."""
+        check_is_fitted(self)
+        left, right = self._factors()
+        return to_numpy(left @ right.mT)
+
+    def predict(self, A: Any) -> np.ndarray:
+        """⟨A_i, X⟩ for other measurements of the recovered matrix.
+
+        Args:
+            A: measurements of a matrix of the same shape, in any form that `fit` takes.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: measurements of a matrix of another shape.
+        """
+        check_is_fitted(self)
+        left, right = self._factors()
+        if _is_operator(A):
+            operator = A
+        elif getattr(A, "ndim", np.ndim(A) if isinstance(A, list) else 2) == 3:
+            operator = DenseOperator(check_array(A, allow_nd=True, dtype=FLOATS))
+        else:
+            operator = RankOneOperator(validate_data(self, A, reset=False, accept_sparse="csr", dtype=FLOATS))
+        shape = (left.shape[0], right.shape[0])
+        if operator.shape_in != shape:
+            raise ValueError(
+                f"A measures matrices of shape {operator.shape_in}, but {type(self).__name__} was fitted on {shape}."
+            )
+        return to_numpy(operator.to(left.dtype, left.device).forward(left, right))
+
+
+class HoldOut:
+    """Reports each iteration, and keeps the best factors by the ℓ1 loss on what was held out."""
+
+    def __init__(
+        self,
+        estimator: SensingEstimator,
+        scale: float,
+        held: Operator,
+        target: Tensor,
+        weights: Tensor | None,
+    ) -> None:
+        self.report, self.patience, self.scale = estimator._reporter(), estimator.patience, scale
+        self.loss_unit = scale ** (2 if estimator.loss == "l2" else 1)
+        self.held, self.target, self.weights = held, target, weights
+        self.best: tuple[Tensor, Tensor] | None = None
+        self.lowest, self.since = math.inf, 0
+
+    def __call__(self, t: int, loss: float, left: Tensor, right: Tensor) -> bool:
+        root = math.sqrt(self.scale)
+        self.report(t, {"loss": self.loss_unit * loss, "factor": root * left, "right_factor": root * right})
+        if not self.held.m:
+            return False
+        residual = (self.held.forward(left, right) - self.target).abs()
+        mean = float(residual.mean() if self.weights is None else self.weights @ residual)
+        self.since += 1
+        if mean < self.lowest:
+            self.lowest, self.best, self.since = mean, (left, right), 0
+        return self.since > self.patience
+
+
+def _is_operator(A: Any) -> bool:
+    return all(hasattr(A, name) for name in ("forward", "adjoint", "subset", "to", "shape_in", "m"))

@@ -1,0 +1,166 @@
+"""What a stream has come to: the fitted attributes of `StreamingPCA`, and the projections made with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.extmath import row_norms, safe_sparse_dot
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from torch import Tensor
+
+from eckart.errors import InputError
+from eckart.linalg import streaming
+from eckart.linalg.streaming import HeavyRows
+from eckart.recovery._base import RecoveryEstimator, to_numpy
+
+
+class StreamResults(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryEstimator):
+    """Everything is read off the state when it is asked for, so that taking rows in costs nothing more."""
+
+    def _estimate(self) -> tuple[Tensor, Tensor]:
+        """Components as rows, and their eigenvalues of AᵀA."""
+        check_is_fitted(self)
+        state = self._state
+        if self.method != "block":
+            pick = self.chosen_
+            vector = state.V[pick] if pick >= 0 else state.largest / state.largest.norm().clamp_min(1e-300)
+            value = state.log_growth[pick] / state.rates[pick] if pick >= 0 else state.largest.square().sum()
+            rows, values = vector[None], value.reshape(1).to(vector)
+        else:
+            provisional = state.in_block and (not state.block or state.in_block >= len(state.Z))
+            image = streaming.close_block(state, self._rule(self._n)).image if provisional else state.image
+            u, s, _ = torch.linalg.svd(image, full_matrices=False)
+            rows, values = u.mT[: self.n_components], s[: self.n_components]
+        largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+        return rows * torch.where(largest < 0, -1.0, 1.0).to(rows), values.clamp_min(0)
+
+    @property
+    def components_(self) -> np.ndarray:
+        return to_numpy(self._estimate()[0])
+
+    @property
+    def singular_values_(self) -> np.ndarray:
+        return to_numpy(self._estimate()[1].sqrt())
+
+    @property
+    def explained_variance_(self) -> np.ndarray:
+        return to_numpy(self._estimate()[1] / (self._n or self._state.seen))
+
+    @property
+    def mean_(self) -> np.ndarray:
+        check_is_fitted(self)
+        zero = np.zeros(self.n_features_in_, dtype=to_numpy(self._like()).dtype)
+        return to_numpy(self._state.total / self._state.seen) if self.center and self._state.seen else zero
+
+    @property
+    def n_samples_seen_(self) -> int:
+        check_is_fitted(self)
+        return self._state.seen + (0 if self._buffer is None else self._buffer.shape[0])
+
+    @property
+    def n_heavy_(self) -> int:
+        return len(self.heavy_indices_)
+
+    @property
+    def heavy_indices_(self) -> np.ndarray:
+        return np.sort(to_numpy(self._of("heavy_row")))
+
+    @property
+    def basis_(self) -> np.ndarray:
+        return to_numpy(self._of("Z"))
+
+    @property
+    def block_rayleigh_(self) -> np.ndarray:
+        return to_numpy(self._of("rayleigh"))
+
+    @property
+    def block_starts_(self) -> np.ndarray:
+        blocks, d = self._of("block"), self.n_features_in_
+        sizes = [d * 2**j for j in range(blocks)] if self._n is None else self._block_sizes(self._n, d)
+        return np.cumsum([0, *sizes])[:blocks]
+
+    @property
+    def rates_(self) -> np.ndarray:
+        return to_numpy(self._of("rates"))
+
+    @property
+    def log_growth_(self) -> np.ndarray:
+        return to_numpy(self._of("log_growth"))
+
+    @property
+    def candidates_(self) -> np.ndarray:
+        return to_numpy(self._of("V"))
+
+    @property
+    def chosen_(self) -> int:
+        self._of("rates")
+        return 0 if self.method == "oja" else streaming.grown_enough(self._state, self.growth_constant)
+
+    def _rates(self, row_energy: float, n: int | None, d: int) -> np.ndarray:
+        """Oja's rates, for rows of this mean squared norm."""
+        if self.eta is not None:
+            rates = check_array(self.eta, ensure_2d=False, input_name="eta").reshape(-1)
+            if not (rates > 0).all() or (self.method == "oja" and len(rates) > 1):
+                raise InputError(f"eta is {self.eta}: positive, and one number for method='oja'")
+            return rates
+        if n is None:
+            raise InputError(
+                f"method={self.method!r} derives its rates from the length of the stream: give n_samples"
+            )
+        grid = (
+            2.0 ** np.arange(math.ceil(math.log2(max(d, 2))) + 3)
+            * math.log(max(d, 2))
+            / (n * (row_energy or 1.0))
+        )
+        return grid[len(grid) // 2 : len(grid) // 2 + 1] if self.method == "oja" else grid
+
+    def _block_sizes(self, n: int, d: int) -> list[int]:
+        auto = min(math.ceil(math.log(d)) if d > 1 else 1, n // max(math.ceil(d / 4), 1))
+        blocks = max(1, min(n, auto if self.n_blocks == "auto" else self.n_blocks))
+        return [n // blocks + (j < n % blocks) for j in range(blocks)]
+
+    def _rule(self, n: int | None) -> HeavyRows:
+        return HeavyRows(self.heavy_factor, self.heavy_threshold, self.max_heavy, n)
+
+    def _of(self, name: str) -> Any:
+        check_is_fitted(self)
+        return getattr(self._state, name)  # AttributeError: the other method has this
+
+    def _like(self) -> Tensor:
+        return self._state.Z if self.method == "block" else self._state.V
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_state" in vars(self)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components
+
+    def transform(self, X: Any) -> np.ndarray:
+        """(X − mean_) components_ᵀ, (rows, k).
+
+        Raises:
+            NotFittedError: before any row.
+            ValueError: another width than that of the stream.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+        components = self.components_.astype(X.dtype, copy=False)
+        return safe_sparse_dot(X, components.T, dense_output=True) - self.mean_.astype(X.dtype) @ components.T
+
+    def inverse_transform(self, Z: Any) -> np.ndarray:
+        """Z components_ + mean_, (rows, d)."""
+        return np.asarray(Z) @ self.components_ + self.mean_
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Share of ‖X − mean_‖_F² that the components hold, in [0, 1]."""
+        held = float(np.square(self.transform(X), dtype=np.float64).sum())
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+        mean = self.mean_.astype(np.float64)
+        crossed = safe_sparse_dot(X, mean[:, None], dense_output=True).sum()
+        whole = row_norms(X, squared=True).sum(dtype=np.float64) - 2 * crossed + X.shape[0] * mean @ mean
+        return held / whole if whole > 0 and math.isfinite(whole) else 1.0

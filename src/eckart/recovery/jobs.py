@@ -1,0 +1,193 @@
+"""Recovery jobs on files: a table of ratings completed, and the top eigenvector of rows that stream by."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from eckart.errors import InputError
+from eckart.extras import require
+from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.recovery._rows import read_header, read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from eckart.recovery.streaming import StreamingPCA
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What `complete` found; RMSE on the ratings held out and, beside it, that of the biases alone."""
+
+    ratings: int
+    users: int
+    items: int
+    rank: int
+    iterations: int
+    converged: bool
+    train_rmse: float
+    test_ratings: int
+    test_rmse: float | None
+    bias_rmse: float | None
+
+
+def complete(
+    ratings: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str],
+    rank: int = 20,
+    test_share: float = 0.1,
+    seed: int = 0,
+    overwrite: bool = False,
+    on_iteration: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Completion:
+    """Fit `MatrixCompletion` to a file of ratings and write the model, its factors as tables, and how good it is.
+
+    The directory holds ``model/`` (`MatrixCompletion.load`), ``users.csv`` and ``items.csv`` (name, bias, factors) and
+    ``metrics.json``. A share of the ratings is held out to measure the error; the model that is written has seen all.
+
+    Args:
+        ratings: a CSV or Parquet file with columns user, item and rating (userId, movieId, score … are understood).
+        output: the directory to make.
+        rank: factors of each user and item.
+        test_share: share of the ratings held out for the error, in [0, 1).
+        seed: of the hold-out and of the start.
+        overwrite: replace what is in the directory.
+        on_iteration: called with (done, total).
+        options: further ones of `MatrixCompletion`.
+
+    Raises:
+        InputError: a file that cannot be read or has no such columns, an option that the estimator does not take.
+    """
+    from eckart.recovery import MatrixCompletion
+
+    check_output(output, overwrite=overwrite)
+    if not 0 <= test_share < 1:
+        raise InputError(f"test_share is {test_share}: give a share in [0, 1)")
+    table = _read_table(Path(ratings))
+    try:
+        model = MatrixCompletion(n_components=rank, random_state=seed, **options)
+    except TypeError:
+        known = ", ".join(sorted(MatrixCompletion().get_params()))
+        raise InputError(f"options {', '.join(options)}: MatrixCompletion takes {known}") from None
+    total = model.max_iter * (2 if test_share else 1)
+    done = 0
+
+    def step(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if on_iteration is not None:
+            on_iteration(done, total)
+
+    model.set_params(callback=step)
+    held = np.random.default_rng(seed).random(len(table)) < test_share
+    tested: dict[str, Any] = {"test_ratings": int(held.sum()), "test_rmse": None, "bias_rmse": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if held.any():
+            trial = model.fit(table[~held])
+            tested["test_rmse"] = -trial.score(table[held])
+            trial.row_factors_ = np.zeros_like(trial.row_factors_)
+            tested["bias_rmse"] = -trial.score(table[held])
+        model.fit(table)
+    users, items = len(model.row_ids_), len(model.col_ids_)
+    report = Completion(
+        len(table), users, items, rank, model.n_iter_, bool(model.converged_), model.train_rmse_, **tested
+    )
+    with atomic_directory(output, overwrite=overwrite) as folder:
+        model.save(folder / "model")
+        _factor_table(model.row_ids_, model.row_bias_, model.row_factors_).to_csv(
+            folder / "users.csv", index=False
+        )
+        _factor_table(model.col_ids_, model.col_bias_, model.components_.T).to_csv(
+            folder / "items.csv", index=False
+        )
+        (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    pandas = require("pandas", extra="recovery")
+    from eckart.recovery._forms import is_frame
+
+    try:
+        table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"ratings {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not is_frame(table):
+        raise InputError(
+            f"ratings {path} has columns {', '.join(map(str, table.columns))}: name them user, item and rating"
+        )
+    return table
+
+
+def _factor_table(names: np.ndarray, bias: np.ndarray, factors: np.ndarray) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = {f"factor_{j}": factors[:, j] for j in range(factors.shape[1])}
+    return pd.DataFrame({"name": names, "bias": bias, **columns})
+
+
+def eigenvector(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    components: int = 1,
+    center: bool = False,
+    width: int | None = None,
+    dtype: str = "float32",
+    seed: int = 0,
+    output: str | os.PathLike[str] | None = None,
+    on_rows: Callable[[int, int | None], None] | None = None,
+    **options: Any,
+) -> StreamingPCA:
+    """The top right singular vectors of rows that are read once, in bounded memory.
+
+    Args:
+        source: a ``.npy`` file of shape (rows, d), or a binary stream that carries the same: the header of a ``.npy``
+            and its numbers, or with ``width`` bare numbers of type ``dtype``.
+        components: how many vectors.
+        center: subtract the running mean.
+        width: d, for bare numbers.
+        dtype: of bare numbers.
+        seed: of the start.
+        output: a ``.npy`` file to write the vectors (components, d) to.
+        on_rows: called with the rows so far and, if it is known, their number.
+        options: further ones of `StreamingPCA`.
+
+    Raises:
+        InputError: no such file, not two dimensions, a stream that ends in the middle of a row or before its last row.
+    """
+    from eckart.recovery import StreamingPCA
+
+    try:
+        opened = contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"rows {source} cannot be read: {error.strerror}") from None
+    with opened as stream:
+        n, width, kind, ahead = read_header(stream, width, dtype)
+        try:
+            pca = StreamingPCA(components, n_samples=n, center=center, random_state=seed, **options)
+        except TypeError:
+            known = ", ".join(sorted(StreamingPCA().get_params()))
+            raise InputError(f"options {', '.join(options)}: StreamingPCA takes {known}") from None
+        for rows in read_rows(stream, n, width, kind, ahead):
+            pca.partial_fit(rows)
+            if on_rows is not None:
+                on_rows(pca.n_samples_seen_, n)
+    if not hasattr(pca, "n_features_in_"):
+        raise InputError("rows: there are none")
+    pca.finalize()
+    if output is not None:
+        with atomic_write(output) as path, path.open("wb") as file:
+            np.save(file, pca.components_)
+    return pca

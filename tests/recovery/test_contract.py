@@ -1,0 +1,210 @@
+"""What all four estimators owe: scikit-learn's contract, files, and nothing half-fitted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from problems import gaussian, light_rows, low_rank, masked, psd
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import check_estimator
+
+from eckart.recovery import METHODS, MatrixCompletion, MatrixSensingGD, RobustLowRank, StreamingPCA
+
+A, Y = gaussian(psd(6, 1), 120)
+FITS = {
+    "RobustLowRank": (RobustLowRank(2, eta0=0.2), (A, Y)),
+    "MatrixSensingGD": (MatrixSensingGD(2, random_state=0), (A, Y)),
+    "StreamingPCA": (StreamingPCA(2, random_state=0), (light_rows(200, 8, 9.0),)),
+    "MatrixCompletion": (
+        MatrixCompletion(2, reg=0.1, max_iter=50, random_state=0),
+        (masked(low_rank(20, 15, 2), 0.6),),
+    ),
+}
+each = pytest.mark.parametrize("name", FITS)
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+class FactorsOnly(MatrixCompletion):
+    """Without `predict` and `score`, which are about pairs of indices and not about rows."""
+
+    predict = score = property()
+
+
+SHAPES = "sample_weight may be one number for each entry, in the shape of X"
+REPEATS = "a repeated row is another row, with a ridge and a damped bias of its own; a weight leaves it one"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("estimator", "failing"),
+    [
+        (RobustLowRank(), {}),
+        (MatrixSensingGD(), {}),
+        (StreamingPCA(), {}),
+        (
+            FactorsOnly(1, all_observed=True),
+            {
+                "check_sample_weights_shape": SHAPES,
+                "check_sample_weight_equivalence_on_dense_data": REPEATS,
+                "check_sample_weight_equivalence_on_sparse_data": REPEATS,
+            },
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_check_estimator(estimator, failing) -> None:
+    results = check_estimator(estimator, on_fail=None, expected_failed_checks=failing)
+    by_status = {r["check_name"]: r["status"] for r in results if r["status"] not in ("passed", "skipped")}
+    assert by_status == dict.fromkeys(failing, "xfail"), [
+        r["exception"] for r in results if r["status"] == "failed"
+    ]
+
+
+@each
+def test_a_fit_repeated_gives_the_same_numbers(name: str) -> None:
+    estimator, data = FITS[name]
+    once, again = clone(estimator).fit(*data), clone(estimator).fit(*data)
+    for attribute in ("components_", "matrix_"):
+        if hasattr(once, attribute):
+            np.testing.assert_array_equal(getattr(once, attribute), getattr(again, attribute))
+
+
+@each
+def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
+    estimator, data = FITS[name]
+    fitted = clone(estimator).fit(*data)
+    fitted.save(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["arrays.safetensors", "estimator.json"]
+    loaded = type(estimator).load(tmp_path / "model")
+    assert loaded.get_params() == fitted.get_params()
+    if name == "MatrixCompletion":
+        np.testing.assert_array_equal(loaded.transform(*data), fitted.transform(*data))
+        new_row = np.full((1, 15), np.nan)
+        new_row[0, :4] = 1.0
+        for model in (loaded, fitted):
+            model.partial_fit(new_row, rows=[20])
+        np.testing.assert_array_equal(loaded.components_, fitted.components_)
+    elif name == "StreamingPCA":
+        np.testing.assert_array_equal(loaded.transform(*data), fitted.transform(*data))
+        assert loaded.n_samples_seen_ == fitted.n_samples_seen_
+    else:
+        np.testing.assert_array_equal(loaded.predict(A), fitted.predict(A))
+
+
+@each
+def test_files_are_refused_when_they_do_not_fit(name: str, tmp_path: Path) -> None:
+    estimator, data = FITS[name]
+    clone(estimator).fit(*data).save(tmp_path / "model")
+    other = RobustLowRank if name != "RobustLowRank" else StreamingPCA
+    with pytest.raises(ValueError, match=f"holds a {name}: read it with {name}.load"):
+        other.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="is not empty"):
+        estimator.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="holds no saved estimator"):
+        type(estimator).load(tmp_path / "nothing")
+    tree = json.loads((tmp_path / "model" / "estimator.json").read_text())
+    tree["format"] = 99
+    (tmp_path / "model" / "estimator.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="has format 99"):
+        type(estimator).load(tmp_path / "model")
+
+
+@each
+def test_float32_stays_float32_and_dtype_overrides(name: str) -> None:
+    estimator, data = FITS[name]
+    short = [part.astype(np.float32) for part in data]
+
+    def precision(fitted):
+        return (fitted.components_ if hasattr(fitted, "components_") else fitted.matrix_).dtype
+
+    assert precision(clone(estimator).fit(*short)) == np.float32
+    assert precision(clone(estimator).fit(*data)) == np.float64
+    assert precision(clone(estimator).set_params(dtype="float32").fit(*data)) == np.float32
+
+
+@each
+def test_before_fit(name: str) -> None:
+    estimator, data = FITS[name]
+    use = clone(estimator).transform if hasattr(estimator, "transform") else clone(estimator).predict
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        use(data[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [(name, bad) for name in FITS for bad in (np.nan, np.inf) if name != "MatrixCompletion" or bad == np.inf],
+)
+def test_a_failed_fit_leaves_the_estimator_as_it_was(name: str, bad: float) -> None:
+    estimator, data = FITS[name]
+    broken = [data[0].copy(), *data[1:]]
+    broken[0][np.isfinite(broken[0])] = bad
+    fresh = clone(estimator)
+    with pytest.raises(ValueError, match=r"NaN|infinity|inf"):
+        fresh.fit(*broken)
+    assert not [
+        attribute for attribute in vars(fresh) if attribute in ("factor_", "left_", "_state", "row_factors_")
+    ]
+    fitted = clone(estimator).fit(*data)
+    before = dict(vars(fitted))
+    with pytest.raises(ValueError, match=r"NaN|infinity|inf"):
+        fitted.fit(*broken)
+    with pytest.raises(ValueError, match="at most"):
+        fitted.set_params(**{next(iter(fitted.get_params().keys() & {"rank", "n_components"})): 99}).fit(
+            *data
+        )
+    assert {name: id(value) for name, value in vars(fitted).items() if name.endswith("_")} == {
+        name: id(value) for name, value in before.items() if name.endswith("_")
+    }
+
+
+@each
+def test_parameters_are_refused_in_the_words_of_scikit_learn(name: str) -> None:
+    estimator, data = FITS[name]
+    for wrong in ({"dtype": "float16"}, {"verbose": -1}):
+        with pytest.raises(ValueError, match=rf"The '{next(iter(wrong))}' parameter of {name} must be"):
+            clone(estimator).set_params(**wrong).fit(*data)
+    with pytest.raises(ValueError, match="device is 'nowhere'"):
+        clone(estimator).set_params(device="nowhere").fit(*data)
+
+
+@each
+def test_verbose_prints_and_callback_is_called(name: str, capsys) -> None:
+    estimator, data = FITS[name]
+    seen = []
+    clone(estimator).set_params(verbose=True, callback=lambda t, info: seen.append(t)).fit(*data)
+    assert capsys.readouterr().out.startswith(f"[{name}] iteration 0: ")
+    assert seen == list(range(len(seen))) and seen
+
+
+def test_sparse_vectors_are_measurements_too() -> None:
+    rows = sp.random_array((80, 6), density=0.5, rng=np.random.default_rng(0)).tocsr()
+    y = np.einsum("mi,ij,mj->m", rows.toarray(), psd(6, 1), rows.toarray())
+    sparse, dense = (
+        MatrixSensingGD(2, random_state=0, max_iter=300).fit(a, y) for a in (rows, rows.toarray())
+    )
+    np.testing.assert_allclose(sparse.matrix_, dense.matrix_, atol=1e-9)
+
+
+def test_methods_are_listed_without_scikit_learn() -> None:
+    code = "import sys, eckart.recovery as r; assert len(r.METHODS) == 4; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for row in METHODS:
+        assert row["family"] == "recovery" and all(row.values())
+
+
+def test_without_scikit_learn_one_line_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import eckart.recovery as r\n"
+        "try: r.StreamingPCA\n"
+        "except ValueError as error: assert \"pip install 'eckart[recovery]'\" in str(error)\n"
+        "else: raise SystemExit('not refused')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

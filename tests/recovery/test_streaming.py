@@ -1,0 +1,255 @@
+"""One pass in blocks, heavy rows apart; Oja's rule; and streams that are cut, sorted, sparse, or too long."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from problems import cos2, hard_rows, light_rows
+from sklearn.exceptions import ConvergenceWarning
+
+from eckart.recovery import StreamingPCA
+
+ROWS = light_rows(2000, 20, 4.0)
+HEAVY = (
+    light_rows(600, 20, 4.0, seed=1) * np.where(np.random.default_rng(0).random(600) < 0.03, 6, 1)[:, None]
+)
+
+
+def streamed(rows, chunk: int, **options) -> StreamingPCA:
+    pca = StreamingPCA(**{"n_samples": rows.shape[0], "random_state": 0} | options)
+    for start in range(0, rows.shape[0], chunk):
+        pca.partial_fit(rows[start : start + chunk])
+    return pca.finalize()
+
+
+def test_one_block_is_one_power_step() -> None:
+    z = np.random.default_rng(0).normal(size=(20, 1))
+    pca = StreamingPCA(n_blocks=1, oversample=0, init=z, heavy_threshold=np.inf).fit(ROWS)
+    step = ROWS.T @ (ROWS @ z)[:, 0]
+    np.testing.assert_allclose(np.abs(pca.components_[0] @ step), np.linalg.norm(step), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"center": True}, {"max_heavy": 5}, {"method": "oja-grid", "n_components": 1, "eta": [1e-3, 1e-2]}],
+)
+def test_chunks_of_any_size_give_the_same(options) -> None:
+    fits = [
+        streamed(HEAVY, chunk, **{"n_components": 2, "heavy_factor": 4.0} | options)
+        for chunk in (1, 7, 64, 600)
+    ]
+    for fitted in fits[1:] if "center" not in options else fits[1:3]:  # the whole at once has the exact mean
+        np.testing.assert_allclose(fitted.components_, fits[0].components_, atol=1e-10)
+    if "method" not in options:
+        assert 0 < fits[0].n_heavy_ <= options.get("max_heavy", 256)
+
+
+@pytest.mark.parametrize("method", ["block", "oja-grid"])
+def test_sparse_rows_give_the_same(method: str) -> None:
+    rows = sp.random_array((600, 30), density=0.2, rng=np.random.default_rng(0)).tocsr()
+    fits = [
+        StreamingPCA(method=method, random_state=0).fit(form) for form in (rows, rows.toarray(), rows.tocoo())
+    ]
+    for fitted in fits[1:]:
+        np.testing.assert_allclose(fitted.components_, fits[0].components_, atol=1e-10)
+    np.testing.assert_allclose(fits[0].transform(rows), fits[0].transform(rows.toarray()), atol=1e-12)
+
+
+def test_all_rows_heavy_is_the_power_method_on_what_was_seen() -> None:
+    rows, z = HEAVY[:200], np.linalg.qr(np.random.default_rng(0).normal(size=(20, 1)))[0]
+    pca = StreamingPCA(n_blocks=4, oversample=0, init=z, heavy_threshold=1e-300).fit(rows)
+    for seen in (50, 100, 150, 200):
+        z = rows[:seen].T @ (rows[:seen] @ z)
+        z /= np.linalg.norm(z)
+    np.testing.assert_allclose(np.abs(pca.components_[0] @ z), 1, rtol=1e-12)
+    assert pca.n_heavy_ == 200
+
+
+def test_error_falls_with_the_length_of_the_stream() -> None:
+    errors = []
+    for n in (2000, 8000):
+        rows = light_rows(n, 20, 4.0, seed=3)
+        errors.append(
+            np.mean([1 - cos2(StreamingPCA(random_state=s).fit(rows).components_[0], rows) for s in range(8)])
+        )
+    assert errors[0] < 0.05 and 2.5 < errors[0] / errors[1] < 6
+
+
+@pytest.mark.parametrize("gap", [2.0, 4.0, 16.0])
+def test_correlation_exceeds_the_bound(gap: float) -> None:
+    rows = light_rows(3000, 20, gap)
+    assert cos2(StreamingPCA(random_state=0).fit(rows).components_[0], rows) >= 1 - 1 / np.sqrt(gap)
+
+
+def test_heavy_rows_are_what_others_stumble_over() -> None:
+    rows = hard_rows(1500, 200, 2.0, 75)
+    kept = StreamingPCA(random_state=0).fit(rows)
+    dropped = StreamingPCA(random_state=0, heavy_threshold=np.inf).fit(rows)
+    oja = StreamingPCA(method="oja-grid", random_state=0).fit(rows)
+    best = max(cos2(v, rows) for v in oja.candidates_)
+    assert cos2(kept.components_[0], rows) > 0.98
+    assert cos2(dropped.components_[0], rows) < 0.8 and best < 0.92
+    assert kept.n_heavy_ == 75
+
+
+def test_the_order_inside_a_block_does_not_matter() -> None:
+    options = {"random_state": 0, "n_blocks": 4, "heavy_threshold": 20.0}
+    shuffled = ROWS.reshape(4, 500, 20)[:, np.random.default_rng(0).permutation(500)].reshape(2000, 20)
+    a, b = (StreamingPCA(**options).fit(rows) for rows in (ROWS, shuffled))
+    np.testing.assert_allclose(a.components_, b.components_, atol=1e-10)
+
+
+def test_several_components_and_their_values() -> None:
+    rows = np.random.default_rng(0).normal(size=(4000, 20)) * np.r_[6, 4, 3, np.ones(17)]
+    pca = StreamingPCA(3, random_state=0).fit(rows)
+    _, sigma, vh = np.linalg.svd(rows, full_matrices=False)
+    np.testing.assert_allclose(np.abs((pca.components_ * vh[:3]).sum(1)), 1, atol=1e-2)
+    np.testing.assert_allclose(pca.singular_values_, sigma[:3], rtol=0.1)
+    np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(3), atol=1e-10)
+    share = (sigma[:3] ** 2).sum() / (sigma**2).sum()
+    assert pca.score(rows) == pytest.approx(share, abs=0.01)
+    assert list(pca.get_feature_names_out()) == ["streamingpca0", "streamingpca1", "streamingpca2"]
+    assert (np.abs(pca.components_).max(1) == pca.components_.max(1)).all()
+
+
+def test_centred() -> None:
+    rows = ROWS + 10 * np.ones(20)
+    pca = StreamingPCA(center=True, random_state=0).fit(rows)
+    assert cos2(pca.components_[0], rows - rows.mean(0)) > 0.95
+    np.testing.assert_allclose(pca.mean_, rows.mean(0))
+    np.testing.assert_allclose(pca.transform(rows).mean(0), 0, atol=1e-9)
+    later = streamed(rows, 100, center=True)
+    assert cos2(later.components_[0], rows - rows.mean(0)) > 0.9
+
+
+def test_length_unknown() -> None:
+    pca = StreamingPCA(random_state=0)
+    for start in range(0, 2000, 100):
+        pca.partial_fit(ROWS[start : start + 100])
+    assert cos2(pca.finalize().components_[0], ROWS) > 0.9
+    np.testing.assert_array_equal(pca.block_starts_, [0, 20, 60, 140, 300, 620])
+
+
+def test_components_are_there_from_the_first_row_on_and_finalize_may_be_repeated() -> None:
+    pca = StreamingPCA(random_state=0, n_samples=2000).partial_fit(ROWS[:1])
+    assert pca.components_.shape == (1, 20) and pca.n_samples_seen_ == 1
+    pca.partial_fit(ROWS[1:])
+    first = pca.finalize().components_
+    np.testing.assert_array_equal(first, pca.finalize().components_)
+
+
+def test_sorted_streams_are_noticed_and_a_buffer_shuffles_them() -> None:
+    size = np.abs(ROWS @ np.linalg.svd(ROWS)[2][0])
+    falling = ROWS[np.argsort(-size)]
+    with pytest.warns(UserWarning, match="not in random order; set shuffle_buffer"):
+        bad = StreamingPCA(random_state=0).fit(falling)
+    good = StreamingPCA(random_state=0, shuffle_buffer=2000).fit(falling)
+    assert cos2(bad.components_[0], falling) < 0.5 < 0.95 < cos2(good.components_[0], falling)
+    assert good.n_samples_seen_ == 2000
+
+
+def test_a_buffer_of_sparse_rows(tmp_path) -> None:
+    rows = sp.csr_array(ROWS)
+    pca = StreamingPCA(random_state=0, shuffle_buffer=300, n_samples=2000)
+    for start in range(0, 2000, 500):
+        pca.partial_fit(rows[start : start + 500])
+        assert pca.n_samples_seen_ == start + 500
+    pca.save(tmp_path / "half")
+    again = StreamingPCA.load(tmp_path / "half")
+    np.testing.assert_array_equal(again.finalize().components_, pca.finalize().components_)
+
+
+def test_memory_does_not_grow_with_the_stream() -> None:
+    rows = [light_rows(500, 50, 4.0, seed) for seed in range(4)]
+
+    def numbers_held(chunks: int) -> int:
+        pca = StreamingPCA(random_state=0, max_heavy=32, heavy_factor=50, n_samples=500 * chunks)
+        for i in range(chunks):
+            pca.partial_fit(rows[i % 4])
+            assert pca.n_heavy_ <= 32
+        return sum(t.numel() for t in vars(pca._state).values() if isinstance(t, torch.Tensor))
+
+    assert numbers_held(40) <= numbers_held(4) < 50 * (32 + 3 * 5 + 4)
+
+
+def test_oja_is_oja() -> None:
+    rows, v0 = HEAVY[:150], np.random.default_rng(0).normal(size=20)
+    rates = [1e-3, 1e-1, 10.0]
+    pca = StreamingPCA(method="oja-grid", eta=rates, init=v0, n_samples=150).fit(rows)
+    for eta, found, growth in zip(rates, pca.candidates_, pca.log_growth_, strict=True):
+        v, total = v0 / np.linalg.norm(v0), 0.0
+        for a in rows:
+            v = v + eta * a * (a @ v)
+            total, v = total + np.log(np.linalg.norm(v)), v / np.linalg.norm(v)
+        np.testing.assert_allclose(found, v, atol=1e-9)
+        assert growth == pytest.approx(total, rel=1e-10)
+    assert pca.chosen_ == next(i for i, g in enumerate(pca.log_growth_) if g >= np.log(20))
+
+
+def test_oja_finds_the_direction_and_float32_does_not_overflow() -> None:
+    for rows in (ROWS, ROWS.astype(np.float32) * 100):
+        for method in ("oja", "oja-grid"):
+            pca = StreamingPCA(method=method, random_state=0).fit(rows)
+            assert cos2(pca.components_[0].astype(float), rows.astype(float)) > 0.95
+
+
+def test_no_rate_that_grew_gives_the_largest_row() -> None:
+    with pytest.warns(ConvergenceWarning, match="the row of the largest norm is taken"):
+        pca = StreamingPCA(method="oja-grid", eta=[1e-9], random_state=0).fit(HEAVY)
+    largest = HEAVY[np.argmax((HEAVY**2).sum(1))]
+    assert pca.chosen_ == -1
+    np.testing.assert_allclose(np.abs(pca.components_[0] @ largest), np.linalg.norm(largest))
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({"n_components": 21}, ROWS, "n_components is 21: at most the 20 features"),
+        ({"n_samples": 7}, ROWS, "n_samples is 7, but X has 2000 rows"),
+        ({}, ROWS[:0], "0 sample"),
+        ({}, ROWS[0], "Expected 2D array, got 1D array instead"),
+        ({"init": np.ones((3, 1))}, ROWS, r"init has shape \(3, 1\)"),
+        ({"method": "oja", "n_components": 2}, ROWS, "finds one vector"),
+        ({"method": "oja", "eta": [0.1, 0.2]}, ROWS, "one number for method='oja'"),
+        ({"method": "oja-grid", "eta": [-0.1]}, ROWS, "positive"),
+        ({"n_blocks": 0}, ROWS, "'n_blocks' parameter of StreamingPCA must be"),
+    ],
+)
+def test_bad_input(options, rows, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StreamingPCA(**options).fit(rows)
+
+
+def test_bad_streams_leave_the_state_as_it_was() -> None:
+    pca = StreamingPCA(random_state=0, n_samples=100).partial_fit(ROWS[:60])
+    before = pca.components_
+    with pytest.raises(
+        ValueError, match="X has 7 features, but StreamingPCA is expecting 20 features as input"
+    ):
+        pca.partial_fit(ROWS[:5, :7])
+    with pytest.raises(ValueError, match="n_samples is 100, and this is row 110"):
+        pca.partial_fit(ROWS[:50])
+    with pytest.raises(ValueError, match="NaN"):
+        pca.partial_fit(np.full((1, 20), np.nan))
+    np.testing.assert_array_equal(before, pca.components_)
+    assert pca.n_samples_seen_ == 60
+    with pytest.raises(ValueError, match="give n_samples"):
+        StreamingPCA(method="oja").partial_fit(ROWS)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
+def test_one_row_or_one_column(shape) -> None:
+    rows = np.random.default_rng(0).normal(size=shape)
+    pca = StreamingPCA(random_state=0).fit(rows)
+    assert cos2(pca.components_[0], rows) == pytest.approx(1)
+
+
+def test_zeros() -> None:
+    pca = StreamingPCA(2, random_state=0).fit(np.zeros((30, 5)))
+    assert (
+        np.isfinite(pca.components_).all()
+        and (pca.singular_values_ == 0).all()
+        and pca.score(np.zeros((2, 5))) == 1
+    )
