@@ -28,7 +28,9 @@ def main() -> None:
         sizes = {arm: bytes_on_disk(model, arm) for arm in ARMS if ARMS[arm] is not None}
         for arm, size in sizes.items():
             rival = PAIRS.get(arm)
-            rows.append({"model": model, "arm": arm, "bytes": size, "x PEFT": size / sizes[rival] if rival else ""})
+            rows.append(
+                {"model": model, "arm": arm, "bytes": size, "x PEFT": size / sizes[rival] if rival else ""}
+            )
     table(rows)
     save("checkpoint_bytes", rows)
 

@@ -23,9 +23,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     rows = []
     for model in options.models:
-        arms = {name: make_arm(model, ARMS[name]) for name in {"frozen floor": None, **dict.fromkeys(options.arms)}}
+        arms = {
+            name: make_arm(model, ARMS[name])
+            for name in {"frozen floor": None, **dict.fromkeys(options.arms)}
+        }
         for tokens in options.tokens:
-            times = interleave({name: make_step(arm, model, tokens) for name, arm in arms.items()}, options.seconds)
+            times = interleave(
+                {name: make_step(arm, model, tokens) for name, arm in arms.items()}, options.seconds
+            )
             for name, seconds in times.items():
                 rival = PAIRS.get(name)
                 rows.append(

@@ -13,19 +13,51 @@ import eckart
 ROOT = Path(__file__).resolve().parent.parent
 INDEX_HEAD = """# Methods
 
-Every method of this version, from the registry: `eckart methods` prints the same table, `eckart.methods()` returns it.
-*Knob* is the option that a [budget](../budgets.md) sets; *saved* is what a checkpoint holds.
+Every method of this version: `eckart methods` prints the same list, `eckart.methods()` returns it. *Knob* is the option
+that sets the size of a method, for adapters the one that a [budget](../budgets.md) solves for; *saved* is what a
+checkpoint holds.
 
 """
+FAMILIES = {
+    "adapters": (
+        "Adapters",
+        "For [`eckart.adapt`]({docs}quickstart.md) and [`eckart compare`]({docs}commands/compare.md).",
+        "methods",
+    ),
+    "recovery": (
+        "Matrix recovery",
+        "scikit-learn estimators in `eckart.recovery`; two also as [`eckart recover`]({docs}commands/recover.md).",
+        "recovery",
+    ),
+}
+"""Of each family the title, a line about it, and the folder of its pages."""
 
 
-def table(link: str) -> str:
-    """The methods as a Markdown table; ``link`` is the folder of their pages as seen from the page it stands on."""
+def page(method: eckart.MethodInfo) -> str:
+    """The page of a method, as seen from docs/."""
+    return f"{FAMILIES[method.family][2]}/{method.slug}.md"
+
+
+def tables(docs: str, heading: str) -> str:
+    """The methods as Markdown tables, one a family.
+
+    Args:
+        docs: leads to docs/ from the page that they stand on.
+        heading: the mark of their headings.
+    """
+    return "\n".join(
+        f"{heading} {title}\n\n{about.format(docs=docs)}\n\n{table(family, docs)}"
+        for family, (title, about, _) in FAMILIES.items()
+    )
+
+
+def table(family: str, docs: str) -> str:
+    """The methods of one family."""
     lines = ["| method | name | source | trains | knob | saved |", "| --- | --- | --- | --- | --- | --- |"]
-    for method in eckart.methods():
+    for method in eckart.methods(family):
         source = f"{method.paper}, [arXiv:{method.arxiv}](https://arxiv.org/abs/{method.arxiv})"
         row = (
-            f"[`{method.slug}`]({link}{method.slug}.md)",
+            f"[`{method.slug}`]({docs}{page(method)})",
             method.name,
             source,
             method.trains,
@@ -38,27 +70,36 @@ def table(link: str) -> str:
 
 def navigation() -> str:
     """The entries of mkdocs.yml for the methods' pages."""
-    return "".join(f"      - {method.name}: methods/{method.slug}.md\n" for method in eckart.methods())
-
-
-def between(text: str, begin: str, end: str, new: str) -> str:
-    """``text`` with the lines between the lines that hold the two marks replaced by ``new``."""
-    pattern = re.compile(
-        rf"(^[^\n]*{re.escape(begin)}[^\n]*\n).*?(^[^\n]*{re.escape(end)})", re.DOTALL | re.MULTILINE
+    return "".join(
+        f"      - {title}:\n"
+        + "".join(f"          - {method.name}: {page(method)}\n" for method in eckart.methods(family))
+        for family, (title, *_) in FAMILIES.items()
     )
+
+
+def evidence() -> str:
+    """The entries of mkdocs.yml for the methods that have a page of evidence."""
+    pages = ((method.name, f"evidence/{method.slug}.md") for method in eckart.methods())
+    return "".join(f"      - {name}: {path}\n" for name, path in pages if (ROOT / "docs" / path).exists())
+
+
+def between(text: str, mark: str, new: str) -> str:
+    """``text`` with the lines between the lines that hold ``mark``:begin and ``mark``:end replaced by ``new``."""
+    pattern = re.compile(rf"(^[^\n]*{mark}:begin[^\n]*\n).*?(^[^\n]*{mark}:end)", re.DOTALL | re.MULTILINE)
     text, found = pattern.subn(lambda match: match[1] + new + match[2], text)
     if found != 1:
-        raise SystemExit(f"marks {begin} … {end}: found {found} times, should be once")
+        raise SystemExit(f"marks {mark}:begin … {mark}:end: found {found} times, should be once")
     return text
 
 
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site = ROOT / "README.md", ROOT / "mkdocs.yml"
+    menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
-        readme: between(readme.read_text("utf-8"), "methods:begin", "methods:end", table("docs/methods/")),
-        site: between(site.read_text("utf-8"), "methods:begin", "methods:end", navigation()),
-        ROOT / "docs/methods/index.md": INDEX_HEAD + table(""),
+        readme: between(readme.read_text("utf-8"), "methods", "\n" + tables("docs/", "###") + "\n"),
+        site: between(menu, "evidence", evidence()),
+        ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
     }
 
 

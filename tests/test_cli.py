@@ -69,12 +69,24 @@ def refusal(result: tuple[int, str, str]) -> str:
 # What every command has
 
 
-@pytest.mark.parametrize("command", get_command(app).commands)  # type: ignore[attr-defined]
-def test_help_has_an_example_and_every_option_a_description(run: Run, command: str) -> None:
-    code, out, err = run(command, "--help")
+def commands(group: Any, *words: str) -> dict[str, Any]:
+    """Every command by the words that call it, those of groups among them."""
+    found = {}
+    for word, command in group.commands.items():
+        inner = hasattr(command, "commands")
+        found.update(commands(command, *words, word) if inner else {" ".join((*words, word)): command})
+    return found
+
+
+COMMANDS = commands(get_command(app))
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_has_an_example_and_every_option_a_description(run: Run, words: str) -> None:
+    code, out, err = run(*words.split(), "--help")
     assert (code, err) == (0, "")
-    assert f"Example: eckart {command} " in " ".join(out.split())
-    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert f"Example: eckart {words} " in " ".join(out.split())
+    parameters = COMMANDS[words].params
     names = {parameter.name for parameter in parameters}
     assert {"config", "debug", "json_"} <= names
     assert all(parameter.help for parameter in parameters)
@@ -240,9 +252,12 @@ def test_methods(run: Run) -> None:
     code, out, _ = run("methods")
     assert code == 0
     rows = json.loads(run("methods", "--json")[1])
-    assert [row["slug"] for row in rows] == sorted(eckart.adapters.ADAPTERS)
     assert all(row["slug"] in out and row["arxiv"] in out for row in rows)
-    assert json.loads(run("methods", "--family", "adapters", "--json")[1]) == rows
+    families = [
+        json.loads(run("methods", "--family", name, "--json")[1]) for name in ("adapters", "recovery")
+    ]
+    assert [row for family in families for row in family] == rows
+    assert [row["slug"] for row in families[0]] == sorted(eckart.adapters.ADAPTERS)
     assert "unknown family 'adaptors'" in refusal(run("methods", "--family", "adaptors"))
 
 

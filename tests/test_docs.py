@@ -21,16 +21,9 @@ import eckart
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-HEADINGS = (
-    "Equation",
-    "When to use it",
-    "Cost",
-    "Options",
-    "What it saves",
-    "Published numbers",
-    "Discrepancies",
-    "Example",
-)
+HEADINGS = ("Equation", "When to use it", "Cost", "Options", "Published numbers", "Discrepancies", "Example")
+FAMILY_HEADINGS = {"adapters": ("What it saves",), "recovery": ("Attributes",)}
+GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 FENCE = re.compile(
     r"""^(?P<indent>[ ]*)(?:<!--[ ]no-run:[ ]*(?P<reason>.*?)[ ]*-->\n+[ ]*)?
     ```(?P<language>\w*)[^`\n]*\n
@@ -109,14 +102,13 @@ def test_what_does_not_run_says_why(page: Path) -> None:
     assert all(block.reason is None or len(block.reason) >= 10 for block in blocks(page))
 
 
-@pytest.mark.parametrize("slug", sorted(eckart.adapters.ADAPTERS))
-def test_method_has_its_page(slug: str) -> None:
-    page = (ROOT / "docs" / "methods" / f"{slug}.md").read_text("utf-8")
-    found = re.findall(r"^##+ +(.+?) *$", page, re.MULTILINE)
-    assert [heading for heading in HEADINGS if heading not in found] == []
-    assert any(
-        block.language == "python" and block.runs() for block in blocks(ROOT / f"docs/methods/{slug}.md")
-    )
+@pytest.mark.parametrize("method", eckart.methods(), ids=lambda method: method.slug)
+def test_method_has_its_page(method: eckart.MethodInfo) -> None:
+    page = ROOT / "docs" / GENERATE["page"](method)
+    found = re.findall(r"^##+ +(.+?) *$", page.read_text("utf-8"), re.MULTILINE)
+    expected = (*HEADINGS, *FAMILY_HEADINGS[method.family])
+    assert [heading for heading in expected if heading not in found] == []
+    assert any(block.language == "python" and block.runs() for block in blocks(page))
 
 
 def test_command_has_its_page() -> None:
@@ -129,9 +121,10 @@ def test_command_has_its_page() -> None:
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    render = runpy.run_path(str(ROOT / "docs" / "generate.py"))["render"]
     stale = [
-        name(path) for path, text in render().items() if not path.exists() or path.read_text("utf-8") != text
+        name(path)
+        for path, text in GENERATE["render"]().items()
+        if not path.exists() or path.read_text("utf-8") != text
     ]
     assert stale == [], "run `make docs`"
 

@@ -23,6 +23,8 @@ EXTRAS = (
     "PIL",
     "torchao",
     "sklearn",
+    "scipy",
+    "joblib",
 )
 
 # A room may import itself, the rooms named here, and the plain modules at the top of the package.
@@ -95,3 +97,11 @@ def test_imports_go_down(path: Path) -> None:
 def test_nothing_is_unpickled(path: Path) -> None:
     text = path.read_text("utf-8")
     assert "torch.load(" not in text and "import pickle" not in text and "allow_pickle=True" not in text
+
+
+def test_methods_are_registered_though_others_asked_for_peft_before() -> None:
+    code = (
+        "import importlib.util, eckart; importlib.util.find_spec('peft'); importlib.util.find_spec('peft'); "
+        "from peft import PeftType; assert 'ECKART_LORA' in PeftType.__members__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,17 +13,34 @@ from eckart import _peft_hook
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
-    from eckart.adapters import adapt, methods
+    from eckart._methods import MethodInfo, methods
+    from eckart.adapters import adapt
 
-_FACE = {"adapt": "eckart.adapters", "methods": "eckart.adapters", "compare": "eckart.experiments.compare"}
-_ROOMS = ("adapters", "experiments", "linalg")
+_FACE = {
+    "MethodInfo": "eckart._methods",
+    "adapt": "eckart.adapters",
+    "compare": "eckart.experiments.compare",
+    "methods": "eckart._methods",
+}
+_ROOMS = ("adapters", "experiments", "linalg", "recovery")
 
 try:
     __version__ = version("eckart")
 except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+source"
 
-__all__ = ["InputError", "__version__", "adapt", "adapters", "compare", "experiments", "linalg", "methods"]
+__all__ = [
+    "InputError",
+    "MethodInfo",
+    "__version__",
+    "adapt",
+    "adapters",
+    "compare",
+    "experiments",
+    "linalg",
+    "methods",
+    "recovery",
+]
 
 
 def __getattr__(name: str) -> Any:

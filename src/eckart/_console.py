@@ -42,24 +42,25 @@ def quiet(debug: bool) -> Iterator[None]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loaded = sys.modules.get("transformers.utils.logging")
-    bars = loaded is not None and loaded.is_progress_bar_enabled()
+    bars = loaded if loaded is not None and loaded.is_progress_bar_enabled() else None
     before = logging.root.manager.disable
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
-        if bars:
-            loaded.disable_progress_bar()
+        if bars is not None:
+            bars.disable_progress_bar()
         try:
             yield
         finally:
             logging.disable(before)
-            if bars:
-                loaded.enable_progress_bar()
+            if bars is not None:
+                bars.enable_progress_bar()
 
 
 _TEXT_COLUMNS = (
     "method",
+    "model",
     "name",
     "family",
     "source",
@@ -80,8 +81,12 @@ def table(*columns: str) -> Table:
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        side = "left" if column in _TEXT_COLUMNS else "right"
-        made.add_column(column, justify=side, overflow="fold", no_wrap=place == 0)
+        made.add_column(
+            column,
+            justify="left" if column in _TEXT_COLUMNS else "right",
+            overflow="fold",
+            no_wrap=place == 0,
+        )
     return made
 
 

@@ -14,24 +14,28 @@ from typing import Any
 class _AfterPeft(MetaPathFinder, Loader):
     """Finds ``peft`` as the other finders do, and registers our methods once it has been executed."""
 
-    def __init__(self) -> None:
-        self._loader: Any = None
+    _spec: ModuleSpec
+    _loader: Loader
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "peft":
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # to find is not to import: others only ask whether PEFT exists
         if spec is None or spec.loader is None:
             return spec
-        self._loader, spec.loader = spec.loader, self
+        self._spec, self._loader, spec.loader = spec, spec.loader, self
         return spec
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__.loader = module.__loader__ = self._loader
+        sys.meta_path.remove(self)
+        self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         importlib.import_module("eckart.adapters")
 

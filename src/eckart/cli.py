@@ -6,17 +6,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from eckart import __version__
 from eckart._arguments import limits, options, rates, read_config, targets
 from eckart._console import fail, progress, quiet, show, show_json, table
+from eckart._recover import recover
 from eckart.errors import InputError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     name="eckart",
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(recover)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,7 +233,9 @@ def adapt(
     output: Output,
     model: Model = None,
     data: Data = None,
-    method: Annotated[str, typer.Option(help="Slug or alias of a method: see `eckart methods`.")] = "lora",
+    method: Annotated[
+        str, typer.Option(help="Slug or alias of a method: see `eckart methods --family adapters`.")
+    ] = "lora",
     budget: Annotated[
         str | None,
         typer.Option(
@@ -323,12 +327,14 @@ def adapt(
 
 @app.command()
 def methods(
-    family: Annotated[str | None, typer.Option(help="Only methods of this family, such as adapters.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Only methods of this family: adapters or recovery.")
+    ] = None,
     json_: Json = False,
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """List the methods: slug, name, family, source, the option that a budget sets, and what a checkpoint holds.
+    """List the methods: slug, name, family, source, the option that sets the size, and what a checkpoint holds.
 
     Example: `eckart methods --family adapters`
     """
@@ -336,7 +342,7 @@ def methods(
 
     import eckart
 
-    known = eckart.adapters.methods(family)
+    known = eckart.methods(family)
     if json_:
         show_json([dataclasses.asdict(method) for method in known])
         return

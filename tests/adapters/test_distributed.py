@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapter_cases import SLUGS, adapted, every_method, gradients, parameters, seeded
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 WORLD = 2
@@ -173,6 +174,34 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp-factored", "fsdp-folded"])
 def test_two_processes_do_what_one_does(slug: str, kind: str, failures: dict[str, str]) -> None:
     assert f"{slug}/{kind}" not in failures, failures[f"{slug}/{kind}"]
+
+
+@pytest.fixture(scope="module")
+def group_of_one() -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@every_method
+@pytest.mark.parametrize("targets", [EVERYWHERE, ["up"]])
+def test_state_goes_through_a_model_wrapped_by_the_first_fsdp(
+    slug: str, targets: list[str], group_of_one: None
+) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    wrapped = FullyShardedDataParallel(
+        model_of(slug, targets).eval(), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    with torch.no_grad():
+        outputs = wrapped(IDS)
+    state = get_peft_model_state_dict(wrapped)
+    fresh = adapted(slug, seeded(Net, torch.float64), target_modules=targets)
+    assert not set_peft_model_state_dict(fresh, state).unexpected_keys
+    torch.testing.assert_close(fresh(IDS), outputs, **CLOSE)
 
 
 if __name__ == "__main__":

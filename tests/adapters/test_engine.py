@@ -43,7 +43,6 @@ from eckart.adapters import (
     LowRankAdapter,
     Pool,
     get_config,
-    methods,
     register_adapter,
     saved_bytes,
     trainable_parameters,
@@ -144,22 +143,13 @@ def thin(base: nn.Module, slug: str = "test-thin", **options: object) -> PeftMod
 
 def test_a_method_is_one_config_and_one_module() -> None:
     model = eckart.adapt(seeded(MLP), "skinny", budget=200, target_modules=["up", "down"])
-    [row] = [row for row in methods() if row.slug == "test-thin"]
+    [row] = [row for row in eckart.methods() if row.slug == "test-thin"]
     assert (row.name, row.knob, row.family) == ("Thin", "r", "adapters")
     assert row.summary == "Thin: ΔW = B A."
     assert get_config("Test_Thin") is ThinConfig
     assert model.peft_config["default"].r == 3
     assert trainable_parameters(model) == 3 * (24 + 12 + 6 + 24)
     assert isinstance(model, PeftModel)
-
-
-def test_methods_are_listed_by_slug_and_family() -> None:
-    rows_ = methods()
-    assert [row.slug for row in rows_] == sorted(ADAPTERS)
-    assert all(row.trains and row.saves and row.paper and row.arxiv and row.summary for row in rows_)
-    assert methods("adapters") == rows_
-    with pytest.raises(InputError, match="unknown family 'pets': known are adapters"):
-        methods("pets")
 
 
 # --- layers as matrices ----------------------------------------------------------------------------------------------

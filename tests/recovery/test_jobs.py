@@ -13,6 +13,7 @@ import typer.testing
 from problems import cos2, light_rows, low_rank
 
 from eckart._recover import recover
+from eckart.errors import InputError
 from eckart.recovery import MatrixCompletion, StreamingPCA
 from eckart.recovery.jobs import complete, eigenvector
 
@@ -58,12 +59,20 @@ def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: P
         ({"ratings": "nothing.csv"}, "nothing.csv cannot be read"),
         ({"test_share": 1.0}, "test_share is 1.0"),
         ({"colour": 1}, "MatrixCompletion takes all_observed"),
+        ({"rank": 0}, "'n_components' parameter .* Got 0 instead"),
+        ({"reg": -1.0}, "'reg' parameter .* Got -1.0 instead"),
     ],
 )
 def test_complete_refuses(ratings: Path, tmp_path: Path, change, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         complete(**{"ratings": ratings, "output": tmp_path / "out", "rank": 2} | change)
     assert not (tmp_path / "out").exists()
+
+
+def test_complete_refuses_ratings_that_are_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item,rating\n1,2,3\n1,3,good\n")
+    with pytest.raises(InputError, match=r"X\['rating'\] must hold numbers: .*'good'"):
+        complete(tmp_path / "a.csv", output=tmp_path / "out", rank=1)
 
 
 def test_complete_refuses_a_table_without_the_columns(tmp_path: Path) -> None:
@@ -114,12 +123,14 @@ def test_a_pipe_that_trickles() -> None:
         (npy(ROWS[0]), {}, r"of shape \(16,\)"),
         (npy(np.array([["a"]])), {}, "and type <U1"),
         (npy(ROWS)[:9], {}, "broken .npy header"),
-        (npy(np.full((3, 2), np.nan)), {}, "NaN"),
+        (npy(np.array([[1.0, 2.0], [3.0, np.nan]])), {}, "NaN or infinity in row 2"),
         (npy(ROWS), {"colour": 1}, "StreamingPCA takes"),
+        (npy(ROWS), {"components": 0}, "'n_components' parameter .* Got 0 instead"),
+        (ROWS.tobytes(), {"width": 16, "dtype": "int8"}, "dtype is 'int8': give float32 or float64"),
     ],
 )
 def test_eigenvector_refuses(tmp_path: Path, data: bytes, options, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         eigenvector(io.BytesIO(data), output=tmp_path / "v.npy", **options)
     assert not (tmp_path / "v.npy").exists()
 

@@ -15,7 +15,7 @@ from eckart.adapters._budget import (
 )
 from eckart.adapters._layers import LayerContext, LayerOp, LayerShape, Pool
 from eckart.adapters._peft import EckartLayer
-from eckart.adapters._registry import ADAPTERS, MethodInfo, get_config, methods, register_adapter
+from eckart.adapters._registry import ADAPTERS, get_config, register_adapter
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -37,7 +37,6 @@ __all__ = [
     "LayerOp",
     "LayerShape",
     "LowRankAdapter",
-    "MethodInfo",
     "Pool",
     "adapt",
     "export_lora",
@@ -46,7 +45,6 @@ __all__ = [
     "load_adapted",
     "make_config",
     "merge_checkpoint",
-    "methods",
     "parse_budget",
     "register_adapter",
     "regularization",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -52,9 +52,9 @@ class AdapterConfig(PeftConfig):
     save_basis: bool = False
     base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
 
-    checkpoint_shapes: ClassVar[dict[str, tuple[int, ...]] | None] = (
-        None  # set on a config read from a checkpoint
-    )
+    # No field, which would be saved: set on a config read from a checkpoint.
+    checkpoint_shapes = cast("dict[str, tuple[int, ...]] | None", None)
+
     peft_kind: ClassVar[PeftType]
 
     # What the registry tells of the method.
@@ -72,7 +72,7 @@ class AdapterConfig(PeftConfig):
     needs_base: ClassVar[bool] = False  # ΔW or its frozen factors depend on the base weight
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = type(self).peft_kind
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
@@ -133,14 +133,14 @@ class AdapterConfig(PeftConfig):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> AdapterConfig:
+    ) -> PeftConfig:
         """PEFT's loading, which for a local checkpoint also reads the header of its weights, so that a damaged or
         foreign one is refused before the model is touched.
 
         Raises:
             InputError: the weights are missing or damaged.
         """
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         directory = Path(pretrained_model_name_or_path, subfolder or "")
         pickled = (directory / "adapter_model.bin").is_file()
         if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:
@@ -170,7 +170,10 @@ class Adapter(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the adapter computes in: that of its first parameter."""
-        return next((parameter.dtype for parameter in self._parameters.values()), torch.float32)
+        return next(
+            (parameter.dtype for parameter in self._parameters.values() if parameter is not None),
+            torch.float32,
+        )
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """The exact ΔW, differentiable in the parameters."""
@@ -178,7 +181,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch ``x ΔWᵀ`` (or the layer's convolution or look-up with ΔW) for the layer's own input."""
-        return self.layer.op.apply(x, self.delta_weight().reshape(self.layer.shape.weight))
+        delta = self.delta_weight().reshape(self.layer.shape.weight)
+        return self.layer.op.apply(x, delta.to(x.dtype) if x.is_floating_point() else delta)
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         """``y + scaling · forward(x)``, fused where a method can."""
@@ -223,39 +227,40 @@ class LowRankAdapter(Adapter):
         return self.scale * (b @ a)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, b = self.project(x)
-        return self.expand(h * self.scale, b)
+        h, b_t = self.project(x)
+        return self.expand(h * self.scale, b_t)
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
-        h, b = self.project(x)
+        h, b_t = self.project(x)
         if self.layer.op.kind != "linear" or y.dim() != 2 or y.dtype != h.dtype:
-            return torch.add(y, self.expand(h, b), alpha=scaling * self.scale)
-        return torch.addmm(y, h, b.t().to(h.dtype), alpha=scaling * self.scale)
+            return torch.add(y, self.expand(h, b_t), alpha=scaling * self.scale)
+        return torch.addmm(y, h, b_t.to(h.dtype), alpha=scaling * self.scale)
 
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         a, b = (factor.to(weight.dtype) for factor in self.factors())
         alpha = scaling * self.scale
-        if self.layer.op.stored_transposed:  # keep the weight's memory layout, and so the bits of its products
+        if self.layer.op.stored_transposed:
+            # Keep the weight's memory layout, and so the bits of its products.
             return torch.addmm(weight.t(), a.t(), b.t(), alpha=alpha).t()
         return torch.addmm(weight, b, a, alpha=alpha)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The input through A, and B: ``(x Aᵀ, B)``."""
+        """The input through A, and Bᵀ ``(r, out)``: ``(x Aᵀ, Bᵀ)``."""
         a, b = self.factors()
         a = a.to(x.dtype) if x.is_floating_point() else a
         op, (_, *rest) = self.layer.op, self.layer.shape.weight
         if op.kind != "conv":
-            return op.apply(x, a), b
+            return op.apply(x, a), b.t()
         kernel = a.reshape(a.shape[0], *rest).repeat(op.groups, *(1 for _ in rest))
-        return op.apply(x, kernel), b
+        return op.apply(x, kernel), b.t()
 
-    def expand(self, h: Tensor, b: Float[Tensor, "out r"]) -> Tensor:
+    def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
         """``h Bᵀ``; for a convolution a pointwise one."""
         if self.layer.op.kind != "conv":
-            return h @ b.t().to(h.dtype)
+            return h @ b_t.to(h.dtype)
         spatial = len(self.layer.shape.weight) - 2
         convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[spatial - 1]
-        kernel = b.reshape(*b.shape, *(1 for _ in range(spatial))).to(h.dtype)
+        kernel = b_t.t().reshape(*b_t.shape[::-1], *(1 for _ in range(spatial))).to(h.dtype)
         return convolution(h, kernel, groups=self.layer.op.groups)
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:

@@ -45,10 +45,11 @@ def parse_budget(budget: str | int, model_parameters: int) -> Budget:
             f"budget {text!r} is not understood: write 0.5%, 200k, 1.5M (parameters) or 1MB (bytes)"
         )
     value = float(match[1])
+    kind: Literal["parameters", "bytes"] = "parameters"
     if unit == "%":
-        limit, kind = int(value / 100 * model_parameters), "parameters"
+        limit = int(value / 100 * model_parameters)
     elif unit in _UNITS:
-        limit, kind = int(value * _UNITS[unit]), "parameters"
+        limit = int(value * _UNITS[unit])
     else:
         limit, kind = int(value * _BYTES[unit]), "bytes"
     if limit < 1:
@@ -76,7 +77,7 @@ def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
 
     config = copy.deepcopy(config)
     if config.target_modules is None:
-        model_type = BaseTuner.get_model_config(model).get("model_type")
+        model_type = BaseTuner.get_model_config(model).get("model_type", "custom")
         names = EckartTuner.target_module_mapping.get(model_type)
         if names is None:
             raise InputError(
@@ -84,7 +85,8 @@ def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
                 "name the layers or 'all-linear'"
             )
         config.target_modules = names if isinstance(names, str) else set(names)
-    return _maybe_include_all_linear_layers(config, model)
+    _maybe_include_all_linear_layers(config, model)  # in place
+    return config
 
 
 def count_parameters(model: nn.Module) -> int:

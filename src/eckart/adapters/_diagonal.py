@@ -30,7 +30,7 @@ class DiagonalAdapter(LowRankAdapter):
             return super().project(x)
         a, b = self.basis()
         h = self.layer.op.apply(x, a.to(x.dtype) if x.is_floating_point() else a)
-        return h * self.diagonal().to(h.dtype), b
+        return h * self.diagonal().to(h.dtype), b.t()
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         shape, r = self.layer.shape, self.factor_rank

@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,9 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from peft.utils.quantization_utils import QuantizationBackend
+    from transformers.pytorch_utils import Conv1D
+
+    SupportedLayer = nn.Linear | Conv1D | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Embedding
 
 Kind = Literal["linear", "conv", "embedding"]
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -118,7 +121,7 @@ def describe_layer(module: nn.Module, name: str) -> tuple[LayerShape, LayerOp] |
     return None
 
 
-def _is_quantised_linear(module: nn.Module) -> bool:
+def _is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     if not hasattr(module, "in_features"):
         return False
     from peft.utils import resolve_quantization_backend
@@ -162,12 +165,13 @@ def whole(parameter: Tensor) -> Tensor:
     another layer it is gathered here, and its gradient is averaged over the processes as FSDP2 does."""
     if not hasattr(parameter, "full_tensor"):
         return parameter
-    from torch.distributed.tensor import Partial
+    from torch.distributed.tensor import DTensor, Partial
 
+    assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
     gathered = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if gathered.requires_grad:
-        gathered.register_hook(lambda gradient: gradient / mesh.size())
+        gathered.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -179,7 +183,7 @@ class FrozenWeight:
         original: the stored weight from before a merge; None while nothing is merged.
     """
 
-    def __init__(self, module: nn.Module, op: LayerOp, backend: QuantizationBackend | None) -> None:
+    def __init__(self, module: SupportedLayer, op: LayerOp, backend: QuantizationBackend | None) -> None:
         self.module = module
         self.op = op
         self.backend = backend

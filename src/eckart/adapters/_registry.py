@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from eckart.adapters._base import AdapterConfig
@@ -13,21 +12,6 @@ from eckart.errors import InputError
 ADAPTERS: dict[str, type[AdapterConfig]] = {}
 _ALIASES: dict[str, str] = {}
 C = TypeVar("C", bound=type[AdapterConfig])
-
-
-@dataclass(frozen=True)
-class MethodInfo:
-    """One row of `eckart.methods()`."""
-
-    slug: str
-    name: str
-    family: str
-    paper: str
-    arxiv: str
-    knob: str
-    trains: str
-    saves: str
-    summary: str
 
 
 def register_adapter(
@@ -75,35 +59,6 @@ def get_config(method: str) -> type[AdapterConfig]:
     slug = _ALIASES.get(slug, slug)
     if slug not in ADAPTERS:
         near = difflib.get_close_matches(slug, [*ADAPTERS, *_ALIASES], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `eckart methods`."
+        hint = f"did you mean {near[0]!r}?" if near else "see `eckart methods --family adapters`."
         raise InputError(f"unknown method {method!r}: {hint} Known: {', '.join(sorted(ADAPTERS))}")
     return ADAPTERS[slug]
-
-
-def methods(family: str | None = None) -> list[MethodInfo]:
-    """Every registered method, in alphabetical order.
-
-    Args:
-        family: keep only this family, such as ``"adapters"``.
-
-    Raises:
-        InputError: no method is of that family.
-    """
-    rows = [
-        MethodInfo(
-            slug,
-            config.title,
-            config.family,
-            config.paper,
-            config.arxiv,
-            config.knob,
-            config.trains,
-            config.saves,
-            (config.__doc__ or "").strip().splitlines()[0],
-        )
-        for slug, config in sorted(ADAPTERS.items())
-    ]
-    families = sorted({row.family for row in rows})
-    if family is not None and family not in families:
-        raise InputError(f"unknown family {family!r}: known are {', '.join(families)}")
-    return [row for row in rows if family in (None, row.family)]

@@ -141,7 +141,7 @@ class Bone(LowRankAdapter):
         r = self.factor_rank
         tail = x.shape[-1] % r
         h = (x[..., :-tail] if tail else x).unflatten(-1, (-1, r)).sum(-2)
-        return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block().t()
+        return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block()
 
     def _repeat(self, block: Float[Tensor, "rows r"]) -> Float[Tensor, "rows in"]:
         inputs = self.layer.shape.in_features
@@ -165,9 +165,9 @@ class Mini(Bone):
     def output_block(self) -> Float[Tensor, "r out"]:
         return self.miss_block.repeat(1, self.layer.shape.out_features // self.miss_block.shape[1])
 
-    def expand(self, h: Tensor, b: Float[Tensor, "out r"]) -> Tensor:
+    def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
         if self.layer.op.kind == "conv":
-            return super().expand(h, b)
+            return super().expand(h, b_t)
         y = h @ self.miss_block.to(h.dtype)
         return y.repeat(*(1 for _ in y.shape[1:]), self.layer.shape.out_features // y.shape[-1])
 
@@ -184,8 +184,8 @@ class ShardOut(Bone):
     def delta_weight(self) -> Float[Tensor, "out in"]:
         return self._spread(self.miss_block, 0)
 
-    def expand(self, h: Tensor, b: Float[Tensor, "out r"]) -> Tensor:
-        return super().expand(h, b) if self.layer.op.kind == "conv" else self._spread(h, -1)
+    def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
+        return super().expand(h, b_t) if self.layer.op.kind == "conv" else self._spread(h, -1)
 
     def _spread(self, rows: Tensor, dim: int) -> Tensor:
         return rows.repeat_interleave(self.layer.shape.out_features // self.factor_rank, dim)

@@ -148,17 +148,17 @@ class FLoRATucker(LowRankAdapter):
         return widened.flatten(1), self.param_1
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The first two stages, in → r_in → r_out, and P₁."""
+        """The first two stages, in → r_in → r_out, and P₁ᵀ."""
         op, p0, small = self.layer.op, self.param_0.t(), self.kernel()
         if x.is_floating_point():
             p0, small = p0.to(x.dtype), small.to(x.dtype)
         if op.kind != "conv":
-            return op.apply(x, p0) @ small.t(), self.param_1
+            return op.apply(x, p0) @ small.t(), self.param_1.t()
         spatial = small.dim() - 2
         pointwise = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[spatial - 1]
         entry = p0.reshape(*p0.shape, *[1] * spatial).repeat(op.groups, *[1] * (spatial + 1))
         h = pointwise(x, entry, groups=op.groups)
-        return op.apply(h, small.repeat(op.groups, *[1] * (spatial + 1))), self.param_1
+        return op.apply(h, small.repeat(op.groups, *[1] * (spatial + 1))), self.param_1.t()
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """The three stages, or the product of the widened kernel and P₁; each once forward and twice backward."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -118,7 +118,9 @@ def mix_random_basis(coefficients: Tensor, key: int, size: int, law: str, chunk:
     padded[:k] = coefficients
     total = torch.zeros(size, dtype=dtype, device=coefficients.device)
     for first, rows in _chunks(k, size, chunk, coefficients.device):
-        basis = random_matrix(key, rows, size, law, first=first, dtype=dtype, device=coefficients.device)  # type: ignore[arg-type]
+        basis = random_matrix(
+            key, rows, size, cast(Law, law), first=first, dtype=dtype, device=coefficients.device
+        )
         weighted = basis.mul_(padded[first : first + rows, None])
         for partial in weighted.view(-1, _BLOCK, size).sum(1).unbind():
             total.add_(partial)
@@ -131,7 +133,9 @@ def dot_random_basis(g: Tensor, key: int, k: int, law: str, chunk: int) -> Tenso
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     products = []
     for first, rows in _chunks(k, g.numel(), chunk, g.device):
-        basis = random_matrix(key, rows, g.numel(), law, first=first, dtype=g.dtype, device=g.device)  # type: ignore[arg-type]
+        basis = random_matrix(
+            key, rows, g.numel(), cast(Law, law), first=first, dtype=g.dtype, device=g.device
+        )
         products.append(basis.mul_(g).sum(1))
     return torch.cat(products)[:k]
 

@@ -112,7 +112,11 @@ def _from_frame(X: Any, ids: Ids | None, grow: bool) -> Any:
     ids = Ids(*found)
     index = [ids.find(axis, X[names[axis]]).astype(np.int64) for axis in (0, 1)]
     values = X[names[2]].to_numpy()
-    return *index, values.astype(_float(values.dtype)), (len(ids.rows), len(ids.cols)), ids
+    try:
+        values = values.astype(_float(values.dtype))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"X[{names[2]!r}] must hold numbers: {error}") from None
+    return *index, values, (len(ids.rows), len(ids.cols)), ids
 
 
 def _named_columns(X: Any) -> tuple[Any, Any, Any] | None:

@@ -21,6 +21,8 @@ def read_header(stream: BinaryIO, width: int | None, dtype: str) -> tuple[int | 
             raise InputError("rows have no header of a .npy file: give --width, the numbers in a row")
         if width < 1:
             raise InputError(f"width is {width}: give the numbers in a row, at least 1")
+        if dtype not in ("float32", "float64"):
+            raise InputError(f"dtype is {dtype!r}: give float32 or float64")
         return None, width, np.dtype(dtype), start
     try:
         version = tuple(_read(stream, 2))
@@ -42,7 +44,7 @@ def read_rows(
     """Whole rows, a chunk at a time.
 
     Raises:
-        InputError: the stream ends in the middle of a row, or before the rows that its header announced.
+        InputError: NaN or infinity, or the stream ends in the middle of a row or before the rows that were announced.
     """
     size, seen = width * kind.itemsize, 0
     precision = np.float32 if kind.itemsize <= 4 and kind.kind == "f" else np.float64
@@ -58,8 +60,11 @@ def read_rows(
             )
         if not chunk:
             break
-        seen += len(chunk) // size
-        yield np.frombuffer(chunk, dtype=kind).reshape(-1, width).astype(precision)
+        rows = np.frombuffer(chunk, dtype=kind).reshape(-1, width).astype(precision)
+        if not (finite := np.isfinite(rows).all(axis=1)).all():
+            raise InputError(f"rows hold NaN or infinity in row {seen + finite.argmin() + 1}")
+        seen += len(rows)
+        yield rows
     if n is not None and seen < n:
         raise InputError(f"rows end after row {seen}, {n} were announced")
 

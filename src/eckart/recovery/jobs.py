@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,10 @@ from eckart.recovery._rows import read_header, read_rows
 if TYPE_CHECKING:
     import pandas as pd
 
+    from eckart.recovery._base import RecoveryEstimator
     from eckart.recovery.streaming import StreamingPCA
+
+E = TypeVar("E", bound="RecoveryEstimator")
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,7 @@ def complete(
     if not 0 <= test_share < 1:
         raise InputError(f"test_share is {test_share}: give a share in [0, 1)")
     table = _read_table(Path(ratings))
-    try:
-        model = MatrixCompletion(n_components=rank, random_state=seed, **options)
-    except TypeError:
-        known = ", ".join(sorted(MatrixCompletion().get_params()))
-        raise InputError(f"options {', '.join(options)}: MatrixCompletion takes {known}") from None
+    model = _make(MatrixCompletion, options, n_components=rank, random_state=seed)
     total = model.max_iter * (2 if test_share else 1)
     done = 0
 
@@ -116,10 +115,25 @@ def complete(
     return report
 
 
+def _make(kind: type[E], options: dict[str, Any], **given: Any) -> E:
+    """An estimator with these hyper-parameters, refused here rather than when it is fitted."""
+    try:
+        made = kind(**given, **options)
+        made._validate_params()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except TypeError:
+        known = ", ".join(sorted(set(kind().get_params()) - set(given)))
+        raise InputError(f"options {', '.join(options)}: {kind.__name__} takes {known}") from None
+    return made
+
+
 def _read_table(path: Path) -> pd.DataFrame:
     pandas = require("pandas", extra="recovery")
     from eckart.recovery._forms import is_frame
 
+    if path.suffix == ".parquet":
+        require("pyarrow", extra="recovery")
     try:
         table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
     except (OSError, ValueError, UnicodeDecodeError) as error:
@@ -165,7 +179,8 @@ def eigenvector(
         options: further ones of `StreamingPCA`.
 
     Raises:
-        InputError: no such file, not two dimensions, a stream that ends in the middle of a row or before its last row.
+        InputError: no such file, not two dimensions, NaN or infinity, a stream that ends in the middle of a row
+            or before its last row.
     """
     from eckart.recovery import StreamingPCA
 
@@ -175,11 +190,9 @@ def eigenvector(
         raise InputError(f"rows {source} cannot be read: {error.strerror}") from None
     with opened as stream:
         n, width, kind, ahead = read_header(stream, width, dtype)
-        try:
-            pca = StreamingPCA(components, n_samples=n, center=center, random_state=seed, **options)
-        except TypeError:
-            known = ", ".join(sorted(StreamingPCA().get_params()))
-            raise InputError(f"options {', '.join(options)}: StreamingPCA takes {known}") from None
+        pca = _make(
+            StreamingPCA, options, n_components=components, n_samples=n, center=center, random_state=seed
+        )
         for rows in read_rows(stream, n, width, kind, ahead):
             pca.partial_fit(rows)
             if on_rows is not None:

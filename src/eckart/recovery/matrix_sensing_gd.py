@@ -50,15 +50,17 @@ class MatrixSensingGD(SensingEstimator):
         max_iter: steps at most.
         tol: end when a step is shorter than this share of the factors.
         random_state: seed of the start.
-        dtype, device, verbose, callback: see `RecoveryEstimator`. ``callback(t, {"loss", "left", "right"})``.
+
+    ``dtype``, ``device``, ``verbose`` and ``callback`` are those of `RecoveryEstimator`; the callback gets
+    ``(t, {"loss", "left", "right"})``.
 
     Attributes:
-        left_ (d1, k), right_ (d2, k): F and G; the same array in the symmetric form.
-        matrix_ (d1, d2): F Gᵀ, formed when asked for.
-        imbalance_ (k, k): FᵀF − GᵀG at the end.
+        left_, right_: F (d1, k) and G (d2, k); the same array in the symmetric form.
+        matrix_: F Gᵀ (d1, d2), formed when asked for.
+        imbalance_: FᵀF − GᵀG (k, k) at the end.
         switch_iter_: the step of the re-factoring, or None.
         loss_history_: the loss at t = 0 … n_iter_.
-        n_iter_, converged_, n_features_in_.
+        n_iter_, converged_, n_features_in_: steps; whether ``tol`` was met; d1.
 
     Source: Xiong, Ding & Du, ICLR 2024, arXiv:2310.01769; the re-factoring is reconstructed from what the paper claims.
     """

@@ -53,16 +53,18 @@ class MatrixCompletion(CompletedMatrix):
         clip: lowest and highest prediction.
         random_state: seed of a random start, of the splitting and of the sketches.
         n_jobs: workers of a half-step, through joblib: rows are independent.
-        dtype, device, verbose, callback: see `RecoveryEstimator`; the callback gets rmse, row_factors, col_factors.
+
+    ``dtype``, ``device``, ``verbose`` and ``callback`` are those of `RecoveryEstimator`; the callback gets
+    ``(iteration, {"rmse", "row_factors", "col_factors"})``.
 
     Attributes:
-        row_factors_ (m, k), components_ (k, n): U and Vᵀ.
-        mean_, row_bias_ (m), col_bias_ (n): zero without ``fit_bias``.
-        singular_values_ (k): of U Vᵀ.
+        row_factors_, components_: U (m, k) and Vᵀ (k, n).
+        mean_, row_bias_, col_bias_: a number, (m) and (n); zero without ``fit_bias``.
+        singular_values_: of U Vᵀ (k).
         loss_history_, train_rmse_: RMSE on the observed entries after each iteration, and at the end.
         inner_residual_: size of the gradient of the last half-step's regressions, relative to that of zero factors.
         row_ids_, col_ids_: names, where the data had them; else None.
-        n_iter_, converged_, n_features_in_.
+        n_iter_, converged_, n_features_in_: iterations; whether ``tol`` was met; n.
 
     Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; biases, ``solver="cg"`` and fold-in are ours.
     """

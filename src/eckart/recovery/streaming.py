@@ -53,16 +53,18 @@ class StreamingPCA(StreamResults):
         shuffle_buffer: rows held back and released in random order, for streams that are not shuffled.
         init: the start (d, n_components + oversample), or (d,) for Oja's rule.
         random_state: seed of the start and of the shuffling.
-        dtype, device, verbose, callback: see `RecoveryEstimator`. ``callback(block, {"basis", "rayleigh", "top"})``.
+
+    ``dtype``, ``device``, ``verbose`` and ``callback`` are those of `RecoveryEstimator`; the callback gets
+    ``(block, {"basis", "rayleigh", "top"})``.
 
     Attributes:
-        components_ (k, d): right singular vectors, the entry of largest size positive.
-        singular_values_, explained_variance_ (k): estimates of σ and σ²/n. Oja's are lower bounds, from its growth.
-        mean_ (d): what `transform` subtracts.
+        components_: right singular vectors (k, d), the entry of largest size positive.
+        singular_values_, explained_variance_: estimates of σ and σ²/n (k). Oja's are lower bounds, from its growth.
+        mean_: what `transform` subtracts (d).
         n_samples_seen_, n_heavy_, heavy_indices_: rows so far; how many are kept apart, and which.
-        basis_ (d, l), block_rayleigh_ (p, l), block_starts_ (p): Z, diag(ZᵀW) and first row of every block.
-        rates_, log_growth_ (g), candidates_ (g, d), chosen_: Oja's rates, growth, vectors; which was taken, −1 if none.
-        n_features_in_.
+        basis_, block_rayleigh_, block_starts_: Z (d, l); diag(ZᵀW) (p, l) and first row (p) of every block.
+        rates_, log_growth_, candidates_, chosen_: Oja's rates, growth (g), vectors (g, d); which was taken, −1 if none.
+        n_features_in_: d.
 
     Source: Kacham & Woodruff, NeurIPS 2024, arXiv:2412.11963; Price & Xun, FOCS 2024, arXiv:2408.10332. More than one
     component, block sizes and the handling of the store are ours.

@@ -64,16 +64,18 @@ class RobustLowRank(SensingEstimator):
         validation_fraction: share of the measurements held out; the best of them ends the run early (noisy data).
         patience: steps without a better ℓ1 loss on the held-out measurements before the end.
         random_state: seed of a random start and of the hold-out.
-        dtype, device, verbose, callback: see `RecoveryEstimator`. ``callback(t, {"loss", "factor", "right_factor"})``.
+
+    ``dtype``, ``device``, ``verbose`` and ``callback`` are those of `RecoveryEstimator`; the callback gets
+    ``(t, {"loss", "factor", "right_factor"})``.
 
     Attributes:
-        factor_ (d1, r′), right_factor_ (d2, r′): U and V; the same array where X is symmetric.
-        matrix_ (d1, d2): X, formed when asked for.
-        eigenvalues_ (r′): of X, falling; singular values where it is not symmetric.
+        factor_, right_factor_: U (d1, r′) and V (d2, r′); the same array where X is symmetric.
+        matrix_: X (d1, d2), formed when asked for.
+        eigenvalues_: of X (r′), falling; singular values where it is not symmetric.
         effective_rank_: how many of them exceed 1 % of the largest.
-        outlier_mask_ (m): measurements whose residual exceeds five standard deviations as the MAD estimates them.
+        outlier_mask_: measurements (m) whose residual exceeds five standard deviations as the MAD estimates them.
         loss_history_, step_sizes_: f at t = 0 … n_iter_, and η_t.
-        scale_, n_iter_, converged_, n_features_in_.
+        scale_, n_iter_, converged_, n_features_in_: of y; steps; whether ``tol`` was met; d1.
 
     Source: Ma & Fattahi, JMLR 2023, arXiv:2202.08788; ``loss="huber"``, ``symmetric=False`` and the hold-out are ours.
     """
