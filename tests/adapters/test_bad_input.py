@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def test_options_outside_their_range(slug: str) -> None:
 @pytest.mark.parametrize("r", [0, -1, 2.5, True])
 def test_rank_that_is_no_rank(slug: str, r: Any) -> None:
     refusal(lambda: config(slug, r=r), "r", str(r))
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("r", "4", "whole number"),
+        ("seed", "abc", "whole number"),
+        ("dropout", "0.1", "a number"),
+        ("dropout", float("nan"), "a number"),
+        ("save_basis", "no", "True or False"),
+        ("init_weights", 1, "True or False"),
+    ],
+)
+def test_options_of_another_kind(slug: str, option: str, value: Any, wanted: str) -> None:
+    refusal(lambda: config(slug, **{option: value}), f"{option} is {value!r}", wanted)
 
 
 @every_method
@@ -280,9 +297,27 @@ def test_checkpoint_of_a_model_with_other_layers(slug: str, tmp_path: Path) -> N
 
 @every_method
 def test_checkpoint_of_another_base_model(slug: str, tmp_path: Path) -> None:
-    """Same sizes, other weights: refused where ΔW depends on them, a warning where it does not."""
+    """Same sizes, other weights."""
     save(slug, tmp_path)
     base = seeded(MLP, seed=9)
+    before = snapshot(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refusal(
+            lambda: PeftModel.from_pretrained(base, tmp_path),
+            "is not the one",
+            "load it on its own base model",
+        )
+    assert_untouched(base, before)
+
+
+@every_method
+def test_checkpoint_of_a_base_model_fine_tuned_since(slug: str, tmp_path: Path) -> None:
+    """Refused where ΔW depends on the base weight, a warning where it does not."""
+    save(slug, tmp_path)
+    base = seeded(MLP)
+    with torch.no_grad():
+        base.up.weight.mul_(1.01)
     before = snapshot(base)
     if config(slug).needs_base:
         refusal(

@@ -380,8 +380,13 @@ def test_another_base_is_refused_or_warned_about(tmp_path: Path) -> None:
         adapted(slug, seeded(MLP)).save_pretrained(tmp_path / slug)
     with pytest.raises(InputError, match="weight of layer up is not the one this test-thick checkpoint"):
         PeftModel.from_pretrained(seeded(MLP, seed=1), tmp_path / "test-thick")
-    with pytest.warns(UserWarning, match="weight of layer up is not the one this test-thin checkpoint"):
+    with pytest.raises(InputError, match="weight of layer up is not the one this test-thin checkpoint"):
         PeftModel.from_pretrained(seeded(MLP, seed=1), tmp_path / "test-thin")
+    tuned = seeded(MLP)
+    with torch.no_grad():
+        tuned.up.weight.mul_(1.01)
+    with pytest.warns(UserWarning, match="weight of layer up is not the one this test-thin checkpoint"):
+        PeftModel.from_pretrained(tuned, tmp_path / "test-thin")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -37,7 +37,12 @@ def start(output: Path, pause: float) -> subprocess.Popen[bytes]:
     """Begin a comparison in another process; each of its runs takes at least ``pause`` seconds."""
     call = OPTIONS | {"output": str(output), "toy": {"pause": pause}}
     script = Path(__file__).with_name("toy_task.py")
-    return subprocess.Popen([sys.executable, str(script), json.dumps(call)], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(script), json.dumps(call)],
+        stderr=subprocess.PIPE,
+        # A background job of a shell ignores Ctrl-C and hands that on: here it must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def trials(output: Path) -> list[Any]:

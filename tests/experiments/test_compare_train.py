@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -131,21 +132,33 @@ def test_a_trainer_writes_nothing_unless_told(
     assert "loss" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize(("value", "at"), [(math.nan, 3), (math.inf, 3), (DIVERGED * 10, 3)])
-def test_a_lost_run_stops_at_once(task: ToyTask, value: float, at: int) -> None:
-    model = lora(task)
+def _spoil(model: torch.nn.Module, value: float, steps: Container[int]) -> None:
+    """Multiply the loss of some steps, counted from 1."""
     calls = []
 
-    def spoil(_module: Any, _inputs: Any, outputs: Any) -> Any:
+    def hook(_module: Any, _inputs: Any, outputs: Any) -> Any:
         calls.append(1)
-        if len(calls) >= at:
+        if len(calls) in steps:
             outputs.loss = outputs.loss * value
         return outputs
 
-    model.register_forward_hook(spoil)
-    training = train_run(model, task, RECIPE, rungs=(at,))
-    assert training.status == "diverged" and training.steps == at and len(training.losses) == at
+    model.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize(("value", "stops"), [(math.nan, 3), (math.inf, 3), (DIVERGED * 10, 5)])
+def test_a_lost_run_stops(task: ToyTask, value: float, stops: int) -> None:
+    """At once when the loss is no number, when most of the last five are too high otherwise."""
+    model = lora(task)
+    _spoil(model, value, range(3, 100))
+    training = train_run(model, task, RECIPE, rungs=(stops,))
+    assert training.status == "diverged" and training.steps == stops and len(training.losses) == stops
     assert not training.validations, "nothing is scored once a run is lost"
+
+
+def test_one_hard_batch_is_no_divergence(task: ToyTask) -> None:
+    model = lora(task)
+    _spoil(model, DIVERGED * 10, (3, 6))
+    assert train_run(model, task, RECIPE).status == "complete"
 
 
 def test_a_hopeless_run_stops_at_its_rung(task: ToyTask) -> None:

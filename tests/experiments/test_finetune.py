@@ -282,10 +282,15 @@ def test_a_language_model_and_numbers_that_are_lost(
         ({"steps": 0}, "steps is 0"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"save_every": -2}, "save_every is -2"),
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"head_lr": -0.1}, "head_lr is -0.1"),
+        ({"options": {"seed": 3}}, "option 'seed' .* give seed itself"),
+        ({"options": {"target_modules": "query"}}, "option 'target_modules'"),
     ],
 )
-def test_numbers_that_are_refused(
-    files: tuple[str, str], tmp_path: Path, change: dict[str, int], message: str
+def test_settings_that_are_refused(
+    files: tuple[str, str], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         finetune(*files, "lora", output=tmp_path / "out", **(SETTINGS | change))

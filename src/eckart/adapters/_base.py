@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_type_hints
 
 import torch
 from jaxtyping import Float
@@ -18,6 +21,17 @@ from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.errors import InputError
 
 Route = Literal["auto", "factored", "folded"]
+
+_WANTED = {bool: "True or False", float: "a number", int: "a whole number"}
+
+
+@cache
+def _plain_options(config: type[AdapterConfig]) -> dict[str, type]:
+    """The fields that hold one number or boolean, or None, with its type."""
+    hints = get_type_hints(config)
+    kinds = {option.name: hints[option.name] for option in dataclasses.fields(config)}
+    plain = {name: next((t for t in _WANTED if kind in (t, t | None)), None) for name, kind in kinds.items()}
+    return {name: kind for name, kind in plain.items() if kind is not None}
 
 
 @dataclass
@@ -77,6 +91,7 @@ class AdapterConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
+        self._check_numbers()
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}: give a probability in [0, 1)")
         if self.route not in ("auto", "factored", "folded"):
@@ -84,6 +99,15 @@ class AdapterConfig(PeftConfig):
         r = getattr(self, "r", None)
         if isinstance(r, bool) or (isinstance(r, int | float) and (r < 1 or r != int(r))):
             raise InputError(f"r is {r}: give a whole number of at least 1")
+
+    def _check_numbers(self) -> None:
+        """Refuse words, NaN and the like in the options that are plain numbers or booleans."""
+        for name, kind in _plain_options(type(self)).items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, Real) or value != value:
+                raise InputError(f"{name} is {value!r}: give {_WANTED[kind]}")
 
     def rank(self, shape: LayerShape) -> int:
         """The rank for one layer: ``r``, or the method's default lowered to ``min(out, in)`` when r is None.

@@ -82,8 +82,14 @@ def same_size(saved: list[float], now: list[float]) -> bool:
     return saved[4:] == now[4:]
 
 
-def same_weight(saved: list[float], now: list[float]) -> bool:
-    """Whether two checks, of weights of one size, agree to within the coarser of the two roundings."""
-    tolerance = 8 * max(saved[3], now[3]) + 1e-9
+def differs(saved: list[float], now: list[float], slack: float = 0.0) -> bool:
+    """Whether two checks, of weights of one size, are further apart than the coarser of the two roundings.
+
+    Args:
+        saved: the check of one weight.
+        now: that of the other.
+        slack: relative difference allowed beyond the rounding; unrelated weights are of the order of 1 apart.
+    """
+    tolerance = 8 * max(saved[3], now[3]) + 1e-9 + slack
     norms = math.isclose(saved[0], now[0], rel_tol=tolerance)
-    return norms and all(abs(a - b) <= tolerance for a, b in zip(saved[1:3], now[1:3], strict=True))
+    return not norms or any(abs(a - b) > tolerance for a, b in zip(saved[1:3], now[1:3], strict=True))

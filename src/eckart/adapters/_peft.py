@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._base import Adapter, AdapterConfig
-from eckart.adapters._checkpoint import compare_shapes, same_size, same_weight, weight_check
+from eckart.adapters._checkpoint import compare_shapes, differs, same_size, weight_check
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
 from eckart.errors import InputError
 
@@ -41,6 +41,8 @@ PREFIX = "eckart_"
 _PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _WIDE = (torch.float32, torch.float64)
 _QUANTISED_EPSILON = 2.0**-6
+_FINE_TUNED = 0.1
+"""Relative difference up to which a base weight counts as a fine-tuned one, on which a ΔW of its own may be used."""
 
 
 class EckartLayer(nn.Module, BaseTunerLayer):
@@ -385,11 +387,11 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
                 f"layer {name} is {tuple(weight.shape)}, not of the size this {config.slug} checkpoint was trained "
                 "on: load it on its own base model"
             )
-        if saved is not None and not same_weight(saved, check):
+        if saved is not None and differs(saved, check):
             message = (
                 f"the weight of layer {name} is not the one this {config.slug} checkpoint was trained on"
             )
-            if config.needs_base:
+            if config.needs_base or differs(saved, check, slack=_FINE_TUNED):
                 raise InputError(f"{message}: load it on its own base model")
             warnings.warn(message, stacklevel=2)
         adapter = config.build(weight, layer)

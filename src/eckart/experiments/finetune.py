@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
 DEFAULT_BUDGET = "0.5%"
+_SET_BY_THE_RUN = {
+    "seed": "give seed itself, which is that of the whole run",
+    "target_modules": "give target_modules itself",
+    "modules_to_save": "the task's head is trained and saved",
+    "task_type": "the task decides it",
+}
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 
 
@@ -130,7 +136,12 @@ def finetune(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("save_every", save_every or 1)):
         if value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
+    for name, rate in (("lr", lr), ("head_lr", head_lr)):
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(f"{name} is {rate}: give a positive number")
     config, options = get_config(method), dict(options or {})
+    if taken := options.keys() & _SET_BY_THE_RUN:
+        raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     task = load_task(model, data, seed=seed, **task_options)

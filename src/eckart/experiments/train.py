@@ -28,7 +28,9 @@ from eckart.experiments.tasks import Z95, Task, interval
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises; it then falls linearly to zero."""
 DIVERGED = 3.0
-"""A run is given up when its loss is NaN, infinite or above this multiple of its first loss."""
+"""A run is given up when its loss is NaN or infinite, or when the median of `DIVERGED_STEPS` is above this multiple of
+its first loss: one batch may well be hard."""
+DIVERGED_STEPS = 5
 FLOOR_PROBES = 5
 """Steps of a measured run after which the frozen floor takes the same batch."""
 NEIGHBOURS = 16
@@ -325,7 +327,9 @@ class _Watch(TrainerCallback):
             return
         step, loss, losses = state.global_step, float(logs["loss"]), self.training.losses
         losses.append((step, loss))
-        if not math.isfinite(loss) or loss > DIVERGED * losses[0][1]:
+        recent = [value for _, value in losses[-DIVERGED_STEPS:]]
+        high = len(recent) == DIVERGED_STEPS and median(recent) > DIVERGED * losses[0][1]
+        if not math.isfinite(loss) or high:
             self.training.status = "diverged"
             control.should_training_stop = True
         elif step in self.rungs and not self.validate(step, kwargs["model"]):
