@@ -329,6 +329,20 @@ def test_checkpoint_of_a_base_model_fine_tuned_since(slug: str, tmp_path: Path) 
             PeftModel.from_pretrained(base, tmp_path)
 
 
+@every_method
+def test_checkpoint_with_nan(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    state = load_file(path)
+    name = next(key for key, value in state.items() if value.is_floating_point())
+    state[name].view(-1)[0] = torch.nan
+    save_file(state, path)
+    base = seeded(MLP)
+    before = snapshot(base)
+    refusal(lambda: PeftModel.from_pretrained(base, tmp_path), "NaN or Inf", name)
+    assert_untouched(base, before)
+
+
 def test_methods_that_rebuild_from_the_weight_say_so() -> None:
     """Another base changes ΔW of exactly the methods that declare `needs_base`."""
     for slug in sorted(ADAPTERS):

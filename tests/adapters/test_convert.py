@@ -366,7 +366,7 @@ def test_exports_that_are_refused(net: Net, tmp_path: Path) -> None:
     model = adapted(net, r=4)
     with pytest.raises(InputError, match="adapters there are: default"):
         export_lora(model, tmp_path / "x", adapter_name="other")
-    for r in (0, -3):
+    for r in (0, -3, 1000):
         with pytest.raises(InputError, match=f"r is {r}"):
             export_lora(model, tmp_path / "x", r=r)
     with torch.no_grad():

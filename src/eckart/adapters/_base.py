@@ -102,7 +102,7 @@ class AdapterConfig(PeftConfig):
 
     def _check_numbers(self) -> None:
         """Refuse words, NaN and the like in the options that are plain numbers or booleans."""
-        for name, kind in _plain_options(type(self)).items():
+        for name, kind in _plain_options(type(self)).items():  # type: ignore[arg-type]  # mypy takes the hash of the instances
             value = getattr(self, name)
             if value is None:
                 continue
@@ -158,8 +158,8 @@ class AdapterConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> PeftConfig:
-        """PEFT's loading, which for a local checkpoint also reads the header of its weights, so that a damaged or
-        foreign one is refused before the model is touched.
+        """PEFT's loading, which for a local checkpoint also reads its weights, so that a damaged or foreign one is
+        refused before the model is touched.
 
         Raises:
             InputError: the weights are missing or damaged.

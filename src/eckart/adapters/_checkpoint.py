@@ -1,4 +1,4 @@
-"""What makes a checkpoint refusable before it touches a model: its header, and the base weight it belongs to."""
+"""What makes a checkpoint refusable before it touches a model: its tensors, and the base weight it belongs to."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a local adapter checkpoint, from its header alone.
+    """Name and shape of every tensor of a local adapter checkpoint, each read once and found to be of finite numbers.
 
     Raises:
-        InputError: the file is not there, cut short or no safetensors file.
+        InputError: the file is not there, cut short or no safetensors file, or a tensor holds NaN or Inf.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -29,7 +29,13 @@ def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            shapes = {}
+            for key in file.keys():  # noqa: SIM118 - the file is no mapping
+                tensor = file.get_tensor(key)
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"checkpoint {path} holds NaN or Inf in {key}: it cannot be used")
+                shapes[key] = tuple(tensor.shape)
+            return shapes
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint {path} is damaged ({error}): save or copy it again") from None
 

@@ -280,13 +280,16 @@ def export_lora(
         on_layer: called after every layer with how many are done and how many there are.
 
     Raises:
-        InputError: no such adapter, one that is not of this library, a rank below 1 or not divisible by the groups of
-            a convolution, NaN or Inf in an adapter, or a directory that is not empty.
+        InputError: no such adapter, one that is not of this library, a rank below 1, above what any layer can have or
+            not divisible by the groups of a convolution, NaN or Inf in an adapter, or a directory that is not empty.
     """
     if r is not None and r < 1:
         raise InputError(f"r is {r}: give a rank of at least 1")
     check_output(path, overwrite=overwrite, name="path")
     layers = _adapted_layers(model, adapter_name)
+    highest = max(layer.shape.max_rank * layer.op.groups for layer in layers.values())
+    if r is not None and r > highest:
+        raise InputError(f"r is {r}, above {highest}, the highest rank an adapted layer can have: lower r")
     state, reports, ranks = _saved_modules(model, adapter_name), [], {}
     for done, (name, layer) in enumerate(layers.items(), start=1):
         factors, report = _factorise(name, layer, adapter_name, r)

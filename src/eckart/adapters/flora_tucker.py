@@ -61,10 +61,11 @@ class FLoRATuckerConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.r, list | tuple) and (
-            len(self.r) < 2 or any(int(r) != r or r < 1 for r in self.r)
+        ranks = [self.r] * 2 if isinstance(self.r, str) else self.r
+        if isinstance(ranks, list | tuple) and (
+            len(ranks) < 2 or any(isinstance(r, str) or int(r) != r or r < 1 for r in ranks)
         ):
-            raise InputError(f"r is {self.r}: give whole numbers of at least 1 for in, out and the kernel")
+            raise InputError(f"r is {self.r!r}: give whole numbers of at least 1 for in, out and the kernel")
         if self.factor_init not in ("kaiming", "orthonormal", "hosvd"):
             raise InputError(f"factor_init is {self.factor_init!r}: give one of kaiming, orthonormal, hosvd")
 
