@@ -1,11 +1,12 @@
-"""What options of the command line mean: values from a YAML file, and words with structure of their own."""
+"""What options of the command line mean: those that every command has, values from a YAML file, and words with
+structure of their own."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -129,3 +130,16 @@ def targets(text: str | None) -> str | list[str] | None:
     if text is None or text == "all-linear" or set(text) & set("*+?[](){}|^$\\"):
         return text
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML file with any of these options; the command line wins.",
+        callback=read_config,
+        is_eager=True,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the full traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

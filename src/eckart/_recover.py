@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from eckart._arguments import Config, Debug, Json
 from eckart._arguments import options as parse_options
-from eckart._arguments import read_config
 from eckart._console import progress, show, show_json, table
 
 recover = typer.Typer(
@@ -19,17 +19,6 @@ recover = typer.Typer(
     no_args_is_help=True,
 )
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="YAML file with any of these options; the command line wins.",
-        callback=read_config,
-        is_eager=True,
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the full traceback of an error.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Option = Annotated[
     list[str] | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from eckart import __version__
-from eckart._arguments import limits, options, rates, read_config, targets
+from eckart._arguments import Config, Debug, Json, limits, options, rates, targets
 from eckart._console import fail, progress, quiet, show, show_json, table
 from eckart._recover import recover
 from eckart.errors import InputError
@@ -74,17 +74,6 @@ def _root(
     pass
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="YAML file with any of these options; the command line wins.",
-        callback=read_config,
-        is_eager=True,
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the full traceback of an error.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output directory.")]
 Model = Annotated[
