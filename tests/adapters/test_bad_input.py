@@ -269,6 +269,23 @@ def test_checkpoint_of_another_method(slug: str, tmp_path: Path) -> None:
     refuses_to_load(tmp_path / "mine", "it was saved for another model")
 
 
+@pytest.mark.parametrize("slug", [slug for slug, config in ADAPTERS.items() if config.checks])
+def test_checkpoint_whose_frozen_factors_cannot_be_rebuilt(slug: str, tmp_path: Path) -> None:
+    save(slug, tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    [name] = get_config(slug).checks
+    key = next(key for key in tensors if key.endswith(f".{name}"))
+    save_file({**tensors, key: tensors[key] + 10_000}, tmp_path / WEIGHTS)
+    refuses_to_load(tmp_path, "checkpoint")
+
+
+def test_randlora_with_another_seed_than_its_checkpoint(tmp_path: Path) -> None:
+    save("randlora", tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 5}))
+    refuses_to_load(tmp_path, "the bases that the seed gives here", "save_basis=True")
+
+
 class Wider(nn.Module):
     """Layers of the names that `MLP` has, in other sizes."""
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import eckart
-from eckart.adapters import ADAPTERS
-from eckart.adapters.convert import export_lora, from_peft
+from eckart.adapters import ADAPTERS, export_lora, from_peft
 from eckart.errors import InputError
 from eckart.linalg.spectrum import truncation_error
 

@@ -196,6 +196,15 @@ def test_a_bad_storage_is_one_clear_line(storage: str, words: str, monkeypatch: 
     assert "\n" not in str(error.value)
 
 
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for scheme in ("postgresql", "postgresql+psycopg"):
+        with pytest.raises(InputError, match=r"pip install 'eckart\[postgres\]'"):
+            Study(f"{scheme}://user@host/database", "s", maximize=True)
+    with pytest.raises(InputError, match="--storage mysql://… needs a database driver"):
+        Study("mysql://user@host/database", "s", maximize=True)
+
+
 def test_passwords_are_not_shown() -> None:
     assert without_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert without_password("sqlite:////tmp/a:b@c.db") == "sqlite:////tmp/a:b@c.db"

@@ -17,15 +17,8 @@ from hypothesis import strategies as st
 from report_study import METHODS, write_study
 
 from eckart.errors import InputError
-from eckart.experiments.advice import (
-    Z95,
-    combined_interval,
-    lead,
-    leaderboard,
-    overlap,
-    pareto_front,
-    sentences,
-)
+from eckart.experiments.advice import lead, leaderboard, overlap, pareto_front, sentences
+from eckart.experiments.intervals import Z95, combined_interval
 from eckart.experiments.report import advice, build_report, read_results
 
 BUDGET = "0.5%"
@@ -223,6 +216,14 @@ class TestAdvice:
             "SVFIT has the shortest step (1.04× the frozen model's)."
         )
         assert "Use" not in advice(frame)
+
+    def test_a_method_that_is_both_smallest_and_fastest_is_named_once(self):
+        frame = runs(BASE | {"svfit": [0.80], "nola": [0.785]})
+        frame["saved_bytes"] = frame["method"].map({"svfit": 9_000, "nola": 5_000}).fillna(1e6)
+        frame["step_time_ratio"] = frame["method"].map({"svfit": 1.2, "nola": 1.04}).fillna(2)
+        assert sentences(leaderboard(frame))[2] == (
+            "Of these, NOLA is the smallest on disk (5.00 kB) and has the shortest step (1.04× the frozen model's)."
+        )
 
     def test_lora_can_win(self):
         assert advice(runs({"lora": [0.8], "bone": [0.7], "head-only": [0.6]})).startswith("Use LORA")

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import WORDS, save_bert, save_gpt2, save_resnet, save_tokenizer, save_vit
 
 from eckart.errors import InputError
-from eckart.experiments.tasks import interval, load_task
+from eckart.experiments.intervals import interval
+from eckart.experiments.tasks import load_task
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 10, 12, 3), np.uint8)
 LABELS = np.arange(60) % 3

@@ -195,6 +195,44 @@ def test_every_form_gives_the_same(form: str) -> None:
     np.testing.assert_allclose(found.impute(DATA), expected.impute(DATA), atol=1e-9)
 
 
+def with_indices(form: str, index: type) -> sp.sparray | torch.Tensor | tuple:
+    """The data in a sparse form whose indices have this type."""
+    sparse = forms(DATA)[form.removeprefix("torch ")]
+    if form == "triplets":
+        return sparse[0].astype(index), sparse[1].astype(index), sparse[2]
+    if form.startswith("torch"):
+        parts = (sparse.indptr.astype(index), sparse.indices.astype(index), sparse.data)
+        return torch.sparse_csr_tensor(*map(torch.as_tensor, parts), sparse.shape, check_invariants=False)
+    if form == "coo":
+        sparse.coords = tuple(axis.astype(index) for axis in sparse.coords)
+    else:
+        sparse.indices, sparse.indptr = sparse.indices.astype(index), sparse.indptr.astype(index)
+    return sparse
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "triplets", "torch csr"])
+def test_indices_of_32_and_64_bits_give_the_same(form: str, index: type) -> None:
+    expected = MatrixCompletion(4, max_iter=4, random_state=0).fit(DATA)
+    found = MatrixCompletion(4, max_iter=4, random_state=0).fit(with_indices(form, index))
+    np.testing.assert_array_equal(found.components_, expected.components_)
+    np.testing.assert_array_equal(found.transform(with_indices(form, index)), expected.transform(DATA))
+
+
+def test_a_matrix_of_more_entries_than_32_bits_count() -> None:
+    rng, size = np.random.default_rng(0), 70_000
+    rows, cols = np.sort(rng.permutation(size)[:500]), rng.permutation(size)[:500]
+    X = sp.coo_array(
+        (np.arange(1.0, 501), (rows.astype(np.int32), cols.astype(np.int32))), shape=(size, size)
+    )
+    assert X.coords[0].dtype == np.int32
+    data, _ = read(X)
+    np.testing.assert_array_equal(data.rows, rows)
+    np.testing.assert_array_equal(data.cols, cols)
+    np.testing.assert_array_equal(data.values, np.arange(1.0, 501))
+
+
 def test_explicit_zeros_are_observations() -> None:
     dense = DATA.copy()
     dense[0, :40] = 0.0

@@ -57,7 +57,13 @@ def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: P
     ("change", "message"),
     [
         ({"ratings": "nothing.csv"}, "nothing.csv cannot be read"),
-        ({"test_share": 1.0}, "test_share is 1.0"),
+        ({"test_share": 1.0}, "--test-share is 1.0"),
+        ({"test_share": 0.99999}, "--test-share 0.99999 leaves 0 ratings .* lower --test-share or --rank"),
+        (
+            {"test_share": 0.999},
+            "--test-share 0.999 leaves 1 ratings of 1 users and 1 items, too few for rank 2",
+        ),
+        ({"rank": 41}, "the file holds .* 60 users and 40 items, too few for rank 41"),
         ({"colour": 1}, "MatrixCompletion takes all_observed"),
         ({"rank": 0}, "'n_components' parameter .* Got 0 instead"),
         ({"reg": -1.0}, "'reg' parameter .* Got -1.0 instead"),
@@ -67,6 +73,15 @@ def test_complete_refuses(ratings: Path, tmp_path: Path, change, message: str) -
     with pytest.raises(InputError, match=message):
         complete(**{"ratings": ratings, "output": tmp_path / "out", "rank": 2} | change)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_user_whose_only_rating_is_held_out_is_predicted_by_the_rest(ratings: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(ratings)
+    lonely = pd.DataFrame({"userId": range(100, 140), "movieId": "m0", "rating": 3.0})
+    pd.concat([table, lonely]).to_csv(ratings, index=False)
+    report = complete(ratings, output=tmp_path / "out", rank=2, test_share=0.5)
+    assert report.users == 100
+    assert np.isfinite(report.test_rmse)
 
 
 def test_complete_refuses_ratings_that_are_no_numbers(tmp_path: Path) -> None:

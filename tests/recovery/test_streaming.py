@@ -57,6 +57,18 @@ def test_sparse_rows_give_the_same(method: str) -> None:
     np.testing.assert_allclose(fits[0].transform(rows), fits[0].transform(rows.toarray()), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["block", "oja"])
+def test_indices_of_32_and_64_bits_give_the_same(method: str) -> None:
+    fits = []
+    for index in (np.int32, np.int64):
+        rows = sp.random_array((300, 30), density=0.2, rng=np.random.default_rng(0)).tocsr()
+        rows.indices, rows.indptr = rows.indices.astype(index), rows.indptr.astype(index)
+        fits.append(StreamingPCA(method=method, random_state=0).fit(rows))
+        fits.append(streamed(rows, 64, method=method, shuffle_buffer=50))
+    for a, b in ((0, 2), (1, 3)):
+        np.testing.assert_array_equal(fits[a].components_, fits[b].components_)
+
+
 def test_all_rows_heavy_is_the_power_method_on_what_was_seen() -> None:
     rows, z = HEAVY[:200], np.linalg.qr(np.random.default_rng(0).normal(size=(20, 1)))[0]
     pca = StreamingPCA(n_blocks=4, oversample=0, init=z, heavy_threshold=1e-300).fit(rows)
@@ -195,6 +207,39 @@ def test_oja_finds_the_direction_and_float32_does_not_overflow() -> None:
             assert cos2(pca.components_[0].astype(float), rows.astype(float)) > 0.95
 
 
+def spiked(n: int) -> np.ndarray:
+    """Rows with three directions of 36, 16 and 9 times the variance of the rest, turned out of the axes."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    return rng.normal(size=(n, 20)) * np.r_[6, 4, 3, np.ones(17)] @ turn
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_oja_finds_several_directions(dtype: type) -> None:
+    rows = spiked(4000).astype(dtype)
+    pca = StreamingPCA(3, method="oja", random_state=0).fit(rows)
+    _, sigma, vh = np.linalg.svd(rows.astype(float), full_matrices=False)
+    np.testing.assert_allclose(pca.components_ @ pca.components_.T, np.eye(3), atol=1e-5)
+    cosines = np.linalg.svd(pca.components_ @ vh[:3].T)[1]
+    assert cosines.min() > 0.99
+    assert (np.diff(pca.singular_values_) <= 0).all()
+    np.testing.assert_allclose(pca.singular_values_, sigma[:3], rtol=0.2)
+    assert (np.abs(pca.components_).max(1) == pca.components_.max(1)).all()
+    assert pca.transform(rows).shape == (4000, 3)
+
+
+def test_oja_of_several_is_a_qr_after_each_row() -> None:
+    rows, start, eta = spiked(150), np.random.default_rng(1).normal(size=(20, 3)), 1e-2
+    fits = [streamed(rows, chunk, n_components=3, method="oja", eta=eta, init=start) for chunk in (1, 7, 150)]
+    V, growth = np.linalg.qr(start)[0], np.zeros(3)
+    for a in rows:
+        V, r = np.linalg.qr(V + eta * np.outer(a, a @ V))
+        growth += np.log(np.abs(np.diag(r)))
+    for fitted in fits:
+        np.testing.assert_allclose(np.abs((fitted.candidates_ * V.T).sum(1)), 1, atol=1e-10)
+        np.testing.assert_allclose(fitted.log_growth_, growth, rtol=1e-9)
+
+
 def test_no_rate_that_grew_gives_the_largest_row() -> None:
     with pytest.warns(ConvergenceWarning, match="the row of the largest norm is taken"):
         pca = StreamingPCA(method="oja-grid", eta=[1e-9], random_state=0).fit(HEAVY)
@@ -211,7 +256,8 @@ def test_no_rate_that_grew_gives_the_largest_row() -> None:
         ({}, ROWS[:0], "0 sample"),
         ({}, ROWS[0], "Expected 2D array, got 1D array instead"),
         ({"init": np.ones((3, 1))}, ROWS, r"init has shape \(3, 1\)"),
-        ({"method": "oja", "n_components": 2}, ROWS, "finds one vector"),
+        ({"method": "oja-grid", "n_components": 2}, ROWS, "n_components is 2: method='oja-grid' finds one"),
+        ({"method": "oja", "center": True}, ROWS, "center is True: method='oja' finds vectors of AᵀA"),
         ({"method": "oja", "eta": [0.1, 0.2]}, ROWS, "one number for method='oja'"),
         ({"method": "oja-grid", "eta": [-0.1]}, ROWS, "positive"),
         ({"n_blocks": 0}, ROWS, "'n_blocks' parameter of StreamingPCA must be"),

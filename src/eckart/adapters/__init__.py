@@ -14,14 +14,15 @@ from eckart.adapters._budget import (
     trainable_parameters,
 )
 from eckart.adapters._layers import LayerContext, LayerOp, LayerShape, Pool
-from eckart.adapters._peft import EckartLayer
+from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import ADAPTERS, get_config, register_adapter
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
-from eckart.adapters.convert import export_lora, from_peft  # noqa: E402 - they need the methods
+from eckart.adapters.convert import from_peft  # noqa: E402 - it needs the methods
+from eckart.adapters.export import export_lora  # noqa: E402
 from eckart.adapters.merge import load_adapted, merge_checkpoint  # noqa: E402
 from eckart.adapters.salt import regularization  # noqa: E402
 

@@ -16,7 +16,7 @@ from peft import PeftConfig, PeftType
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eckart.adapters._checkpoint import read_shapes
+from eckart.adapters._checkpoint import read_outline
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.errors import InputError
 
@@ -67,7 +67,7 @@ class AdapterConfig(PeftConfig):
     base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
 
     # No field, which would be saved: set on a config read from a checkpoint.
-    checkpoint_shapes = cast("dict[str, tuple[int, ...]] | None", None)
+    checkpoint = cast("dict[str, Tensor] | None", None)
 
     peft_kind: ClassVar[PeftType]
 
@@ -84,6 +84,7 @@ class AdapterConfig(PeftConfig):
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
     default_r: ClassVar[int] = 8
     needs_base: ClassVar[bool] = False  # ΔW or its frozen factors depend on the base weight
+    checks: ClassVar[tuple[str, ...]] = ()  # saved buffers that rebuilt factors are held to
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
@@ -168,7 +169,7 @@ class AdapterConfig(PeftConfig):
         directory = Path(pretrained_model_name_or_path, subfolder or "")
         pickled = (directory / "adapter_model.bin").is_file()
         if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:
-            config.checkpoint_shapes = read_shapes(directory)
+            config.checkpoint = read_outline(directory, () if config.save_basis else config.checks)
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from torch import nn
 
 from eckart.adapters._base import AdapterConfig
 from eckart.adapters._layers import LayerShape
-from eckart.adapters._peft import EckartLayer, EckartTuner, find_targets
+from eckart.adapters._peft import EckartTuner, find_targets
+from eckart.adapters._peft_layer import EckartLayer
 from eckart.errors import InputError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}

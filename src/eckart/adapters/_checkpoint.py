@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,10 +14,16 @@ from eckart.adapters._layers import seeded_generator
 from eckart.errors import InputError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+MODEL_PREFIX = "base_model.model."
+"""What stands before a layer's name in the keys of a checkpoint."""
 
 
-def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a local adapter checkpoint, each read once and found to be of finite numbers.
+def read_outline(directory: Path, whole: Collection[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a local adapter checkpoint, each read once and found to be of finite numbers.
+
+    Args:
+        directory: of the checkpoint.
+        whole: names of the buffers that are kept; all other tensors come back on the meta device, as shapes.
 
     Raises:
         InputError: the file is not there, cut short or no safetensors file, or a tensor holds NaN or Inf.
@@ -29,18 +35,18 @@ def read_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
     try:
         with safe_open(str(path), framework="pt") as file:
-            shapes = {}
+            outline = {}
             for key in file.keys():  # noqa: SIM118 - the file is no mapping
                 tensor = file.get_tensor(key)
                 if not torch.isfinite(tensor).all():
                     raise InputError(f"checkpoint {path} holds NaN or Inf in {key}: it cannot be used")
-                shapes[key] = tuple(tensor.shape)
-            return shapes
+                outline[key] = tensor if key.rpartition(".")[2] in whole else tensor.to("meta")
+            return outline
     except (SafetensorError, OSError) as error:
         raise InputError(f"checkpoint {path} is damaged ({error}): save or copy it again") from None
 
 
-def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def compare_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint whose adapter tensors are not those this model and config have.
 
     Raises:
@@ -52,10 +58,10 @@ def compare_shapes(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, 
             f"checkpoint lacks {missing[0]} ({len(missing)} of {len(expected)} tensors are missing): "
             "it was saved for another model or method"
         )
-    for key, shape in expected.items():
-        if found[key] != shape:
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape:
             raise InputError(
-                f"checkpoint tensor {key} has shape {found[key]}, this model needs {shape}: "
+                f"checkpoint tensor {key} has shape {tuple(found[key].shape)}, this model needs {tuple(tensor.shape)}: "
                 "it was saved for another model or was altered"
             )
     if extra := sorted(adapter_keys - set(expected)):

@@ -131,12 +131,11 @@ def _is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 class Pool:
-    """State shared by all layers of one adapter: what they are, trainable modules and frozen tensors."""
+    """State shared by all layers of one adapter: what they are, and the modules they have in common."""
 
     def __init__(self, shapes: list[LayerShape]) -> None:
         self.shapes = shapes
         self._modules: dict[str, list[nn.Module]] = {}
-        self._tensors: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def module(self, key: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
         """The shared module of this key and whether the caller made it and so must register it.
@@ -148,16 +147,6 @@ class Pool:
         if owner:
             self._modules[key] = [make()]
         return self._modules[key][0], owner
-
-    def tensor(
-        self, key: str, device: torch.device, dtype: torch.dtype, make: Callable[[], Tensor]
-    ) -> Tensor:
-        """A frozen tensor, made once on the CPU in float32 or better and kept once for each device and dtype."""
-        cached = self._tensors.get((key, device, dtype))
-        if cached is None:
-            cached = make().to(device=device, dtype=dtype)
-            self._tensors[(key, device, dtype)] = cached
-        return cached
 
 
 def whole(parameter: Tensor) -> Tensor:

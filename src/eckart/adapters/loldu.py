@@ -63,6 +63,7 @@ class LoLDUConfig(AdapterConfig):
 
     default_r: ClassVar[int] = 64
     needs_base: ClassVar[bool] = True
+    checks: ClassVar[tuple[str, ...]] = ("pivots",)
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
     def __post_init__(self) -> None:

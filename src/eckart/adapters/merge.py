@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from eckart.adapters._checkpoint import read_shapes
+from eckart.adapters._checkpoint import MODEL_PREFIX, read_outline
 from eckart.errors import InputError
 from eckart.files import atomic_directory, check_output
 
@@ -93,9 +93,11 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
 
     directory, config = read_adapter_config(adapter)
     model = base_model(model, adapter, config)
-    shapes = read_shapes(directory)
-    head = next((s for head in _HEADS for key, s in shapes.items() if key.endswith(f".{head}")), None)
-    options: dict[str, Any] = {} if head is None else {"num_labels": head[0], "ignore_mismatched_sizes": True}
+    tensors = read_outline(directory)
+    labels = next((len(t) for head in _HEADS for key, t in tensors.items() if key.endswith(f".{head}")), None)
+    options: dict[str, Any] = {}
+    if labels is not None:
+        options = {"num_labels": labels, "ignore_mismatched_sizes": True}
     if (directory / "config.json").is_file():
         options = {"config": AutoConfig.from_pretrained(directory), "ignore_mismatched_sizes": True}
     try:
@@ -104,7 +106,7 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
         )
     except (OSError, ValueError) as error:
         raise InputError(f"base model {model} cannot be loaded: {_first_line(error)}") from None
-    brought = {key.removeprefix("base_model.model.") for key in shapes}
+    brought = {key.removeprefix(MODEL_PREFIX) for key in tensors}
     absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])} - brought
     if absent:
         raise InputError(

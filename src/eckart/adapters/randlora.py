@@ -63,6 +63,7 @@ class RandLoRAConfig(AdapterConfig):
     num_bases: int | None = None
 
     default_r: ClassVar[int] = 32
+    checks: ClassVar[tuple[str, ...]] = ("basis_check",)
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from eckart.adapters._base import AdapterConfig, LowRankAdapter
 from eckart.adapters._diagonal import own
 from eckart.adapters._layers import LayerContext, LayerShape
-from eckart.adapters._peft import EckartLayer
+from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
@@ -63,6 +63,7 @@ class SALTConfig(AdapterConfig):
 
     knob: ClassVar[str] = "r_lora"
     needs_base: ClassVar[bool] = True
+    checks: ClassVar[tuple[str, ...]] = ("digest",)
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
     def __post_init__(self) -> None:

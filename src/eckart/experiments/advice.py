@@ -6,13 +6,14 @@ The interval of a method joins two sources of luck: which examples are in the te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eckart.errors import InputError
+from eckart.experiments.intervals import combined_interval
 from eckart.extras import require
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ NUMBERS = (
     "seconds",
 )
 TEXTS = ("run_id", "stage", "method", "label", "options", "budget", "status", "metric", "error", "machine")
-
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -154,43 +153,6 @@ def tidy(results: pd.DataFrame) -> pd.DataFrame:
     blown_up = (rows["stage"] == "final") & (rows["status"] == "complete") & ~np.isfinite(rows["score"])
     rows.loc[blown_up, "status"] = "diverged"
     return rows
-
-
-def _student(degrees: float) -> float:
-    """Two-sided 95% point of Student's t: T = √ν tan θ, where θ has density ∝ cos^(ν−1) θ."""
-    if degrees > 1e4:
-        return Z95
-    theta = np.linspace(0.0, np.pi / 2, 20_001)
-    density = np.cos(theta) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp(0.95, mass / mass[-1], theta)))
-
-
-def combined_interval(
-    scores: Sequence[float], lows: Sequence[float], highs: Sequence[float]
-) -> tuple[float, float]:
-    """95% interval of a mean over seeds that share one test split.
-
-    mean ± t_ν √(e² + s²/K), with e = (mean distance from a run's score to the end of its own interval) / 1.96,
-    s the standard deviation between the K seeds, and ν = (e² + s²/K)² / ((s²/K)² / (K − 1)) (Welch–Satterthwaite).
-    The seeds are scored on the same examples, so e is not divided by √K. With one seed it is the run's own interval.
-
-    Args:
-        scores: the score of each seed, K numbers.
-        lows: lower ends of their 95% intervals over test examples.
-        highs: upper ends of the same.
-    """
-    values = np.asarray(scores, dtype=float)
-    count = len(values)
-    spread = float(values.var(ddof=1)) / count if count > 1 else 0.0
-
-    def half_width(distances: np.ndarray) -> float:
-        variance = (float(distances.mean()) / Z95) ** 2 + spread
-        degrees = variance**2 * (count - 1) / spread**2 if spread > 0 else math.inf
-        return _student(degrees) * math.sqrt(variance)
-
-    mean = float(values.mean())
-    return mean - half_width(values - np.asarray(lows)), mean + half_width(np.asarray(highs) - values)
 
 
 def _state(tuned: pd.DataFrame, finals: pd.DataFrame, finished: pd.DataFrame) -> str:
@@ -325,7 +287,7 @@ def _untested(waiting: list[Any]) -> str:
 
 def _cheapest(tied: list[Any]) -> str:
     """Which of the methods that cannot be told apart costs least to keep and to train."""
-    parts = []
+    merits: dict[str, list[str]] = {}
     for column, verb, unit in (
         ("saved_bytes", "is the smallest on disk", ""),
         ("step_time_ratio", "has the shortest step", " the frozen model's"),
@@ -334,8 +296,9 @@ def _cheapest(tied: list[Any]) -> str:
         if len(priced) > 1:
             least = min(priced, key=lambda row: getattr(row, column))
             shown = QUANTITIES[column].show(getattr(least, column))
-            parts.append(f"{least.label} {verb} ({shown}{unit})")
-    return f"Of these, {_join(parts)}." if parts else ""
+            merits.setdefault(least.label, []).append(f"{verb} ({shown}{unit})")
+    named = _join(f"{label} {_join(theirs)}" for label, theirs in merits.items())
+    return f"Of these, {named}." if named else ""
 
 
 def _scored(row: Any, metric: Metric) -> str:

@@ -115,6 +115,8 @@ class Study:
         """The storage. Workers that start together may trip over each other's making of the tables: try again."""
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+        if url.partition(":")[0] in ("postgresql", "postgresql+psycopg"):
+            require("psycopg", extra="postgres")
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         for attempt in range(attempts):
             try:
@@ -126,10 +128,9 @@ class Study:
                         heartbeat_interval=HEARTBEAT_SECONDS,
                         grace_period=GRACE_SECONDS,
                     )
-            except ImportError:
+            except ImportError as error:
                 raise InputError(
-                    f"--storage {url.partition(':')[0]}://… needs a database driver: "
-                    "for PostgreSQL, pip install 'psycopg[binary]'"
+                    f"--storage {url.partition(':')[0]}://… needs a database driver that is not installed: {error}"
                 ) from None
             except (ArgumentError, NoSuchModuleError):
                 raise InputError(

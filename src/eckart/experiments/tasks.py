@@ -37,7 +37,6 @@ from eckart.experiments.splits import PARTS, Split, limit
 KINDS = tuple(AUTO_CLASSES)
 Examples = Dataset[dict[str, Any]]
 Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
-Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -225,29 +224,3 @@ def _encode(
         part: Rows([{"input_ids": b, "labels": b} for b in split.inputs]) for part, split in blocks.items()
     }
     return (rows["train"], rows["validation"], rows["test"]), stack, tokenizer
-
-
-def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """Mean score with its 95 % confidence interval over the examples.
-
-    For scores that are all 0 or 1 Wilson's interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n); otherwise the
-    normal one, x̄ ± z s/√n. Only the draw of the test examples is covered, not that of the seed.
-
-    Args:
-        scores: as `Task.per_example` gives them.
-
-    Returns:
-        Mean, lower and upper end; all NaN when a score is NaN.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
-    """
-    n = len(scores)
-    if not n:
-        raise InputError("scores: an interval needs at least one example")
-    mean = float(np.mean(scores))
-    if np.isin(scores, (0, 1)).all():
-        centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-        return mean, max(0.0, centre - half), min(1.0, centre + half)
-    half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
-    return mean, mean - half, mean + half

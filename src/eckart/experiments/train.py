@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from eckart.experiments.tasks import Z95, Task, interval
+from eckart.experiments.intervals import Z95, interval
+from eckart.experiments.tasks import Task
 
 WARMUP = 0.1
 """Share of the steps in which the learning rate rises; it then falls linearly to zero."""

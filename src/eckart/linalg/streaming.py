@@ -2,7 +2,7 @@
 
     block power   W_j = (n/|B_j|) Σ_{i∈B_j light} a_i a_iᵀ Z_{j−1} + (n/seen_j) Σ_{i heavy} a_i a_iᵀ Z_{j−1}
                   Z_j = qr(W_j)
-    Oja           v ← v + η a ⟨a, v⟩, normalised, its growth kept as a logarithm
+    Oja           v ← v + η a ⟨a, v⟩, normalised, its growth kept as a logarithm; V ← qr(V + η a aᵀV) for several
 
 A chunk of rows is ``X (rows, d)``, dense or sparse COO. Chunks of any size give the same numbers.
 
@@ -151,30 +151,34 @@ def _evict(state: BlockState, keep: Tensor) -> BlockState:
 
 @dataclass(frozen=True)
 class OjaState:
-    """Oja's rule for g rates at once, between two chunks."""
+    """Oja's rule between two chunks: one vector for each of g rates, or k orthonormal ones that share a rate."""
 
-    V: Float[Tensor, "g d"]
+    V: Float[Tensor, "v d"]
     rates: Float[Tensor, " g"]
-    log_growth: Float[Tensor, " g"]
+    log_growth: Float[Tensor, " v"]
     largest: Float[Tensor, " d"]
     energy: float = 0.0
     seen: int = 0
 
 
-def start_oja(v: Float[Tensor, " d"], rates: Float[Tensor, " g"]) -> OjaState:
-    """Before the first row, every rate from the same direction ``v``."""
-    V = (v / v.norm()).expand(len(rates), -1).clone()
-    return OjaState(V, rates.to(V), V.new_zeros(len(rates), dtype=torch.float64), torch.zeros_like(v))
+def start_oja(Z: Float[Tensor, "d k"], rates: Float[Tensor, " g"]) -> OjaState:
+    """Before the first row: every rate from the one column of ``Z``, or one rate from the span of several."""
+    V = (Z / Z.norm() if Z.shape[1] == 1 else torch.linalg.qr(Z).Q).mT
+    V = V.expand(max(len(rates), len(V)), -1).clone()
+    return OjaState(V, rates.to(V), V.new_zeros(len(V), dtype=torch.float64), torch.zeros_like(V[0]))
 
 
 def absorb_oja(state: OjaState, X: Float[Tensor, "c d"]) -> OjaState:
     """Apply Oja's rule to each row in order, as one triangular system for up to `OJA_ROWS` rows.
 
     Unnormalised, v_t = v_0 + Σ_{i≤t} c_i a_i with c_t = η ⟨a_t, v_{t−1}⟩, so that (I − η tril(X Xᵀ, −1)) c = η X v_0.
+    Orthonormal vectors may wait for their QR until then: it is that of the product of all steps.
     """
     square = row_squares(X).double()
     step = torch.log1p(float(state.rates.max()) * square).cumsum(0)
-    room = 0.4 * math.log(torch.finfo(state.V.dtype).max)  # of growth before a number would overflow
+    together, limits = len(state.V) > len(state.rates), torch.finfo(state.V.dtype)
+    # Growth before a number would overflow, or before vectors that grow together would lose a quarter of their digits.
+    room = -0.25 * math.log(limits.eps) if together else 0.4 * math.log(limits.max)
     V, growth, largest = state.V, state.log_growth, state.largest
     start = 0
     while start < len(square):
@@ -185,8 +189,13 @@ def absorb_oja(state: OjaState, X: Float[Tensor, "c d"]) -> OjaState:
         right = (state.rates[:, None] * (V @ rows.mT)).unsqueeze(2)
         c = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).squeeze(2)
         V = V + c @ rows
-        norms = V.norm(dim=1, keepdim=True)
-        V, growth = V / norms, growth + norms.squeeze(1).double().log()
+        if together:
+            q, r = torch.linalg.qr(V.mT)
+            V, norms = (q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)).mT, r.diagonal().abs()
+        else:
+            norms = V.norm(dim=1)
+            V = V / norms[:, None]
+        growth = growth + norms.double().log()
         start += len(rows)
     top = _rows(X, square.argmax().reshape(1)).squeeze(0)
     if top.norm() > largest.norm():

@@ -1,4 +1,4 @@
-"""What the estimators share: precision and place, progress, and files."""
+"""What the estimators share: checked hyper-parameters, precision and place, progress, and files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from eckart.errors import InputError
 from eckart.recovery import _files
+
+FLOATS = [np.float64, np.float32]
 
 
 def real(low: float, high: float | None = None, closed: str = "left") -> Interval:
@@ -48,18 +50,30 @@ def whole_or_nothing(method: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def fitting(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that checks the hyper-parameters first and is whole or nothing."""
+    return whole_or_nothing(_fit_context(prefer_skip_nested_validation=True)(method))
+
+
 class RecoveryEstimator(BaseEstimator):
     """Hyper-parameters of every estimator here: ``dtype``, ``device``, ``verbose`` and ``callback``.
 
-    ``dtype=None`` computes in the precision of the data: float32 in float32, everything else in float64.
+    ``dtype=None`` computes in the precision of the data: float32 in float32, everything else in float64. A class states
+    the constraints of its own hyper-parameters; those of its bases are added.
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "random_state": ["random_state"],
         "dtype": [None, StrOptions({"float32", "float64"})],
         "device": [None, str, torch.device],
         "verbose": ["verbose"],
         "callback": [None, callable],
     }
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        own = vars(cls).get("_parameter_constraints", {})
+        cls._parameter_constraints = super(cls, cls)._parameter_constraints | own
+        super().__init_subclass__(**options)
 
     def _keep(self, arguments: dict[str, Any]) -> None:
         """Store the constructor's arguments unchanged, as scikit-learn asks."""
@@ -110,6 +124,16 @@ class RecoveryEstimator(BaseEstimator):
             InputError: no such files, files that do not fit, or another estimator's.
         """
         return _files.load(cls, path)
+
+
+class RecoveryTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryEstimator):
+    """An estimator that turns rows, dense or sparse, into their factors."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.completion import RowSolver
 from eckart.recovery import _forms
-from eckart.recovery._base import RecoveryEstimator, to_numpy
+from eckart.recovery._base import RecoveryTransformer, to_numpy
 from eckart.recovery._biases import Biases, row_biases
 from eckart.recovery._ratings import Ids, Observations, whole_numbers
 
@@ -22,13 +21,12 @@ ROWS = 1024
 """Rows whose scores are in memory at once."""
 
 
-class CompletedMatrix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryEstimator):
+class CompletedMatrix(RecoveryTransformer):
     """The fitted side of `MatrixCompletion`. A row of zeros stands for whatever has no observation."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.sparse = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = True
         return tags
 
     def _set_model(self, U: Tensor, V: Tensor, biases: Biases) -> None:
@@ -191,6 +189,13 @@ class CompletedMatrix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Recover
                 f"X has shape {data.shape}, but {type(self).__name__} was fitted on {self._shape}"
             )
 
+    def _check_width(self, data: Observations) -> None:
+        if data.shape[1] != self.n_features_in_:
+            raise InputError(
+                f"X has {data.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input."
+            )
+
     def _mask(self, X: Any) -> sp.csr_array:
         data, _ = _forms.read(X, all_observed=True, ids=self._ids, grow=False, shape=self._shape)
         self._check_shape(data)
@@ -219,11 +224,7 @@ class CompletedMatrix(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Recover
             return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False)[0]
         shape = (int(np.max(X[0])) + 1, self.n_features_in_) if isinstance(X, tuple) and len(X) == 3 else None
         data, _ = _forms.read(X, all_observed=True, shape=shape)
-        if data.shape[1] != self.n_features_in_:
-            raise InputError(
-                f"X has {data.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
-                "features as input."
-            )
+        self._check_width(data)
         return data
 
     def _fold_in(self, data: Observations) -> tuple[Tensor, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
-from eckart.recovery._base import RecoveryEstimator, to_numpy
-
-FLOATS = [np.float64, np.float32]
+from eckart.recovery._base import FLOATS, RecoveryEstimator, real, to_numpy, whole
 
 
 class SensingEstimator(RegressorMixin, RecoveryEstimator):
@@ -26,14 +24,26 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
     scipy sparse, of vectors a_i that stand for A_i = a_i a_iᵀ.
     """
 
+    _pair: ClassVar[tuple[str, str]]  # the fitted attributes that hold the factors
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "alpha": [real(0, closed="neither")],
+        "max_iter": [whole(0)],
+        "tol": [real(0)],
+    }
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = True  # y is quadratic in a row of A
         tags.input_tags.sparse = tags.input_tags.three_d_array = True
         return tags
 
-    def _read(self, A: Any, y: Any, sample_weight: Any) -> tuple[Operator, Tensor, Tensor | None]:
-        """Measurements, what was measured and how often each counts, checked and in the precision of the fit."""
+    def _read(
+        self, A: Any, y: Any, sample_weight: Any, rectangular: str | None
+    ) -> tuple[Operator, Tensor, Tensor | None]:
+        """Measurements, what was measured and how often each counts, checked and in the precision of the fit.
+
+        ``rectangular`` says what recovers a matrix that is not square, where this fit does not.
+        """
         if _is_operator(A):
             operator, dtype = A, np.asarray(y).dtype
         elif getattr(A, "ndim", np.ndim(A) if isinstance(A, list) else 2) == 3:
@@ -57,19 +67,32 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
             checked = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
             weights = torch.as_tensor(checked).to(device, dtype)
         target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, dtype)
+        if rectangular and operator.shape_in[0] != operator.shape_in[1]:
+            raise InputError(f"A measures matrices of shape {operator.shape_in}: {rectangular}")
         return operator.to(dtype, device), target, weights
 
-    def _given(self, factor: Any, rows: int, shape: tuple[int, int], like: Tensor) -> Tensor:
-        """A factor of the start that the user gave, checked."""
-        checked = check_array(factor, dtype=FLOATS, input_name="init")
-        if checked.shape[0] != rows or checked.shape[1] > min(shape):
+    def _given(self, shape: tuple[int, int], symmetric: bool, like: Tensor) -> list[Tensor]:
+        """The factors of the start that the user gave, checked: one of a symmetric matrix, else two."""
+        given = [self.init] if symmetric else list(self.init)
+        if len(given) != 2 - symmetric:
+            raise InputError(f"init holds {len(given)} factors: give the left and the right one")
+        factors = []
+        for factor, rows in zip(given, shape, strict=False):
+            checked = check_array(factor, dtype=FLOATS, input_name="init")
+            if checked.shape[0] != rows or checked.shape[1] > min(shape):
+                raise InputError(
+                    f"init has shape {checked.shape}: this factor asks for ({rows}, k) with k ≤ {min(shape)}"
+                )
+            factors.append(torch.as_tensor(checked).to(like).clone())
+        if factors[0].shape[1] != factors[-1].shape[1]:
             raise InputError(
-                f"init has shape {checked.shape}: this factor asks for ({rows}, k) with k ≤ {min(shape)}"
+                f"init has {factors[0].shape[1]} and {factors[1].shape[1]} columns: give as many in both"
             )
-        return torch.as_tensor(checked).to(like).clone()
+        return factors
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        left, right = (torch.as_tensor(getattr(self, name)) for name in self._pair)
+        return left, right
 
     @property
     def matrix_(self) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.extmath import row_norms, safe_sparse_dot
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
@@ -15,17 +14,20 @@ from torch import Tensor
 from eckart.errors import InputError
 from eckart.linalg import streaming
 from eckart.linalg.streaming import HeavyRows
-from eckart.recovery._base import RecoveryEstimator, to_numpy
+from eckart.recovery._base import FLOATS, RecoveryTransformer, to_numpy
 
 
-class StreamResults(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryEstimator):
+class StreamResults(RecoveryTransformer):
     """Everything is read off the state when it is asked for, so that taking rows in costs nothing more."""
 
     def _estimate(self) -> tuple[Tensor, Tensor]:
         """Components as rows, and their eigenvalues of AᵀA."""
         check_is_fitted(self)
         state = self._state
-        if self.method != "block":
+        if self.method == "oja":
+            order = state.log_growth.argsort(descending=True, stable=True)
+            rows, values = state.V[order], (state.log_growth[order] / state.rates).to(state.V)
+        elif self.method == "oja-grid":
             pick = self.chosen_
             vector = state.V[pick] if pick >= 0 else state.largest / state.largest.norm().clamp_min(1e-300)
             value = state.log_growth[pick] / state.rates[pick] if pick >= 0 else state.largest.square().sum()
@@ -100,10 +102,19 @@ class StreamResults(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryE
         self._of("rates")
         return 0 if self.method == "oja" else streaming.grown_enough(self._state, self.growth_constant)
 
+    def _drift(self) -> float:
+        """The largest Rayleigh quotient of a block over the smallest of the second half, as if all were as long."""
+        ends = np.append(self.block_starts_[1:], self._state.seen - self._state.in_block)
+        tops = self.block_rayleigh_.max(1, initial=0) / (ends[: self._state.block] if self._n is None else 1)
+        if self.center and not self._whole:
+            tops = tops[1:]  # the first block had no mean to subtract
+        late = tops[len(tops) // 2 :]
+        return tops.max(initial=0) / max(late.min(initial=np.inf), 1e-300) if len(late) > 1 else 1.0
+
     def _rates(self, row_energy: float, n: int | None, d: int) -> np.ndarray:
         """Oja's rates, for rows of this mean squared norm."""
         if self.eta is not None:
-            rates = check_array(self.eta, ensure_2d=False, input_name="eta").reshape(-1)
+            rates = check_array(np.atleast_1d(self.eta), ensure_2d=False, input_name="eta").reshape(-1)
             if not (rates > 0).all() or (self.method == "oja" and len(rates) > 1):
                 raise InputError(f"eta is {self.eta}: positive, and one number for method='oja'")
             return rates
@@ -148,7 +159,7 @@ class StreamResults(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryE
             ValueError: another width than that of the stream.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         components = self.components_.astype(X.dtype, copy=False)
         return safe_sparse_dot(X, components.T, dense_output=True) - self.mean_.astype(X.dtype) @ components.T
 
@@ -159,7 +170,7 @@ class StreamResults(ClassNamePrefixFeaturesOutMixin, TransformerMixin, RecoveryE
     def score(self, X: Any, y: Any = None) -> float:
         """Share of ‖X − mean_‖_F² that the components hold, in [0, 1]."""
         held = float(np.square(self.transform(X), dtype=np.float64).sum())
-        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32])
+        X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         mean = self.mean_.astype(np.float64)
         crossed = safe_sparse_dot(X, mean[:, None], dense_output=True).sum()
         whole = row_norms(X, squared=True).sum(dtype=np.float64) - 2 * crossed + X.shape[0] * mean @ mean

@@ -70,15 +70,18 @@ def complete(
         options: further ones of `MatrixCompletion`.
 
     Raises:
-        InputError: a file that cannot be read or has no such columns, an option that the estimator does not take.
+        InputError: a file that cannot be read or has no such columns, an option that the estimator does not take, or
+            fewer users or items than the rank, in the file or in what the hold-out leaves of it.
     """
     from eckart.recovery import MatrixCompletion
 
     check_output(output, overwrite=overwrite)
     if not 0 <= test_share < 1:
-        raise InputError(f"test_share is {test_share}: give a share in [0, 1)")
+        raise InputError(f"--test-share is {test_share}: give a share in [0, 1)")
     table = _read_table(Path(ratings))
     model = _make(MatrixCompletion, options, n_components=rank, random_state=seed)
+    held = np.random.default_rng(seed).random(len(table)) < test_share
+    _check_sizes(table, table[~held], rank, test_share)
     total = model.max_iter * (2 if test_share else 1)
     done = 0
 
@@ -89,7 +92,6 @@ def complete(
             on_iteration(done, total)
 
     model.set_params(callback=step)
-    held = np.random.default_rng(seed).random(len(table)) < test_share
     tested: dict[str, Any] = {"test_ratings": int(held.sum()), "test_rmse": None, "bias_rmse": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,6 +115,21 @@ def complete(
         )
         (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _check_sizes(table: pd.DataFrame, kept: pd.DataFrame, rank: int, test_share: float) -> None:
+    """Refuse a rank that the table, or the part of it that is trained on, is too small for."""
+    from eckart.recovery._forms import pairs_of
+
+    for part, cause, remedy in (
+        (table, "the file holds", "give more of them or lower --rank"),
+        (kept, f"--test-share {test_share} leaves", "lower --test-share or --rank"),
+    ):
+        users, items = (ids.nunique() for ids in pairs_of(part))
+        if min(users, items) < rank:
+            raise InputError(
+                f"{cause} {len(part)} ratings of {users} users and {items} items, too few for rank {rank}: {remedy}"
+            )
 
 
 def _make(kind: type[E], options: dict[str, Any], **given: Any) -> E:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from eckart.errors import InputError
 from eckart.linalg.factored_descent import Switch, factored_descent, imbalance
 from eckart.linalg.operators import IdentityOperator, Operator, spectral_norm
-from eckart.recovery._base import RecoveryEstimator, real, to_numpy, whole, whole_or_nothing
+from eckart.recovery._base import fitting, real, to_numpy, whole
 from eckart.recovery._sensing import SensingEstimator
 
 STEP = 0.2
@@ -65,10 +64,10 @@ class MatrixSensingGD(SensingEstimator):
     Source: Xiong, Ding & Du, ICLR 2024, arXiv:2310.01769; the re-factoring is reconstructed from what the paper claims.
     """
 
+    _pair = ("left_", "right_")
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [whole(1)],
         "parametrization": [StrOptions({"asymmetric", "symmetric"})],
-        "alpha": [real(0, closed="neither")],
         "g_scale": [real(0, closed="neither")],
         "rebalance": [StrOptions({"once", "none"})],
         "beta": [StrOptions({"auto"}), real(0, closed="neither")],
@@ -77,10 +76,6 @@ class MatrixSensingGD(SensingEstimator):
         "eta": [StrOptions({"auto"}), real(0, closed="neither")],
         "momentum": [real(0, 1)],
         "init": [None, "array-like"],
-        "max_iter": [whole(0)],
-        "tol": [real(0)],
-        "random_state": ["random_state"],
-        **RecoveryEstimator._parameter_constraints,
     }
 
     def __init__(
@@ -107,8 +102,7 @@ class MatrixSensingGD(SensingEstimator):
     ) -> None:
         self._keep(locals())
 
-    @whole_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, A: Any, y: Any, sample_weight: Any = None) -> MatrixSensingGD:
         """Recover the matrix from y_i = ⟨A_i, M⟩.
 
@@ -121,12 +115,9 @@ class MatrixSensingGD(SensingEstimator):
             ValueError: y does not fit A, NaN or infinity, more components than the matrix has rows or columns.
             FloatingPointError: the descent diverged under a given ``eta``; nothing is fitted.
         """
-        operator, target, weights = self._read(A, y, sample_weight)
         symmetric = self.parametrization == "symmetric"
-        if symmetric and operator.shape_in[0] != operator.shape_in[1]:
-            raise InputError(
-                f"A measures matrices of shape {operator.shape_in}: parametrization must be 'asymmetric'"
-            )
+        rectangular = "parametrization must be 'asymmetric'" if symmetric else None
+        operator, target, weights = self._read(A, y, sample_weight, rectangular)
         shares = torch.ones_like(target) if weights is None else weights
         shares = shares / shares.sum() * (operator.m if isinstance(operator, IdentityOperator) else 1)
         top = float(spectral_norm(operator.adjoint(shares * target), symmetric)) or 1.0
@@ -165,15 +156,7 @@ class MatrixSensingGD(SensingEstimator):
         """F and G at the start; no G in the symmetric form."""
         shape, symmetric = operator.shape_in, self.parametrization == "symmetric"
         if self.init is not None:
-            given = [self.init] if symmetric else list(self.init)
-            if len(given) != (1 if symmetric else 2):
-                raise InputError(f"init holds {len(given)} factors: the asymmetric form takes (F, G)")
-            pairs = zip(given, shape, strict=False)
-            start = [self._given(factor, rows, shape, like) for factor, rows in pairs]
-            if start[0].shape[1] != start[-1].shape[1]:
-                raise InputError(
-                    f"init has {start[0].shape[1]} and {start[1].shape[1]} columns: give as many in both"
-                )
+            start = self._given(shape, symmetric, like)
             return start[0], None if symmetric else start[1]
         if self.n_components > min(shape):
             raise InputError(
@@ -186,6 +169,3 @@ class MatrixSensingGD(SensingEstimator):
             for size, rows in zip(sizes, shape, strict=True)
         )
         return F, None if symmetric else G
-
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(self.left_), torch.as_tensor(self.right_)

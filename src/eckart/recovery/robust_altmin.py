@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
@@ -24,7 +23,7 @@ from eckart.errors import InputError
 from eckart.linalg.completion import RowSolver, Solver, alternate, entries, inner_residual
 from eckart.recovery import _forms
 from eckart.recovery._alternation import halves_of, initial_factor, spread
-from eckart.recovery._base import RecoveryEstimator, real, to_numpy, whole, whole_or_nothing
+from eckart.recovery._base import fitting, real, to_numpy, whole, whole_or_nothing
 from eckart.recovery._biases import Biases, column_biases, fit_biases, row_biases
 from eckart.recovery._completed import CompletedMatrix
 from eckart.recovery._ratings import Ids, Observations, relabel
@@ -86,9 +85,7 @@ class MatrixCompletion(CompletedMatrix):
         "max_iter": [whole(1)],
         "tol": [real(0)],
         "clip": [None, "array-like"],
-        "random_state": ["random_state"],
         "n_jobs": [None, int],
-        **RecoveryEstimator._parameter_constraints,
     }
 
     def __init__(
@@ -118,8 +115,7 @@ class MatrixCompletion(CompletedMatrix):
     ) -> None:
         self._keep(locals())
 
-    @whole_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(
         self, X: Any, y: Any = None, *, sample_weight: Any = None, shape: tuple[int, int] | None = None
     ) -> MatrixCompletion:
@@ -203,11 +199,8 @@ class MatrixCompletion(CompletedMatrix):
         new, ids = _forms.read(X, sample_weight=sample_weight, all_observed=True, ids=self._ids, shape=shape)
         if not named:
             ids = self._ids
-            if cols is None and new.shape[1] != self.n_features_in_:
-                raise InputError(
-                    f"X has {new.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
-                    "features as input."
-                )
+            if cols is None:
+                self._check_width(new)
             if ids is not None:
                 raise InputError("X must be a frame with user, item and rating: the fit was of one")
         at = [relabel(new, axis, labels) for axis, labels in enumerate((rows, cols))]

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
@@ -26,7 +25,7 @@ from eckart.errors import InputError
 from eckart.linalg import streaming
 from eckart.linalg.operators import as_tensor
 from eckart.linalg.streaming import BlockState, OjaState
-from eckart.recovery._base import RecoveryEstimator, real, whole, whole_or_nothing
+from eckart.recovery._base import FLOATS, fitting, real, whole
 from eckart.recovery._stream import StreamResults
 
 PIECE = 4096
@@ -39,7 +38,7 @@ class StreamingPCA(StreamResults):
     """Block power method on a stream of rows in random order, rows of large norm kept apart. AᵀA is *not* centred.
 
     Args:
-        n_components: singular vectors to find; 1 for Oja's rule.
+        n_components: singular vectors to find; 1 for "oja-grid".
         method: "block", "oja" (one rate) or "oja-grid" (many rates at once, the smallest that grew enough: Price–Xun).
         n_samples: rows of the whole stream. Without it blocks double in size, which is less robust to heavy rows.
         n_blocks: "auto" takes ⌈ln d⌉, fewer where a block would have less than d/4 rows.
@@ -51,7 +50,7 @@ class StreamingPCA(StreamResults):
         growth_constant: "oja-grid" accepts a rate whose log growth is at least this times ln d.
         center: subtract the mean: that of X in `fit`, in `partial_fit` that of the blocks before.
         shuffle_buffer: rows held back and released in random order, for streams that are not shuffled.
-        init: the start (d, n_components + oversample), or (d,) for Oja's rule.
+        init: the start (d, n_components + oversample), or (d, n_components) for Oja's rule.
         random_state: seed of the start and of the shuffling.
 
     ``dtype``, ``device``, ``verbose`` and ``callback`` are those of `RecoveryEstimator`; the callback gets
@@ -59,11 +58,13 @@ class StreamingPCA(StreamResults):
 
     Attributes:
         components_: right singular vectors (k, d), the entry of largest size positive.
-        singular_values_, explained_variance_: estimates of σ and σ²/n (k). Oja's are lower bounds, from its growth.
+        singular_values_, explained_variance_: estimates of σ and σ²/n (k); Oja's from its growth, for one
+            component a lower bound.
         mean_: what `transform` subtracts (d).
         n_samples_seen_, n_heavy_, heavy_indices_: rows so far; how many are kept apart, and which.
         basis_, block_rayleigh_, block_starts_: Z (d, l); diag(ZᵀW) (p, l) and first row (p) of every block.
-        rates_, log_growth_, candidates_, chosen_: Oja's rates, growth (g), vectors (g, d); which was taken, −1 if none.
+        rates_, log_growth_, candidates_: Oja's rates (g), and growth and vector (d) for each, or for each component.
+        chosen_: which rate was taken, −1 if none.
         n_features_in_: d.
 
     Source: Kacham & Woodruff, NeurIPS 2024, arXiv:2412.11963; Price & Xun, FOCS 2024, arXiv:2408.10332. More than one
@@ -85,8 +86,6 @@ class StreamingPCA(StreamResults):
         "center": ["boolean"],
         "shuffle_buffer": [whole(0)],
         "init": [None, "array-like"],
-        "random_state": ["random_state"],
-        **RecoveryEstimator._parameter_constraints,
     }
 
     def __init__(
@@ -113,14 +112,7 @@ class StreamingPCA(StreamResults):
     ) -> None:
         self._keep(locals())
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    @whole_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, X: Any, y: Any = None) -> StreamingPCA:
         """One pass over all rows of X, in their order.
 
@@ -138,8 +130,7 @@ class StreamingPCA(StreamResults):
             )
         return self._take(X, X.shape[0], fresh=True).finalize()
 
-    @whole_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def partial_fit(self, X: Any, y: Any = None) -> StreamingPCA:
         """Take in the next rows of the stream, as many as there are.
 
@@ -168,32 +159,24 @@ class StreamingPCA(StreamResults):
             self._buffer = None
         if self.method == "oja-grid" and self.chosen_ < 0:
             self._warn("no rate grew enough, the gap is too small: the row of the largest norm is taken")
-        if self.method == "block":
-            ends = np.append(self.block_starts_[1:], self._state.seen - self._state.in_block)
-            tops = self.block_rayleigh_.max(1, initial=0) / (
-                ends[: self._state.block] if self._n is None else 1
+        if self.method == "block" and (drift := self._drift()) > DRIFT:
+            warnings.warn(
+                f"StreamingPCA: blocks differ {drift:.3g}-fold in their Rayleigh quotients, so that the rows are "
+                "not in random order; set shuffle_buffer",
+                stacklevel=2,
             )
-            tops = (
-                tops[1:] if self.center and not self._whole else tops
-            )  # the first block had no mean to subtract
-            late = tops[len(tops) // 2 :]
-            drift = tops.max(initial=0) / max(late.min(initial=np.inf), 1e-300)
-            if len(late) > 1 and drift > DRIFT:
-                warnings.warn(
-                    f"StreamingPCA: blocks differ {drift:.3g}-fold in their Rayleigh quotients, so that the rows are "
-                    "not in random order; set shuffle_buffer",
-                    stacklevel=2,
-                )
         return self
 
     def _validate(self, X: Any, reset: bool) -> Any:
-        X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
+        X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=FLOATS)
         if self.n_components > X.shape[1]:
             raise InputError(f"n_components is {self.n_components}: at most the {X.shape[1]} features")
-        if self.method != "block" and (self.n_components > 1 or self.center):
+        if self.method == "oja-grid" and self.n_components > 1:
             raise InputError(
-                f"method={self.method!r} finds one vector of AᵀA: n_components=1 and center=False"
+                f"n_components is {self.n_components}: method='oja-grid' finds one vector, 'oja' and 'block' several"
             )
+        if self.method != "block" and self.center:
+            raise InputError(f"center is True: method={self.method!r} finds vectors of AᵀA, 'block' centres")
         return X
 
     def _take(self, X: Any, n: int | None, *, fresh: bool) -> StreamingPCA:
@@ -221,7 +204,7 @@ class StreamingPCA(StreamResults):
     def _begin(self, X: Any, n: int | None, random: Any) -> tuple[BlockState | OjaState, bool]:
         """The state before the first row, and whether X is the whole matrix."""
         d, (dtype, device), whole = X.shape[1], self._place(X.dtype), n == X.shape[0]
-        columns = min(self.n_components + self.oversample, d) if self.method == "block" else 1
+        columns = min(self.n_components + self.oversample, d) if self.method == "block" else self.n_components
         if self.init is None:
             start = random.normal(size=(d, columns))
         else:
@@ -232,7 +215,8 @@ class StreamingPCA(StreamResults):
         Z = torch.as_tensor(start).to(device, dtype)
         if self.method != "block":
             energy = float(streaming.row_squares(as_tensor(X)).double().sum()) / X.shape[0]
-            return streaming.start_oja(Z[:, 0], torch.as_tensor(self._rates(energy, n, d))), whole
+            rates = torch.as_tensor(self._rates(energy, n, d))
+            return streaming.start_oja(Z[:, : self.n_components], rates), whole
         state = streaming.start_blocks(Z if self.init is not None else torch.linalg.qr(Z).Q)
         if self.center and whole:
             mean = torch.as_tensor(np.asarray(X.mean(axis=0)).ravel()).to(device, dtype)

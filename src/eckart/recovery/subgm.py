@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
@@ -33,7 +32,7 @@ from eckart.linalg.subgradient import (
     subgradient_descent,
     weighted_quantile,
 )
-from eckart.recovery._base import RecoveryEstimator, real, to_numpy, whole, whole_or_nothing
+from eckart.recovery._base import fitting, real, to_numpy, whole
 from eckart.recovery._sensing import HoldOut, SensingEstimator
 
 NORMAL_MEDIAN = 0.6745
@@ -80,25 +79,21 @@ class RobustLowRank(SensingEstimator):
     Source: Ma & Fattahi, JMLR 2023, arXiv:2202.08788; ``loss="huber"``, ``symmetric=False`` and the hold-out are ours.
     """
 
+    _pair = ("factor_", "right_factor_")
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "rank": [None, whole(1)],
         "loss": [StrOptions({"l1", "l2", "huber"})],
         "step": [StrOptions({"normalized_geometric", "geometric", "residual", "quantile", "constant"})],
         "eta0": [real(0, closed="neither")],
         "decay": [real(0, 1, closed="right")],
-        "alpha": [real(0, closed="neither")],
         "init": [StrOptions({"spectral", "random", "identity"}), "array-like"],
         "symmetric": ["boolean"],
-        "max_iter": [whole(0)],
-        "tol": [real(0)],
         "quantile": [real(0, 1, closed="both")],
         "norm": [StrOptions({"fro", "spectral"})],
         "delta": [real(0, closed="neither")],
         "scale": [StrOptions({"auto"}), real(0, closed="neither")],
         "validation_fraction": [real(0, 1)],
         "patience": [whole(1)],
-        "random_state": ["random_state"],
-        **RecoveryEstimator._parameter_constraints,
     }
 
     def __init__(
@@ -128,8 +123,7 @@ class RobustLowRank(SensingEstimator):
     ) -> None:
         self._keep(locals())
 
-    @whole_or_nothing
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fitting
     def fit(self, A: Any, y: Any, sample_weight: Any = None) -> RobustLowRank:
         """Recover X from y_i = ⟨A_i, X⟩ + s_i.
 
@@ -142,11 +136,8 @@ class RobustLowRank(SensingEstimator):
             ValueError: y does not fit A, NaN or infinity, a rank above the dimension.
             FloatingPointError: the descent left the numbers; nothing is fitted.
         """
-        operator, target, weights = self._read(A, y, sample_weight)
-        if self.symmetric and operator.shape_in[0] != operator.shape_in[1]:
-            raise InputError(
-                f"A measures matrices of shape {operator.shape_in}: symmetric=False recovers those"
-            )
+        rectangular = "symmetric=False recovers those" if self.symmetric else None
+        operator, target, weights = self._read(A, y, sample_weight, rectangular)
         scale = self._scale_of(target, weights)
         random = check_random_state(self.random_state)
         order = torch.as_tensor(random.permutation(operator.m))
@@ -205,9 +196,7 @@ class RobustLowRank(SensingEstimator):
         if rank > min(shape):
             raise InputError(f"rank is {rank}: at most {min(shape)} for matrices of shape {shape}")
         if not isinstance(self.init, str):
-            given = [self.init] if self.symmetric else self.init
-            pairs = zip(given, shape, strict=False)
-            start = [self._given(factor, rows, shape, target) / math.sqrt(scale) for factor, rows in pairs]
+            start = [factor / math.sqrt(scale) for factor in self._given(shape, self.symmetric, target)]
         elif self.init == "spectral":
             shares = torch.full_like(target, 1 / operator.m) if weights is None else weights / weights.sum()
             C = signed_mean(operator, target.sign(), shares, self.symmetric)
@@ -233,9 +222,6 @@ class RobustLowRank(SensingEstimator):
             )
         elif not self.converged_:
             self._warn(f"steps are still above tol={self.tol} after max_iter={self.max_iter}")
-
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(self.factor_), torch.as_tensor(self.right_factor_)
 
     def score(self, A: Any, y: Any, sample_weight: Any = None) -> float:
         """−median |y_i − ⟨A_i, X⟩|: greater is better, and outliers do not move it."""
