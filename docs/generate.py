@@ -25,6 +25,16 @@ FAMILIES = {
         "For [`eckart.adapt`]({docs}quickstart.md) and [`eckart compare`]({docs}commands/compare.md).",
         "methods",
     ),
+    "layers": (
+        "Layers",
+        "Modules to train from scratch, in `eckart.layers`; also as [transformers' models]({docs}layers/s4d.md).",
+        "layers",
+    ),
+    "metrics": (
+        "Metrics",
+        "Functions in `eckart.metrics`, torchmetrics classes, and [`eckart measure`]({docs}commands/measure.md).",
+        "metrics",
+    ),
     "recovery": (
         "Matrix recovery",
         "scikit-learn estimators in `eckart.recovery`; two also as [`eckart recover`]({docs}commands/recover.md).",

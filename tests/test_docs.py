@@ -22,7 +22,12 @@ import eckart
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HEADINGS = ("Equation", "When to use it", "Cost", "Options", "Published numbers", "Discrepancies", "Example")
-FAMILY_HEADINGS = {"adapters": ("What it saves",), "recovery": ("Attributes",)}
+FAMILY_HEADINGS = {
+    "adapters": ("What it saves",),
+    "layers": ("What it saves",),
+    "metrics": ("What it does not measure",),
+    "recovery": ("Attributes",),
+}
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 FENCE = re.compile(
     r"""^(?P<indent>[ ]*)(?:<!--[ ]no-run:[ ]*(?P<reason>.*?)[ ]*-->\n+[ ]*)?

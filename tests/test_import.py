@@ -15,6 +15,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 EXTRAS = (
     "optuna",
     "sqlalchemy",
+    "psycopg",
     "plotly",
     "jinja2",
     "pandas",
@@ -25,6 +26,7 @@ EXTRAS = (
     "sklearn",
     "scipy",
     "joblib",
+    "torchmetrics",
 )
 
 # A room may import itself, the rooms named here, and the plain modules at the top of the package.

@@ -22,7 +22,7 @@ _FACE = {
     "compare": "eckart.experiments.compare",
     "methods": "eckart._methods",
 }
-_ROOMS = ("adapters", "experiments", "linalg", "recovery")
+_ROOMS = ("adapters", "experiments", "layers", "linalg", "metrics", "recovery")
 
 try:
     __version__ = version("eckart")
@@ -37,8 +37,10 @@ __all__ = [
     "adapters",
     "compare",
     "experiments",
+    "layers",
     "linalg",
     "methods",
+    "metrics",
     "recovery",
 ]
 

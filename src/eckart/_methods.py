@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eckart import layers, metrics, recovery
 from eckart.adapters import ADAPTERS
 from eckart.errors import InputError
-from eckart.recovery import METHODS
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class MethodInfo:
 
     Attributes:
         slug: the method's name on the command line.
-        name: its name as its authors write it, or that of its estimator.
-        family: the room it lives in: ``"adapters"`` or ``"recovery"``.
+        name: its name as its authors write it, or that of its estimator, layer or function.
+        family: the room it lives in: ``"adapters"``, ``"layers"``, ``"metrics"`` or ``"recovery"``.
         paper: authors and year.
         arxiv: the arXiv id.
         knob: the option that sets its size.
@@ -59,8 +59,8 @@ def methods(family: str | None = None) -> list[MethodInfo]:
         )
         for slug, config in ADAPTERS.items()
     )
-    recovery = (MethodInfo(**method) for method in METHODS)
-    rows = sorted((*adapters, *recovery), key=lambda row: (row.family, row.slug))
+    others = (MethodInfo(**method) for room in (layers, metrics, recovery) for method in room.METHODS)
+    rows = sorted((*adapters, *others), key=lambda row: (row.family, row.slug))
     families = sorted({row.family for row in rows})
     if family is not None and family not in families:
         raise InputError(f"unknown family {family!r}: known are {', '.join(families)}")

@@ -1,0 +1,100 @@
+"""Effective, energy and stable rank of hidden states from the eigenvalues of their smaller Gram matrix."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from eckart.errors import InputError
+from eckart.linalg import spectrum
+from eckart.metrics._states import States, read_states
+
+
+def effective_rank(
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*batch n"] | None = None,
+    *,
+    power: float = 1.0,
+    normalise: bool = True,
+) -> Float[Tensor, "*batch"]:
+    """Effective rank of normalised hidden states, exp(−Σ p_i ln p_i) with p_i = σ_i^power / Σ σ^power.
+
+    Args:
+        hidden: hidden states of each text, float16 to float64; or matrices, with ``normalise=False``.
+        mask: True where a row is a token.
+        power: 1 is Roy & Vetterli's, and RankMe with ``normalise=False``; 2 is exp of the `matrix_entropy` in nats.
+        normalise: centre the tokens and bring them to unit length, as `normalised_states`.
+
+    Returns:
+        float32, or float64 for float64; NaN for a text that cannot be normalised.
+
+    Raises:
+        InputError: power not above 0, hidden states or a mask of the wrong type or shape.
+
+    Source: Roy & Vetterli, EUSIPCO 2007; Garrido et al., "RankMe", arXiv:2210.02885.
+    """
+    if not 0 < power < math.inf:
+        raise InputError(
+            f"power = {power}: give a number above 0, such as 1 (Roy & Vetterli) or 2 (exp of the entropy)"
+        )
+    states = read_states(hidden, mask, normalise)
+    return states.answer(spectrum.effective_rank(states.singular_values.pow(power)))
+
+
+def energy_rank(
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*batch n"] | None = None,
+    *,
+    energy: float = 0.9,
+    normalise: bool = True,
+) -> Float[Tensor, "*batch"]:
+    """Smallest r whose leading singular values hold a share of the squared norm, Σ_{i≤r} σ_i² ≥ energy · Σ σ_i².
+
+    Args:
+        hidden: hidden states of each text, float16 to float64; or matrices, with ``normalise=False``.
+        mask: True where a row is a token.
+        energy: the share, in (0, 1].
+        normalise: centre the tokens and bring them to unit length, as `normalised_states`.
+
+    Returns:
+        a whole number as float32, or float64 for float64; NaN for a text that cannot be normalised.
+
+    Raises:
+        InputError: energy outside (0, 1], hidden states or a mask of the wrong type or shape.
+    """
+    if not 0 < energy <= 1:
+        raise InputError(f"energy = {energy}: give a share above 0 and at most 1, such as 0.9")
+    states = read_states(hidden, mask, normalise)
+    return states.answer(leading(states, energy))
+
+
+def stable_rank(
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*batch n"] | None = None,
+    *,
+    normalise: bool = True,
+) -> Float[Tensor, "*batch"]:
+    """Stable rank of normalised hidden states, ‖Z‖_F² / ‖Z‖₂² = n / σ_1(Z)².
+
+    Args:
+        hidden: hidden states of each text, float16 to float64; or matrices, with ``normalise=False``.
+        mask: True where a row is a token.
+        normalise: centre the tokens and bring them to unit length, as `normalised_states`.
+
+    Returns:
+        float32, or float64 for float64; NaN for a text that cannot be normalised.
+
+    Raises:
+        InputError: hidden states or a mask of the wrong type or shape.
+
+    Source: Rudelson & Vershynin, J. ACM 54 (2007), arXiv:math/0503442.
+    """
+    states = read_states(hidden, mask, normalise)
+    return states.answer(spectrum.stable_rank(states.singular_values))
+
+
+def leading(states: States, energy: float = 0.9) -> Float[Tensor, "*batch"]:
+    """Singular values that hold this share of the squared norm."""
+    return spectrum.rank_within(states.singular_values, math.sqrt(1 - energy)).double()
