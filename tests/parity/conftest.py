@@ -5,6 +5,7 @@ A case is ``DIR/<slug>/<case>.npz`` with ``<case>.json`` beside it. Its replayer
     INPUTS        regular expressions that match, whole, the names of the arrays it takes
     NOT_COMPARED  expression -> why this array is neither an input nor compared (optional)
     UP_TO_SIGN    expression -> axis whose slices are compared up to their sign (optional)
+    TOLERANCE     expression -> the entry of the case's json that stands in for ``rtol`` (optional)
     replay(case)  -> outputs by name, made through the public API from ``case.inputs`` and ``case.hyper``
 
 Every array that is no input is an expected output and is compared at the tolerance of the case.
@@ -156,13 +157,17 @@ class Case:
         for name in expected:
             if name in outputs:
                 axis = _first(getattr(replayer, "UP_TO_SIGN", {}), name)
+                other = _first(getattr(replayer, "TOLERANCE", {}), name)
                 problem = self._difference(
-                    name, outputs[name], None if axis is None else replayer.UP_TO_SIGN[axis]
+                    name,
+                    outputs[name],
+                    None if axis is None else replayer.UP_TO_SIGN[axis],
+                    "rtol" if other is None else replayer.TOLERANCE[other],
                 )
                 problems += [problem] if problem else []
         assert not problems, f"{self.id}:\n  " + "\n  ".join(problems)
 
-    def _difference(self, name: str, actual: Any, sign_axis: int | None) -> str | None:
+    def _difference(self, name: str, actual: Any, sign_axis: int | None, tolerance: str) -> str | None:
         want = self.arrays[name]
         got = actual.detach().cpu().numpy() if isinstance(actual, Tensor) else np.asarray(actual)
         if got.shape != want.shape:
@@ -170,7 +175,7 @@ class Case:
         if sign_axis is not None:
             others = tuple(axis for axis in range(want.ndim) if axis != sign_axis % want.ndim)
             got = got * np.where((got * want).sum(axis=others, keepdims=True) < 0, -1, 1)
-        rtol, atol = self.description["rtol"], self.description["atol"]
+        rtol, atol = self.description[tolerance], self.description["atol"]
         wrong = ~np.isclose(got, want, rtol=rtol, atol=atol)
         if not wrong.any():
             return None
