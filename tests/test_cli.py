@@ -253,9 +253,8 @@ def test_methods(run: Run) -> None:
     assert code == 0
     rows = json.loads(run("methods", "--json")[1])
     assert all(row["slug"] in out and row["arxiv"] in out for row in rows)
-    families = [
-        json.loads(run("methods", "--family", name, "--json")[1]) for name in ("adapters", "recovery")
-    ]
+    names = ("adapters", "layers", "metrics", "recovery")
+    families = [json.loads(run("methods", "--family", name, "--json")[1]) for name in names]
     assert [row for family in families for row in family] == rows
     assert [row["slug"] for row in families[0]] == sorted(eckart.adapters.ADAPTERS)
     assert "unknown family 'adaptors'" in refusal(run("methods", "--family", "adaptors"))
@@ -408,7 +407,7 @@ def test_full_disk_while_exporting_leaves_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("eckart.adapters.convert.save_file", full)
+    monkeypatch.setattr("eckart.adapters.export.save_file", full)
     code, out, err = run("export", adapter, "--output", tmp_path / "lora")
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
@@ -444,3 +443,75 @@ def test_compare_prints_the_leaderboard(run: Run, bert: Path, reviews: Path, tmp
     assert all(re.search(re.escape(f"{100 * row['score']:.1f}%"), out) for row in told["leaderboard"])
     assert "unknown method" in refusal(run(*words[:5], "--methods", "svfitt", "--output", tmp_path / "z"))
     assert load_file(tmp_path / "results/adapters/svfit/adapter_model.safetensors")
+
+
+def test_measure(run: Run, bert: Path, reviews: Path, tmp_path: Path) -> None:
+    words = ("measure", "--data", reviews, "--max-length", 64, "--limit", 9, "--layers", "0,-1")
+    code, out, err = run(*words, "--model", bert, "--output", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "0 (embeddings)" in out and "2 (last)" in out
+    assert f"Means over 9 texts of {reviews}" in out
+    assert "Note: test: 9 of 16 texts." in out
+    with (tmp_path / "out" / "measure.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["layer"] for row in rows} == {"0", "2"}
+    assert all(f"{float(row['mean']):.4g} ± {float(row['ci']):.2g}" in out for row in rows)
+
+    gpt2 = write_gpt2(tmp_path / "gpt2")
+    both = (*words, "--model", bert, "--model", gpt2, "--output", tmp_path / "out")
+    out = run(*both)[1]
+    assert "2 (last)" in out and "1 (last)" in out and "embeddings" not in out
+    assert "the tokenizers differ" in out
+    told = json.loads(run(*both, "--json")[1])
+    assert told == json.loads((tmp_path / "out" / "measure.json").read_text())
+    assert [model["model"] for model in told["models"]] == [str(bert), str(gpt2)]
+    assert "skip_first is 0 there and 1 here" in refusal(run(*both, "--skip-first", 1))
+    assert run(*both, "--skip-first", 1, "--overwrite")[0] == 0
+
+    config = tmp_path / "measure.yaml"
+    config.write_text(
+        f"model: [{bert}, {gpt2}]\ndata: {reviews}\nmetrics: [stable_rank, nuclear_norm]\n"
+        "window: true\nmax-length: 16\nsplit: all\njson: true\n"
+    )
+    told = json.loads(run("measure", "--config", config)[1])
+    assert len(told["models"]) == 2
+    assert {score["metric"] for score in told["models"][0]["scores"]} == {
+        *("stable_rank", "nuclear_norm", "nuclear_norm_relative"),
+    }
+    assert all(model["tokens"] == 16 for model in told["models"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--metrics", "matrix_entropie"),
+            "unknown metric 'matrix_entropie': did you mean 'matrix_entropy'?",
+        ),
+        (("--layers", "first"), "--layers first: write all, last, or numbers with commas"),
+        (("--layers", "0,4"), "there is no layer 4: this model has 0 (embeddings) to 2 (last)"),
+        (("--split", "dev"), "split is 'dev'"),
+        (("--max-length", "999"), "--max-length 999: this model takes 2 to 128 tokens"),
+        (("--model", "/nowhere"), "--model /nowhere: no such directory"),
+        (("--data", "/nowhere.csv"), "--data /nowhere.csv"),
+        (("--limit", "train=3"), "'--limit'"),
+    ],
+)
+def test_measure_refuses(run: Run, bert: Path, reviews: Path, words: tuple[str, ...], message: str) -> None:
+    assert message in refusal(run("measure", "--model", bert, "--data", reviews, "--max-length", 64, *words))
+
+
+def test_interrupted_measure_says_how_to_go_on(
+    run: Run, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("measure", "--model", bert, "--data", reviews, "--max-length", 64, "--output", tmp_path / "out")
+    with monkeypatch.context() as patch:
+
+        def interrupt(*args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("eckart.experiments.measure.measure_model", interrupt)
+        code, out, err = run(*words)
+    assert (code, out) == (130, "")
+    assert "go on with the same command" in err
+    assert run(*words)[0] == 0

@@ -125,6 +125,20 @@ def rates(values: Sequence[str] | None) -> list[float] | dict[str, list[float]] 
         ) from None
 
 
+def layers(text: str) -> str | list[int]:
+    """``--layers``: "all" and "last" as they are, numbers with commas as a list.
+
+    Raises:
+        InputError: neither.
+    """
+    if text in ("all", "last"):
+        return text
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--layers {text}: write all, last, or numbers with commas, such as 0,3,6") from None
+
+
 def targets(text: str | None) -> str | list[str] | None:
     """One regular expression or "all-linear" as it is, names as a list."""
     if text is None or text == "all-linear" or set(text) & set("*+?[](){}|^$\\"):

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from eckart import __version__
-from eckart._arguments import Config, Debug, Json, limits, options, rates, targets
+from eckart._arguments import Config, Debug, Json, layers, limits, options, rates, targets
 from eckart._console import fail, progress, quiet, show, show_json, table
 from eckart._recover import recover
 from eckart.errors import InputError
@@ -317,7 +317,7 @@ def adapt(
 @app.command()
 def methods(
     family: Annotated[
-        str | None, typer.Option(help="Only methods of this family: adapters or recovery.")
+        str | None, typer.Option(help="Only methods of this family: adapters, layers, metrics or recovery.")
     ] = None,
     json_: Json = False,
     config: Config = None,
@@ -404,6 +404,104 @@ def inspect(
 
 
 @app.command()
+def measure(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Model directory or hub name; may be repeated. The built-in MiniLM when left out.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="File, directory or hub name; Python's own docstrings when left out."
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="With commas, out of matrix_nuclear_norm, matrix_entropy, effective_rank, energy_rank and stable_rank "
+            "(these when left out), nuclear_norm and renyi_entropy.",
+        ),
+    ] = None,
+    layers_: Annotated[
+        str, typer.Option("--layers", help="all, last, or numbers: 0 the embeddings, -1 the last.")
+    ] = "all",
+    split: Annotated[str, typer.Option(help="train, validation, test, or all of them.")] = "test",
+    text_column: TextColumn = None,
+    limit: Annotated[int, typer.Option(help="Texts (or windows) at most.")] = 200,
+    max_length: Annotated[int, typer.Option(help="Tokens of a text at most; the length of a window.")] = 256,
+    window: Annotated[
+        bool,
+        typer.Option("--window", help="Join the texts and cut them into windows of exactly that length."),
+    ] = False,
+    skip_first: Annotated[
+        int, typer.Option(help="Tokens at the start of each text that do not count, such as attention sinks.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(help="Texts in memory at a time.")] = 16,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write measure.csv, texts.csv, measure.svg and measure.json here."),
+    ] = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Measure nuclear norm, entropy and ranks of models' hidden states over texts. Resumes when repeated.
+
+    Example: `eckart measure --model path/to/small --model path/to/large --data texts.csv --window --output measured`
+    """
+    from eckart.experiments.measure import METRICS, measure
+
+    names = METRICS if metrics is None else [name.strip() for name in metrics.split(",")]
+    try:
+        with progress("measuring") as on_text:
+            measurement = measure(
+                model or None,
+                data,
+                metrics=names,
+                layers=layers(layers_),
+                text_column=text_column,
+                split=split,
+                max_length=max_length,
+                limit=limit,
+                batch_size=batch_size,
+                skip_first=skip_first,
+                window=window,
+                output=output,
+                overwrite=overwrite,
+                on_text=on_text,
+            )
+    except KeyboardInterrupt:
+        if output is not None and output.is_dir():
+            print("eckart: go on with the same command", file=sys.stderr)
+        raise
+    if json_:
+        show_json(measurement.to_dict())
+        return
+    models = measurement.models
+    columns = models[0].at()
+    rows = table("model", "layer", "width", "tokens", *(name.replace("_", " ") for name in columns))
+    short = [Path(scores.model).name for scores in models]
+    titles = short if len(set(short)) == len(models) else [scores.model for scores in models]
+    for title, scores in zip(titles, models, strict=True):
+        for number in scores.layers if len(models) == 1 else [scores.depth]:
+            shown = (f"{score.mean:.4g} ± {score.ci:.2g}" for score in scores.at(number).values())
+            layer = {0: "0 (embeddings)", scores.depth: f"{number} (last)"}.get(number, str(number))
+            rows.add_row(title, layer, str(scores.width), f"{scores.tokens:.1f}", *shown)
+    show(rows)
+    what = f"windows of {max_length:,} tokens" if window else "texts"
+    print(f"Means over {models[0].texts:,} {what} of {measurement.data} with their 95 % intervals.")
+    for note in measurement.notes:
+        print(f"Note: {note}.")
+    if output is not None:
+        print(f"Written: {output}")
+
+
+@app.command()
 def merge(
     adapter: Checkpoint,
     output: Output,
@@ -444,7 +542,7 @@ def export(
 
     Example: `eckart export --model path/to/base path/to/adapter --r 16 --output lora`
     """
-    from eckart.adapters.convert import export_lora
+    from eckart.adapters.export import export_lora
     from eckart.adapters.merge import load_adapted
     from eckart.files import check_output
 

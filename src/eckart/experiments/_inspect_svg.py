@@ -1,4 +1,4 @@
-"""The picture of an inspection: plain SVG text, so that no plotting library is needed."""
+"""The picture of an inspection."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 import torch
 
+from eckart.experiments._svg import GRID, INK, circle, document, line, polyline, rect, text
 from eckart.linalg import spectrum
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH, LEFT, SPAN, ROW, TOP, CURVES = 960, 330, 470, 18, 74, 230
 FIRST = TOP + CURVES + 96  # y of the first row
-INK, GRID, PLAIN, WIDE, LOW, MARK = "#1f2933", "#e6eaef", "#8a97a8", "#d3dae3", "#0b7285", "#c2410c"
+PLAIN, WIDE, LOW, MARK = "#8a97a8", "#d3dae3", "#0b7285", "#c2410c"
 
 
 def draw(inspection: Inspection) -> str:
@@ -26,54 +27,46 @@ def draw(inspection: Inspection) -> str:
     low = sum(layer.nearly_low_rank for layer in layers)
     level = TOP + CURVES * (1 - inspection.energy)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" font-family="system-ui, sans-serif">',
-        _rect(0, 0, WIDTH, height, "#ffffff"),
-        _text(20, 30, f"Spectra of {inspection.model}", size=17, weight=600),
-        _text(
+        text(20, 30, f"Spectra of {inspection.model}", size=17, weight=600),
+        text(
             20,
             50,
             f"Nearly low-rank: {low} of {len(layers)} weights. Factors that hold {percent} of their energy need "
             "at most half the numbers.",
         ),
-        _text(20, TOP + 14, "Energy held", weight=600),
-        _text(20, TOP + 30, "by the leading singular values"),
+        text(20, TOP + 14, "Energy held", weight=600),
+        text(20, TOP + 30, "by the leading singular values"),
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
         x, y, label = LEFT + share * SPAN, TOP + CURVES * (1 - share), f"{100 * share:g} %"
         parts += [
-            _line(x, TOP, x, TOP + CURVES, GRID),
-            _line(LEFT, y, LEFT + SPAN, y, GRID),
-            _text(LEFT - 8, y + 4, label, anchor="end"),
-            _text(x, TOP + CURVES + 18, label, anchor="middle"),
-            _line(x, FIRST - 8, x, height - 48, GRID),
-            _text(x, height - 32, label, anchor="middle"),
+            line(x, TOP, x, TOP + CURVES, GRID),
+            line(LEFT, y, LEFT + SPAN, y, GRID),
+            text(LEFT - 8, y + 4, label, anchor="end"),
+            text(x, TOP + CURVES + 18, label, anchor="middle"),
+            line(x, FIRST - 8, x, height - 48, GRID),
+            text(x, height - 32, label, anchor="middle"),
         ]
     axis = "rank, as a share of min(rows, columns)"
     parts += [
-        _text(LEFT + SPAN / 2, TOP + CURVES + 36, axis, anchor="middle"),
-        _text(LEFT + SPAN / 2, height - 14, axis, anchor="middle"),
-        _line(LEFT, level, LEFT + SPAN, level, MARK, dash="5 4"),
-        _text(LEFT + SPAN + 8, level + 4, percent, colour=MARK),
+        text(LEFT + SPAN / 2, TOP + CURVES + 36, axis, anchor="middle"),
+        text(LEFT + SPAN / 2, height - 14, axis, anchor="middle"),
+        line(LEFT, level, LEFT + SPAN, level, MARK, dash="5 4"),
+        text(LEFT + SPAN + 8, level + 4, percent, colour=MARK),
         *(_curve(layer) for layer in sorted(layers, key=lambda layer: layer.nearly_low_rank)),
         *_legend(FIRST - 34, percent),
         *(_row(layer, FIRST + ROW * i, inspection.energy) for i, layer in enumerate(layers)),
     ]
-    return "\n".join([*parts, "</svg>\n"])
+    return document(WIDTH, height, parts)
 
 
 def _curve(layer: LayerSpectrum) -> str:
     energy = spectrum.energy_curve(layer.singular_values)
     last = energy.numel() - 1
     picks = torch.linspace(0, last, min(last + 1, 120)).round().long().tolist()
-    points = " ".join(
-        f"{LEFT + SPAN * i / last:.1f},{TOP + CURVES * (1 - energy[i].item()):.1f}" for i in picks
-    )
+    points = ((LEFT + SPAN * i / last, TOP + CURVES * (1 - energy[i].item())) for i in picks)
     colour, opacity = (LOW, 0.85) if layer.nearly_low_rank else (PLAIN, 0.45)
-    return (
-        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.4" '
-        f'stroke-opacity="{opacity}"><title>{escape(layer.name)}</title></polyline>'
-    )
+    return polyline(points, colour, layer.name, opacity=opacity)
 
 
 def _row(layer: LayerSpectrum, y: float, energy: float) -> str:
@@ -85,13 +78,13 @@ def _row(layer: LayerSpectrum, y: float, energy: float) -> str:
     return "".join(
         [
             f"<g><title>{escape(json.dumps(layer.row(), ensure_ascii=False))}</title>",
-            _text(LEFT - 8, middle + 4, name, anchor="end", size=11, colour=ink),
-            _rect(LEFT, y + 4, scale * layer.ranks[0.99], ROW - 8, WIDE),
-            _rect(LEFT, y + 4, scale * layer.ranks[energy], ROW - 8, colour),
-            _circle(LEFT + scale * layer.stable_rank, middle),
-            _line(effective, y + 1, effective, y + ROW - 1, MARK, width=2),
-            _text(LEFT + SPAN + 10, middle + 4, f"{layer.shape[0]} × {layer.shape[1]}", size=11),
-            _text(WIDTH - 16, middle + 4, alpha, anchor="end", size=11),
+            text(LEFT - 8, middle + 4, name, anchor="end", size=11, colour=ink),
+            rect(LEFT, y + 4, scale * layer.ranks[0.99], ROW - 8, WIDE),
+            rect(LEFT, y + 4, scale * layer.ranks[energy], ROW - 8, colour),
+            circle(LEFT + scale * layer.stable_rank, middle),
+            line(effective, y + 1, effective, y + ROW - 1, MARK, width=2),
+            text(LEFT + SPAN + 10, middle + 4, f"{layer.shape[0]} × {layer.shape[1]}", size=11),
+            text(WIDTH - 16, middle + 4, alpha, anchor="end", size=11),
             "</g>",
         ]
     )
@@ -100,44 +93,11 @@ def _row(layer: LayerSpectrum, y: float, energy: float) -> str:
 def _legend(y: float, percent: str) -> list[str]:
     x = LEFT
     return [
-        _text(20, y, "Ranks of each weight", weight=600),
-        *(_rect(x, y - 9, 14, 10, PLAIN), _text(x + 19, y, f"{percent} of energy")),
-        *(_rect(x + 120, y - 9, 14, 10, WIDE), _text(x + 139, y, "99 %")),
-        *(_rect(x + 180, y - 9, 14, 10, LOW), _text(x + 199, y, "nearly low-rank")),
-        *(_line(x + 310, y - 11, x + 310, y + 2, MARK, width=2), _text(x + 317, y, "effective rank")),
-        *(_circle(x + 412, y - 4), _text(x + 421, y, "stable rank")),
-        _text(WIDTH - 16, y, "tail exponent", anchor="end"),
+        text(20, y, "Ranks of each weight", weight=600),
+        *(rect(x, y - 9, 14, 10, PLAIN), text(x + 19, y, f"{percent} of energy")),
+        *(rect(x + 120, y - 9, 14, 10, WIDE), text(x + 139, y, "99 %")),
+        *(rect(x + 180, y - 9, 14, 10, LOW), text(x + 199, y, "nearly low-rank")),
+        *(line(x + 310, y - 11, x + 310, y + 2, MARK, width=2), text(x + 317, y, "effective rank")),
+        *(circle(x + 412, y - 4), text(x + 421, y, "stable rank")),
+        text(WIDTH - 16, y, "tail exponent", anchor="end"),
     ]
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    size: int = 12,
-    weight: int = 400,
-    anchor: str = "start",
-    colour: str = INK,
-) -> str:
-    return (
-        f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
-        f'fill="{colour}">{escape(text)}</text>'
-    )
-
-
-def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:g}" fill="{fill}"/>'
-
-
-def _line(
-    x1: float, y1: float, x2: float, y2: float, colour: str, *, width: int = 1, dash: str = "none"
-) -> str:
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:g}" x2="{x2:.1f}" y2="{y2:g}" stroke="{colour}" '
-        f'stroke-width="{width}" stroke-dasharray="{dash}"/>'
-    )
-
-
-def _circle(x: float, y: float) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:g}" r="3.4" fill="#ffffff" stroke="{INK}"/>'

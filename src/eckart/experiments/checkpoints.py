@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,44 @@ def check_weights(checkpoint: Checkpoint) -> str:
         with file.open("rb") as content:
             sha.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     return sha.hexdigest()
+
+
+def load_pretrained(auto_class: str, checkpoint: Checkpoint, **options: Any) -> tuple[Any, set[str]]:
+    """A checkpoint as one of transformers' auto classes, in float32 on the CPU, and the names of the tensors that its
+    files lack or have in another shape: those are drawn from one seed.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                checkpoint.directory,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise InputError(f"--model {checkpoint.name} cannot be loaded: {first_line(error)}") from None
+    missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    return model, missing
+
+
+def refuse_incomplete(checkpoint: Checkpoint, fatal: Collection[str]) -> None:
+    """Refuse a checkpoint in which tensors are missing that its model needs.
+
+    Raises:
+        InputError: ``fatal`` holds a name.
+    """
+    if fatal:
+        raise InputError(
+            f"--model {checkpoint.name}: {len(fatal)} tensors are missing from its weights or have another shape than "
+            f"config.json says, {min(fatal)} among them; copy the model again"
+        )

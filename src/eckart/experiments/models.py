@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from eckart.errors import InputError
-from eckart.experiments.checkpoints import Checkpoint
-from eckart.experiments.tables import first_line
+from eckart.experiments.checkpoints import Checkpoint, load_pretrained, refuse_incomplete
 
 AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of the architectures that have one
     "text-classification": (
@@ -112,11 +111,9 @@ def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Ba
     Raises:
         InputError: an architecture that cannot do the task, weights that are incomplete or of other shapes.
     """
-    import transformers
     from transformers.models.auto import modeling_auto
 
     auto_class, architectures = AUTO_CLASSES[kind]
-    auto = getattr(transformers, auto_class)
     name, model_type = checkpoint.name, checkpoint.config().get("model_type")
     if model_type not in getattr(modeling_auto, architectures):
         raise InputError(
@@ -126,46 +123,28 @@ def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Ba
     if labels is not None:
         ids = dict(enumerate(labels))
         options = {"id2label": ids, "label2id": {label: i for i, label in ids.items()}}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model, info = auto.from_pretrained(
-                checkpoint.directory,
-                dtype=torch.float32,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                local_files_only=True,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise InputError(f"--model {name} cannot be loaded: {first_line(error)}") from None
+    model, missing = load_pretrained(auto_class, checkpoint, **options)
     if kind == "causal-lm" and _looks_ahead(model):
         raise InputError(
             f"--model {name} lets a position see later ones: it is an encoder, no causal language model; "
             "give a decoder such as GPT-2 or Llama, or a labelled data set"
         )
-    heads = _heads(model, info, name, labels)
+    heads = _heads(model, missing, checkpoint, labels)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FrozenStatisticsBatchNorm2d
     return Base(model.eval(), heads)
 
 
-def _heads(model: Any, info: dict[str, Any], name: str, labels: list[str] | None) -> list[str]:
+def _heads(model: Any, missing: set[str], checkpoint: Checkpoint, labels: list[str] | None) -> list[str]:
     """Modules to train beside an adapter; refuses a checkpoint that lacks anything else."""
-    missing = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     heads = (
         []
         if labels is None
         else _outer_heads(model, missing, len(labels)) + _untrained_poolers(model, missing)
     )
-    fatal = sorted(key for key in missing if not key.startswith(tuple(f"{head}." for head in heads)))
-    if fatal:
-        raise InputError(
-            f"--model {name}: {len(fatal)} tensors are missing from its weights or have another shape than config.json "
-            f"says, {fatal[0]} among them; copy the model again"
-        )
+    within = tuple(f"{head}." for head in heads)
+    refuse_incomplete(checkpoint, [key for key in missing if not key.startswith(within)])
     return heads
 
 
