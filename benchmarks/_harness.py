@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 import eckart
+from eckart.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -127,9 +128,9 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, rows: list[dict[str, Any]]) -> None:
     """Write the rows beside the machine they were measured on."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     print(f"\nwritten to {path}")
 
 
