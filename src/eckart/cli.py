@@ -476,7 +476,7 @@ def measure(
                 on_text=on_text,
             )
     except KeyboardInterrupt:
-        if output is not None and output.is_dir():
+        if output is not None:
             print("eckart: go on with the same command", file=sys.stderr)
         raise
     if json_:

@@ -42,10 +42,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, name: str = "--output") -> Path:
-    """Refuse an output directory that already holds something.
+    """Refuse an output directory that already holds something or cannot be made.
 
     Raises:
-        InputError: ``path`` is a file, or a directory that is not empty while ``overwrite`` is off.
+        InputError: ``path`` is a file or lies in one, or a directory that is not empty while ``overwrite`` is off, or
+            one that this user may not write to.
     """
     target = Path(path)
     if target.is_dir():
@@ -53,7 +54,31 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = False, name:
             raise InputError(f"{name} {target} is not empty: choose another directory or pass --overwrite")
     elif target.exists():
         raise InputError(f"{name} {target} is a file: choose a directory")
+    _check_place(target, target, name)
     return target
+
+
+def check_output_file(path: str | os.PathLike[str], name: str = "--output") -> Path:
+    """Refuse a file that cannot be written.
+
+    Raises:
+        InputError: ``path`` is a directory, or lies in a file or where this user may not write.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{name} {target} is a directory: name a file in it")
+    _check_place(target, target.absolute().parent, name)
+    return target
+
+
+def _check_place(target: Path, directory: Path, name: str) -> None:
+    """Refuse a target whose directory cannot be made or written to."""
+    directory = directory.absolute()
+    there = next(place for place in (directory, *directory.parents) if os.path.exists(place))
+    if not there.is_dir():
+        raise InputError(f"{name} {target}: {there} is a file: choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{name} {target}: {there} may not be written to: choose another place")
 
 
 @contextmanager

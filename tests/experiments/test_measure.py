@@ -514,6 +514,10 @@ def test_another_measurement_is_not_overwritten_unasked(
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     found = measure(bert, texts, **SMALL, output=folder, overwrite=True)
     assert json.loads((folder / "measure.json").read_text()) == found.to_dict()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="there is no layer 7"):
+        measure(bert, texts, **SMALL | {"layers": [7]}, output=folder, overwrite=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (folder / "measure.json").write_text("{}")
     with pytest.raises(InputError, match=r"its measure\.json is not a measurement's"):
         measure(bert, texts, **SMALL, output=folder)
@@ -534,7 +538,7 @@ def test_another_measurement_is_not_overwritten_unasked(
         ),
         ({"split": "dev"}, "split is 'dev': choose train, validation, test"),
         ({"layers": "first"}, "layers is 'first': give all, last"),
-        ({"layers": [7]}, "there is no layer 7"),
+        ({"layers": [7]}, "--model .*bert: layers: there is no layer 7"),
         ({"limit": 1}, "limit is 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"skip_first": 31}, "skip_first is 31: give 0 to 30"),
@@ -558,7 +562,7 @@ def test_options_that_are_refused(
     given = {"models": bert, "data": texts} | SMALL | options
     with pytest.raises(InputError, match=message):
         measure(**given, output=tmp_path / "out")
-    assert not (tmp_path / "out" / "measure.csv").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_text_file_is_measured_in_windows(gpt2: Path, tmp_path: Path) -> None:
@@ -593,6 +597,12 @@ def test_models_and_data_that_are_refused(bert: Path, gpt2: Path, texts: Path, t
         InputError, match=r"embeddings\.LayerNorm\.weight in model\.safetensors holds NaN or Inf"
     ):
         measure(tmp_path / "copy", texts, **SMALL)
+    config = json.loads((bert / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"hidden_size": "16"}))
+    save_file(load_file(bert / "model.safetensors"), tmp_path / "copy" / "model.safetensors")
+    with pytest.raises(InputError, match=r"copy cannot be loaded: .*'hidden_size'"):
+        measure(tmp_path / "copy", texts, **SMALL)
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
     del tensors["embeddings.LayerNorm.weight"]
     save_file(tensors, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 tensors are missing .*embeddings\.LayerNorm\.weight"):

@@ -519,6 +519,8 @@ def test_an_empty_batch_is_no_mistake() -> None:
         ({"dropout": 1.0}, r"dropout=1\.0: give a number in \[0, 1\)"),
         ({"max_length": 0}, "max_length=0: give a positive length"),
         ({"norm": "batch"}, "norm='batch': choose one of layer, rms"),
+        ({"real_scale": -1.0}, r"real_scale=-1\.0: give a factor of at least 0"),
+        ({"imag_scale": math.nan}, "imag_scale=nan: give a factor of at least 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -543,7 +545,11 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         (torch.zeros(5, 6), {}, r"x is torch.float32 of shape \(5, 6\)"),
         (torch.zeros(2, 5, 6).long(), {}, "x is torch.int64"),
         (torch.zeros(2, 5, 6) + 0j, {}, "x is torch.complex64"),
+        (torch.zeros(2, 5, 6).numpy(), {}, "x is a ndarray: give real numbers"),
         (torch.zeros(2, 5, 6), {"rate": 0.0}, r"rate=0\.0: give a positive factor"),
+        (torch.zeros(2, 5, 6), {"rate": math.inf}, "rate=inf: give a positive factor"),
+        (torch.zeros(2, 5, 6), {"mask": [[True] * 5] * 2}, "mask is a list: give booleans"),
+        (torch.zeros(2, 5, 6), {"state": ()}, "state is a tuple: give complex numbers"),
         (torch.zeros(2, 5, 6), {"mask": torch.ones(2, 5)}, "mask is torch.float32 of shape"),
         (torch.zeros(2, 5, 6), {"mask": torch.ones(2, 6).bool()}, r"give booleans of shape \(2, 5\)"),
         (torch.zeros(1, 3, 6), {"mask": torch.tensor([[False, True, True]])}, "pad on the right"),
@@ -558,16 +564,18 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
     ],
 )
 def test_sequences_that_cannot_be_are_refused(x: Tensor, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make(dtype=torch.float32, max_length=10)(x, **options)
+    for cls in (S4D, S4DBlock):
+        with pytest.raises(InputError, match=message):
+            make(cls, dtype=torch.float32, max_length=10)(x, **options)
 
 
 def test_steps_and_states_that_cannot_be_are_refused() -> None:
     layer, real = make(), make(init="real")
     state, x = layer.initial_state(2), numbers(2, 6)
-    for bad in (numbers(2, 7), numbers(2, 1, 6)):
-        with pytest.raises(InputError, match="x "):
-            layer.step(bad, state)
+    for bad in (numbers(2, 7), numbers(2, 1, 6), numbers(2, 6).long()):
+        for steps in (layer, make(S4DBlock)):
+            with pytest.raises(InputError, match=r"x is .*: give real numbers \(batch, 6\)"):
+                steps.step(bad, state)
     with pytest.raises(InputError, match=r"give complex numbers \(2, 6, 4\)"):
         layer.step(x, real.initial_state(2))
     with pytest.raises(InputError, match=r"give real numbers \(2, 6, 8\)"):

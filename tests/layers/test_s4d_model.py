@@ -362,7 +362,10 @@ EMPTY[3] = 0
         ({"vocab_size": 5}, {"input_ids": torch.zeros(2, 3)}, "input_ids is torch.float32"),
         ({}, {"input_values": signals(4, 2)}, r"give \(batch, length, 1\)"),
         ({"num_channels": 2}, {"input_values": signals()}, r"give \(batch, length, 2\)"),
-        ({}, {"input_values": torch.zeros(2, 0)}, "at least one"),
+        ({}, {"input_values": signals() + 0j}, "input_values is torch.complex64"),
+        ({}, {"input_values": torch.zeros(2, 0)}, "input_values has no time step"),
+        ({"vocab_size": 5}, {"input_ids": torch.zeros(2, 3).bool()}, "input_ids is torch.bool"),
+        ({"vocab_size": 300}, {"input_ids": torch.zeros(2, 0).long()}, "input_ids has no time step"),
         ({"max_position": 15}, {"input_values": signals()}, "length 16, above max_position=15"),
         ({}, {"input_values": signals(), "attention_mask": torch.ones(4, 3)}, "attention_mask has shape"),
         ({}, {"input_values": signals(), "attention_mask": LEFT}, "pad on the right"),
@@ -375,8 +378,18 @@ def test_bad_input_is_refused(options: dict[str, Any], inputs: dict[str, Tensor]
         tiny(**options)(**inputs)
 
 
+def test_bytes_are_tokens() -> None:
+    model = tiny(vocab_size=256).eval()
+    text = torch.tensor([list(b"bytes \xff")])
+    torch.testing.assert_close(model(input_ids=text.byte()).logits, model(input_ids=text).logits)
+
+
 def test_states_that_cannot_be_are_refused() -> None:
     model = tiny(S4DModel)
+    with pytest.raises(InputError, match=r"inputs has shape \(4, 16, 1\): give one time step"):
+        model.step(signals().unsqueeze(-1), model.initial_state(4))
+    with pytest.raises(InputError, match="state is a NoneType: give complex numbers"):
+        model.step(signals()[:, 0], [None, None])
     with pytest.raises(InputError, match="states has 1 entries: give one for each of 2 layers"):
         model.step(signals()[:, 0], model.initial_state(4)[:1])
     mask = torch.ones(4, LENGTH)

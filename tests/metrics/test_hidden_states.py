@@ -130,6 +130,15 @@ def test_a_single_feature_has_a_score_and_no_entropy() -> None:
     }
 
 
+@every_metric
+def test_numbers_whose_squares_overflow_cost_their_own_text_alone(name: str) -> None:
+    metric = getattr(eckart.metrics, name)
+    hidden = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wanted = metric(hidden, normalise=False)
+    found = metric(torch.stack([hidden[0], hidden[1] * 1e200]), normalise=False)
+    assert found[0] == wanted[0] and found[1].isnan()
+
+
 H = torch.randn(2, 5, 3)
 
 

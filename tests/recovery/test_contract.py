@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from problems import gaussian, light_rows, low_rank, masked, psd
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -170,8 +171,10 @@ def test_parameters_are_refused_in_the_words_of_scikit_learn(name: str) -> None:
     for wrong in ({"dtype": "float16"}, {"verbose": -1}):
         with pytest.raises(ValueError, match=rf"The '{next(iter(wrong))}' parameter of {name} must be"):
             clone(estimator).set_params(**wrong).fit(*data)
-    with pytest.raises(ValueError, match="device is 'nowhere'"):
-        clone(estimator).set_params(device="nowhere").fit(*data)
+    absent = "cuda" if not torch.cuda.is_available() else "cuda:99"
+    for device in ("nowhere", absent):
+        with pytest.raises(ValueError, match=f"device is '{device}'"):
+            clone(estimator).set_params(device=device).fit(*data)
 
 
 @each

@@ -67,6 +67,7 @@ def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: P
         ({"colour": 1}, "MatrixCompletion takes all_observed"),
         ({"rank": 0}, "'n_components' parameter .* Got 0 instead"),
         ({"reg": -1.0}, "'reg' parameter .* Got -1.0 instead"),
+        ({"n_jobs": 0}, "'n_jobs' parameter .* Got 0 instead"),
     ],
 )
 def test_complete_refuses(ratings: Path, tmp_path: Path, change, message: str) -> None:
@@ -136,6 +137,10 @@ def test_a_pipe_that_trickles() -> None:
         (b"", {"width": 4}, "rows: there are none"),
         (npy(ROWS.T.copy(order="C").T), {}, "column by column"),
         (npy(ROWS[0]), {}, r"of shape \(16,\)"),
+        (npy(ROWS[:0]), {}, r"of shape \(0, 16\): there are none"),
+        (npy(ROWS[:, :0]), {}, r"of shape \(3000, 0\): there are none"),
+        (npy(ROWS), {"width": 5}, "width is 5, and rows have 16 numbers by their header"),
+        (ROWS.tobytes(), {"width": 16, "dtype": "float64", "method": "oja"}, "give n_samples or eta"),
         (npy(np.array([["a"]])), {}, "and type <U1"),
         (npy(ROWS)[:9], {}, "broken .npy header"),
         (npy(np.array([[1.0, 2.0], [3.0, np.nan]])), {}, "NaN or infinity in row 2"),
@@ -150,6 +155,18 @@ def test_eigenvector_refuses(tmp_path: Path, data: bytes, options, message: str)
     assert not (tmp_path / "v.npy").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_rows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        (tmp_path, "is a directory: name a file in it"),
+        (tmp_path / "file" / "v.npy", "file is a file: choose another place"),
+    ):
+        rows = io.BytesIO(npy(ROWS))
+        with pytest.raises(InputError, match=message):
+            eigenvector(rows, output=output)
+        assert rows.tell() == 0
+
+
 def test_commands(ratings: Path, tmp_path: Path) -> None:
     run = typer.testing.CliRunner().invoke
     done = run(
@@ -160,3 +177,5 @@ def test_commands(ratings: Path, tmp_path: Path) -> None:
     done = run(recover, ["eigenvector", "-", "--json"], input=npy(ROWS))
     found = json.loads(done.stdout)
     assert found["rows"] == 3000 and cos2(np.array(found["components"][0]), ROWS) > 0.95
+    done = run(recover, ["eigenvector", "-", "--option", "method=oja-grid"], input=npy(ROWS))
+    assert done.exit_code == 0 and "3,000 rows of 16 numbers, 0 of them kept apart" in done.stdout

@@ -127,6 +127,7 @@ def load_pretrained(auto_class: str, checkpoint: Checkpoint, **options: Any) -> 
     """
     import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         with torch.random.fork_rng(devices=[]):
@@ -140,7 +141,7 @@ def load_pretrained(auto_class: str, checkpoint: Checkpoint, **options: Any) -> 
                 local_files_only=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
         raise InputError(f"--model {checkpoint.name} cannot be loaded: {first_line(error)}") from None
     missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     return model, missing

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,8 @@ def measure(
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
     about = asdict(settings) | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
-    if directory is not None:
-        _begin(directory, about, overwrite)
+    if directory is not None and not overwrite:
+        _check_settings(directory, about)
     done: list[ModelScores] = []
 
     def tell(texts_done: int, texts_there: int) -> None:
@@ -138,10 +139,12 @@ def measure(
 
     for sha, checkpoint in checkpoints.items():
         file = None if directory is None else directory / MODELS / f"{sha}.safetensors"
-        scores = None if file is None else kept(file)
+        scores = None if file is None or overwrite else kept(file)
         if scores is None:
             scores = _measure_checkpoint(checkpoint, texts, settings, batch_size, tell)
-            if file is not None:
+            if directory is not None and file is not None:
+                if not done:
+                    _begin(directory, about, overwrite)
                 keep(file, scores)
         done.append(replace(scores, model=checkpoint.name))
     measurement = Measurement(data_name, done, [*notes, *_notes(done)], about)
@@ -188,7 +191,7 @@ def _distinct(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
 
 
 def _begin(directory: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Say in the directory what is measured, or make sure that this is what it says already."""
+    """Say in the directory what is measured; what was there before goes, if that is asked for."""
     if overwrite:
         for name in (TABLE, TEXTS, PICTURE, ABOUT):
             (directory / name).unlink(missing_ok=True)
@@ -196,6 +199,11 @@ def _begin(directory: Path, about: dict[str, Any], overwrite: bool) -> None:
     if not (directory / ABOUT).is_file():
         with atomic_write(directory / ABOUT) as path:
             path.write_text(json.dumps({"settings": about}, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_settings(directory: Path, about: dict[str, Any]) -> None:
+    """Refuse a directory that says that something else is measured in it."""
+    if not (directory / ABOUT).is_file():
         return
     elsewhere = "choose another directory or pass --overwrite"
     try:
@@ -226,10 +234,8 @@ def _measure_checkpoint(
     with quiet():
         model = load_backbone(checkpoint)
         tokenizer = load_tokenizer(checkpoint, model, "causal-lm")
-    try:
+    with _naming(checkpoint):
         check_length(settings.max_length, tokenizer, model.config)
-    except InputError as error:
-        raise InputError(f"--model {checkpoint.name}: {error}") from None
     items, encode = _items(texts, tokenizer, settings)
     names = columns(settings.metrics)
     tokens = torch.zeros(len(items), dtype=torch.int32)
@@ -249,15 +255,16 @@ def _measure_checkpoint(
         values[:, rows] = torch.stack(list(found.values())).float()
         on_text(len(order), len(items))
 
-    scores = measure_model(
-        model.to(device()),
-        batches(),
-        name=checkpoint.name,
-        metrics=settings.metrics,
-        layers=settings.layers,
-        skip_first=settings.skip_first,
-        on_batch=on_batch,
-    )
+    with _naming(checkpoint):
+        scores = measure_model(
+            model.to(device()),
+            batches(),
+            name=checkpoint.name,
+            metrics=settings.metrics,
+            layers=settings.layers,
+            skip_first=settings.skip_first,
+            on_batch=on_batch,
+        )
     if not any(score.n for score in scores.at().values()):
         raise InputError(
             f"--data: none of {len(items)} texts has a score with --model {checkpoint.name}: fewer than two tokens of "
@@ -266,6 +273,15 @@ def _measure_checkpoint(
     vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
     held = {"tokens": tokens} | dict(zip(names, values, strict=True))
     return replace(scores, values=held, vocabulary=vocabulary)
+
+
+@contextmanager
+def _naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say in an error which of the models it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--model {checkpoint.name}: {error}") from None
 
 
 def _items(

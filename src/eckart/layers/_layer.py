@@ -99,11 +99,8 @@ class S4D(nn.Module):
     ) -> tuple[Float[Tensor, "batch h"], States]:
         """The output of `forward` at one more time step, and the state after it, at a cost that no length enters."""
         self._check_causal()
-        if x.dim() != 2:
-            raise InputError(
-                f"x has shape {tuple(x.shape)}: give (batch, {self.kernel.d_model}), one time step"
-            )
-        u = self._signal(x.unsqueeze(1)).squeeze(-1)
+        self.check_input(x, "batch")
+        u = x.to(self.kernel.dtype)
         self._check_state(state, len(x))
         y, state = recurrent_step(u, state, *self.kernel.discretized(rate), self.D[0])
         return self._mix(y.unsqueeze(-1)).squeeze(1).to(x.dtype), state
@@ -133,13 +130,20 @@ class S4D(nn.Module):
         self._check_state(state, len(u))
         return causal_convolution(u, past) + self.kernel.response(state, u.shape[-1], rate)
 
+    def check_input(self, x: Tensor, *axes: str) -> None:
+        """Refuse what is not real numbers of these axes and H channels.
+
+        Raises:
+            InputError: it is something else.
+        """
+        width = self.kernel.d_model
+        shaped = isinstance(x, Tensor) and x.dim() == len(axes) + 1 and x.shape[-1] == width
+        if not shaped or not x.is_floating_point():
+            raise InputError(f"x is {_kind(x)}: give real numbers ({', '.join(axes)}, {width})")
+
     def _signal(self, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch h length"]:
-        width, most = self.kernel.d_model, self.max_length
-        if x.dim() != 3 or x.shape[-1] != width or not x.is_floating_point():
-            raise InputError(
-                f"x is {x.dtype} of shape {tuple(x.shape)}: give real numbers (batch, length, {width})"
-            )
-        length = x.shape[1]
+        self.check_input(x, "batch", "length")
+        length, most = x.shape[1], self.max_length
         if length == 0:
             raise InputError("x has no time step: give a sequence of at least one")
         if most is not None and length > most:
@@ -147,11 +151,8 @@ class S4D(nn.Module):
                 f"x has length {length}, max_length={most}: cut it, or pass parts of it with a state"
             )
         if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
-                shapes = tuple(mask.shape), tuple(x.shape[:2])
-                raise InputError(
-                    f"mask is {mask.dtype} of shape {shapes[0]}: give booleans of shape {shapes[1]}"
-                )
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+                raise InputError(f"mask is {_kind(mask)}: give booleans of shape {tuple(x.shape[:2])}")
             if not torch.compiler.is_compiling() and bool((mask[:, 1:] > mask[:, :-1]).any()):
                 raise InputError("mask has padding before a real position: pad on the right")
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
@@ -165,12 +166,15 @@ class S4D(nn.Module):
 
     def _check_state(self, state: Tensor, batch: int) -> None:
         shape = batch, self.kernel.d_model, self.kernel.size
-        if state.shape != shape or state.is_complex() == self.kernel.is_real:
+        fits = isinstance(state, Tensor) and state.shape == shape
+        if not fits or state.is_complex() == self.kernel.is_real:
             kind = "real" if self.kernel.is_real else "complex"
-            raise InputError(
-                f"state is {state.dtype} of shape {tuple(state.shape)}: give {kind} numbers {shape}"
-            )
+            raise InputError(f"state is {_kind(state)}: give {kind} numbers {shape}")
 
     def _mix(self, y: Float[Tensor, "batch h length"]) -> Sequences:
         y = self.dropout(F.gelu(y)).mT
         return F.glu(self.output_linear(y.to(self.output_linear.weight.dtype)), dim=-1)
+
+
+def _kind(x: object) -> str:
+    return f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

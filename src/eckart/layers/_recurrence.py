@@ -13,7 +13,9 @@ class S4DRecurrence(nn.Module):
     """The linear part of an `S4D` layer step by step: x ← ā x + b̄ u, then y = 2 Re Σ_n c_n x_n + D u.
 
     Args:
-        dA, dB, C: ā, b̄ and c, each (H, n); kept as buffers, complex ones with (real, imaginary) as their last axis.
+        dA: ā, (H, n); a buffer, like the others, in which complex numbers have (real, imaginary) as their last axis.
+        dB: b̄, (H, n).
+        C: c, (H, n).
         D: (H,).
     """
 

@@ -38,14 +38,17 @@ class S4DKernel(nn.Module):
         discretization: "zoh" or "bilinear".
         real_transform: f, of the decay.
         dt_transform: g, of the step size.
-        dt_min, dt_max: Δ starts log-uniformly between them; 1 / Δ is about as many samples as a system remembers.
+        dt_min: Δ starts log-uniformly between this and dt_max; a system remembers about 1/Δ samples.
+        dt_max: see dt_min.
         dt_tie: one step size for a channel instead of one for each of its states.
         n_ssm: S, the number of different (A, B): channel h has those of h mod S. H where it is None.
         channels: kernels for each channel of the sequence, which differ in c only.
         is_real: real states, N numbers instead of N/2 complex ones. Where it is None: only for ``init="real"``.
         bandlimit: leave out states whose frequency Δ|Im a|/2π, in cycles per sample at rate 1, is at least half of
             this: with 1 those that the signal cannot have, with less also those that would alias at a higher rate.
-        real_random, real_scale, imag_scale: as in `initial_spectrum`.
+        real_random: as in `initial_spectrum`.
+        real_scale: as in `initial_spectrum`.
+        imag_scale: as in `initial_spectrum`.
 
     Raises:
         InputError: an unknown name, a number out of its range, an odd d_state of complex states, an n_ssm that does
@@ -113,6 +116,9 @@ class S4DKernel(nn.Module):
             raise InputError(f"n_ssm={self.n_ssm} does not divide d_model={self.d_model}: give a divisor")
         if not 0 < self.dt_min <= self.dt_max < math.inf:
             raise InputError(f"dt_min={self.dt_min}, dt_max={self.dt_max}: give 0 < dt_min <= dt_max")
+        for name in ("real_scale", "imag_scale"):
+            if not 0 <= self._start[name] < math.inf:
+                raise InputError(f"{name}={self._start[name]}: give a factor of at least 0")
         if self.bandlimit is not None and not self.bandlimit > 0:
             raise InputError(f"bandlimit={self.bandlimit}: give a positive number, or None for no limit")
 
@@ -198,7 +204,7 @@ class S4DKernel(nn.Module):
 
     def _system(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """log ā, b̄ (H, n) and c (channels, H, n), in float64."""
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise InputError(f"rate={rate}: give a positive factor")
         B, C = (_wide(x) if self.is_real else torch.view_as_complex(_wide(x)) for x in (self.B, self.C))
         A, B = (x.repeat(self.d_model // self.n_ssm, 1) for x in (self.A, B[0]))

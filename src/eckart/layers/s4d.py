@@ -61,12 +61,14 @@ class S4DBlock(nn.Module):
         mask: Bool[Tensor, "batch length"] | None = None,
     ) -> Sequences:
         """As `S4D.forward`."""
+        self.layer.check_input(x, "batch", "length")
         return self._add(x, self.layer(self._before(x), state, rate=rate, mask=mask))
 
     def forward_with_state(
         self, x: Sequences, state: States | None = None, rate: float = 1.0
     ) -> tuple[Sequences, States]:
         """As `S4D.forward_with_state`."""
+        self.layer.check_input(x, "batch", "length")
         y, state = self.layer.forward_with_state(self._before(x), state, rate)
         return self._add(x, y), state
 
@@ -74,6 +76,7 @@ class S4DBlock(nn.Module):
         self, x: Float[Tensor, "batch h"], state: States, rate: float = 1.0
     ) -> tuple[Float[Tensor, "batch h"], States]:
         """As `S4D.step`."""
+        self.layer.check_input(x, "batch")
         y, state = self.layer.step(self._before(x), state, rate)
         return self._add(x.unsqueeze(1), y.unsqueeze(1)).squeeze(1), state
 

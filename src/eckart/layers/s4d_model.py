@@ -23,6 +23,7 @@ from eckart.layers.s4d import S4D, S4DBlock, S4DKernel
 from eckart.layers.s4d_config import S4DConfig
 
 LayerStates = Sequence[Inexact[Tensor, "batch h n"]]
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass
@@ -102,6 +103,8 @@ class S4DModel(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
         if inputs is None or other is not None:
             raise InputError(f"give {self.main_input_name} alone: this model has vocab_size={tokens}")
         hidden = self._embed(inputs)
+        if hidden.shape[1] == 0:
+            raise InputError(f"{self.main_input_name} has no time step: give a sequence of at least one")
         if limit is not None and (length := hidden.shape[1]) > limit:
             raise InputError(
                 f"{self.main_input_name} has length {length}, above max_position={limit}: cut it"
@@ -141,7 +144,14 @@ class S4DModel(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
             inputs: a token for each row, or its number or numbers.
             states: `initial_state`, or those of the step before or of `forward` with ``use_cache``.
             rate: as in `forward`.
+
+        Raises:
+            InputError: inputs of another kind or shape, states of other layers or of another batch.
         """
+        if inputs.dim() > (2 if self.config.vocab_size is None else 1):
+            raise InputError(
+                f"inputs has shape {tuple(inputs.shape)}: give one time step, a token or numbers"
+            )
         hidden, after = self._embed(inputs.unsqueeze(1))[:, 0], []
         for layer, state in self._layers_with(states):
             hidden, reached = layer.step(hidden, cast(Tensor, state), rate)
@@ -151,12 +161,19 @@ class S4DModel(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
     def _embed(self, inputs: Tensor) -> Tensor:
         tokens, channels, shape = self.config.vocab_size, self.config.num_channels, tuple(inputs.shape)
         if tokens is None:
-            inputs = (inputs.unsqueeze(-1) if inputs.dim() == 2 else inputs).to(self.dtype)
-            if inputs.dim() != 3 or inputs.shape[-1] != channels:
-                raise InputError(f"input_values has shape {shape}: give (batch, length, {channels})")
-        elif inputs.dim() != 2 or inputs.is_floating_point() or inputs.is_complex():
+            inputs = inputs.unsqueeze(-1) if inputs.dim() == 2 else inputs
+            if inputs.dim() != 3 or inputs.shape[-1] != channels or inputs.is_complex():
+                raise InputError(
+                    f"input_values is {inputs.dtype} of shape {shape}: give (batch, length, {channels}), real"
+                )
+        elif inputs.dim() != 2 or inputs.dtype not in INTEGERS:
             raise InputError(f"input_ids is {inputs.dtype} of shape {shape}: give integers (batch, length)")
-        elif not torch.compiler.is_compiling() and bool(((inputs < 0) | (inputs >= tokens)).any()):
+        inputs = inputs.to(self.dtype if tokens is None else torch.long)
+        if (
+            tokens is not None
+            and not torch.compiler.is_compiling()
+            and bool(((inputs < 0) | (inputs >= tokens)).any())
+        ):
             low, high = int(inputs.min()), int(inputs.max())
             raise InputError(f"input_ids runs from {low} to {high}: vocab_size={tokens} has 0 … {tokens - 1}")
         return cast(Tensor, self.embeddings(inputs))
@@ -216,7 +233,9 @@ def _valid(
     mask = attention_mask.to(torch.bool)
     right = mask[:, :1].all() & (mask[:, 1:] <= mask[:, :-1]).all()
     if not torch.compiler.is_compiling() and not bool(right):
-        raise InputError("attention_mask has padding before a real step: pad on the right (padding_side)")
+        raise InputError(
+            "attention_mask has padding before a real step, or a row without one: pad on the right (padding_side)"
+        )
     return mask
 
 

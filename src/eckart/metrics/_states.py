@@ -13,6 +13,8 @@ from eckart.errors import InputError
 
 ROUNDING = 16
 """A centred row shorter than this many units of rounding of a typical token counts as zero."""
+LARGEST = 1e150
+"""Squares of larger numbers do not fit in float64."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def read_states(
     if mask is not None:
         x = torch.where(real.unsqueeze(-1), x, 0.0)
     if not normalise:
-        valid = (count > 0) & torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1)).isfinite()
+        valid = (count > 0) & (torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1)) < LARGEST)
         return States(torch.where(valid[..., None, None], x, 0.0), real, count, valid)
     mean = x.sum(-2, keepdim=True) / count.clamp(min=1)[..., None, None]
     x = x - mean

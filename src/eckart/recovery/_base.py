@@ -85,7 +85,7 @@ class RecoveryEstimator(BaseEstimator):
         try:
             device = torch.device(self.device or "cpu")
             torch.empty(0, device=device)
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
             raise InputError(f"device is {self.device!r}: {str(error).splitlines()[0]}") from None
         return getattr(torch, name), device
 

@@ -35,6 +35,10 @@ def read_header(stream: BinaryIO, width: int | None, dtype: str) -> tuple[int | 
     if len(shape) != 2 or fortran or kind.kind not in "fiu":
         layout = "column by column" if fortran else f"of shape {shape} and type {kind}"
         raise InputError(f"rows are an array {layout}: give numbers of shape (rows, d), saved row by row")
+    if min(shape) < 1:
+        raise InputError(f"rows are an array of shape {shape}: there are none")
+    if width not in (None, shape[1]):
+        raise InputError(f"width is {width}, and rows have {shape[1]} numbers by their header: leave it out")
     return shape[0], shape[1], kind, b""
 
 

@@ -69,7 +69,8 @@ class StreamResults(RecoveryTransformer):
 
     @property
     def heavy_indices_(self) -> np.ndarray:
-        return np.sort(to_numpy(self._of("heavy_row")))
+        check_is_fitted(self)
+        return np.sort(to_numpy(self._of("heavy_row"))) if self.method == "block" else np.zeros(0, np.int64)
 
     @property
     def basis_(self) -> np.ndarray:
@@ -120,7 +121,7 @@ class StreamResults(RecoveryTransformer):
             return rates
         if n is None:
             raise InputError(
-                f"method={self.method!r} derives its rates from the length of the stream: give n_samples"
+                f"method={self.method!r} derives its rates from the length of the stream: give n_samples or eta"
             )
         grid = (
             2.0 ** np.arange(math.ceil(math.log2(max(d, 2))) + 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.files import atomic_directory, atomic_write, check_output, check_output_file
 from eckart.recovery._rows import read_header, read_rows
 
 if TYPE_CHECKING:
@@ -196,11 +197,13 @@ def eigenvector(
         options: further ones of `StreamingPCA`.
 
     Raises:
-        InputError: no such file, not two dimensions, NaN or infinity, a stream that ends in the middle of a row
-            or before its last row.
+        InputError: no such file, not two dimensions, no rows, NaN or infinity, a stream that ends in the middle of a
+            row or before its last row, an output that cannot be written.
     """
     from eckart.recovery import StreamingPCA
 
+    if output is not None:
+        check_output_file(output)
     try:
         opened = contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb")  # noqa: SIM115
     except OSError as error:
@@ -218,6 +221,8 @@ def eigenvector(
         raise InputError("rows: there are none")
     pca.finalize()
     if output is not None:
-        with atomic_write(output) as path, path.open("wb") as file:
-            np.save(file, pca.components_)
+        content = io.BytesIO()  # NumPy's own writing to a file does not say that the disk is full
+        np.save(content, pca.components_)
+        with atomic_write(output) as path:
+            path.write_bytes(content.getvalue())
     return pca

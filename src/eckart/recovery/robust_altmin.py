@@ -11,12 +11,13 @@ Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from eckart.errors import InputError
@@ -85,7 +86,7 @@ class MatrixCompletion(CompletedMatrix):
         "max_iter": [whole(1)],
         "tol": [real(0)],
         "clip": [None, "array-like"],
-        "n_jobs": [None, int],
+        "n_jobs": [None, whole(1), Interval(Integral, None, -1, closed="right")],
     }
 
     def __init__(

@@ -35,7 +35,8 @@ def _run(case, hyper):
     layer.load_state_dict({n: case.inputs[f"{tag}_{n}"] for n in given}, strict=False)
     u = case.inputs[f"{tag}_u"].clone().requires_grad_()
     y = layer.convolve(u)
-    gradients = torch.autograd.grad(y, [u, *given.values()], case.inputs[f"{tag}_g"])
+    g = case.inputs.get(f"{tag}_g", torch.zeros_like(y))
+    gradients = torch.autograd.grad(y, [u, *given.values()], g)
     layer.eval().requires_grad_(False)
     dA, dB, _ = layer.kernel.discretized()
     outputs = {
