@@ -31,6 +31,7 @@ from eckart.layers import S4DConfig, S4DForSequenceClassification, param_groups
 
 NAME = "s4d_fashion"
 LENGTH, CLASSES, CHECKED = 784, 10, 1000  # CHECKED: validation images at the end of an epoch, for the curve
+OPTIONS = ("d_state", "init", "discretization", "real_random", "bidirectional")
 Images = tuple[Tensor, Tensor]
 
 
@@ -66,7 +67,7 @@ def make_model(run: dict[str, Any]) -> nn.Module:
             num_labels=CLASSES,
             max_position=LENGTH,
             dropout=run["dropout"],
-            **{key: run[key] for key in ("d_state", "init", "discretization", "bidirectional") if key in run},
+            **{key: run[key] for key in OPTIONS if key in run},
         )
     )
     if run["model"] != "s4d":
@@ -199,7 +200,9 @@ def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         run = {"model": model}
         if model == "s4d":
             run |= {"init": init, "discretization": discretization}
-            run |= {key: getattr(options, key) for key in ("d_state", "bidirectional", "recurrent")}
+            run |= {
+                key: getattr(options, key) for key in ("d_state", "real_random", "bidirectional", "recurrent")
+            }
         run |= {key: getattr(options, key) for key in shared}
         run["seed"] = seed
         made.setdefault(json.dumps(run), run)
@@ -218,6 +221,7 @@ def main() -> None:
     parser.add_argument("--model", type=words, default="s4d", help="s4d, gru, attention")
     parser.add_argument("--init", type=words, default="legs", help="legs, lin, inv, real, rand, …")
     parser.add_argument("--discretization", type=words, default="zoh", help="zoh, bilinear")
+    parser.add_argument("--real-random", action="store_true", help="S4D starts from random decays too")
     parser.add_argument("--bidirectional", action="store_true")
     parser.add_argument("--recurrent", action="store_true", help="test S4D also step by step")
     parser.add_argument("--width", type=int, default=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,15 @@ from transformers import (
 )
 
 from eckart import InputError
-from eckart.layers import S4DConfig, S4DForSequenceClassification, S4DModel, param_groups
+from eckart.layers import (
+    S4D,
+    S4DBlock,
+    S4DConfig,
+    S4DForSequenceClassification,
+    S4DKernel,
+    S4DModel,
+    param_groups,
+)
 
 LENGTH = 16
 
@@ -50,6 +59,21 @@ def test_transformers_leaves_the_start_of_the_layers_alone(cls: type[Any]) -> No
         assert 0.5 < kernel.C.std() < 0.9 and block.layer.D.std() > 0.3
         assert block.layer.output_linear.bias.abs().min() > 0
     assert len({float(block.layer.D.detach().sum()) for block in blocks}) == 2
+
+
+def test_every_option_of_a_layer_is_one_of_the_config_and_reaches_it() -> None:
+    offered = inspect.signature(S4DConfig.__init__).parameters
+    for layer, given in (
+        (S4DBlock, {"d_model"}),
+        (S4D, {"d_model", "max_length"}),
+        (S4DKernel, {"d_model", "channels"}),
+    ):
+        options = inspect.signature(layer.__init__).parameters.keys() - {"self", "options"} - given
+        assert options <= offered.keys()
+    slow, fast = (tiny(init="lin", imag_scale=scale).s4d.layers[0].layer.kernel.A_imag for scale in (1, 2))
+    assert torch.allclose(2 * slow[:, 1:], fast[:, 1:])
+    assert len(tiny(real_random=True).s4d.layers[0].layer.kernel.A_real.unique()) > 1
+    assert torch.allclose(tiny(real_scale=3.0).s4d.layers[0].layer.kernel.A_real.exp(), torch.tensor(1.5))
 
 
 def test_a_start_is_drawn_from_the_seed() -> None:

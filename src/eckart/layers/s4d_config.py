@@ -25,7 +25,8 @@ BLOCK = (
         "dt_tie",
         "n_ssm",
     ),
-    *("is_real", "bandlimit", "bidirectional", "dropout", "norm", "prenorm"),
+    *("is_real", "bandlimit", "real_random", "real_scale", "imag_scale"),
+    *("bidirectional", "dropout", "norm", "prenorm"),
 )
 
 
@@ -67,6 +68,9 @@ class S4DConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         n_ssm: int | None = None,
         is_real: bool | None = None,
         bandlimit: float | None = None,
+        real_random: bool = False,
+        real_scale: float = 1.0,
+        imag_scale: float = 1.0,
         bidirectional: bool = False,
         dropout: float = 0.1,
         norm: str = "layer",
@@ -80,6 +84,7 @@ class S4DConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.d_state, self.n_ssm, self.is_real, self.bandlimit = d_state, n_ssm, is_real, bandlimit
         self.init, self.discretization, self.real_transform = init, discretization, real_transform
         self.dt_transform, self.dt_min, self.dt_max, self.dt_tie = dt_transform, dt_min, dt_max, dt_tie
+        self.real_random, self.real_scale, self.imag_scale = real_random, real_scale, imag_scale
         self.bidirectional, self.dropout, self.norm, self.prenorm = bidirectional, dropout, norm, prenorm
         _choose("problem_type", kwargs.get("problem_type") or PROBLEMS[0], PROBLEMS)
         super().__init__(**kwargs)
