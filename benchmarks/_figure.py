@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
+
+from eckart.experiments._svg import GRID, circle, document, line, polyline, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 76, 46, 190, 56
 COLOURS = ("#0b7285", "#c2410c", "#5f3dc4", "#2b8a3e", "#868e96", "#e67700", "#1864ab", "#a61e4d")
@@ -32,33 +33,31 @@ def line_chart(
     place_x, ticks_x = _axis(xs, log_x, LEFT, WIDTH - RIGHT)
     place_y, ticks_y = _axis(ys, log_y, HEIGHT - BOTTOM, TOP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" '
-        f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(LEFT, 26, title, "start", 15),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label),
-        f'<g transform="rotate(-90 16 {HEIGHT / 2})">{_text(16, HEIGHT / 2, y_label)}</g>',
+        text(LEFT, 26, title, size=15),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label, anchor="middle"),
+        f'<g transform="rotate(-90 16 {HEIGHT / 2})">{text(16, HEIGHT / 2, y_label, anchor="middle")}</g>',
     ]
     for value in ticks_x:
         parts += [
-            _line(place_x(value), TOP, place_x(value), HEIGHT - BOTTOM),
-            _text(place_x(value), HEIGHT - 36, _show(value)),
+            line(place_x(value), TOP, place_x(value), HEIGHT - BOTTOM, GRID),
+            text(place_x(value), HEIGHT - 36, _show(value), anchor="middle"),
         ]
     for value in ticks_y:
         y = place_y(value)
-        parts += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 6, y + 4, _show(value), "end")]
+        parts += [
+            line(LEFT, y, WIDTH - RIGHT, y, GRID),
+            text(LEFT - 6, y + 4, _show(value), anchor="end"),
+        ]
     for i, (name, points) in enumerate(kept.items()):
         colour, y = COLOURS[i % len(COLOURS)], TOP + 10 + 20 * i
-        path_of = " ".join(f"{place_x(x):.1f},{place_y(v):.1f}" for x, v in points)
-        parts.append(f'<polyline points="{path_of}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        marks = [(place_x(x), place_y(v)) for x, v in points]
+        parts.append(polyline(marks, colour, name, width=1.8))
         if len(points) <= 24:
-            parts += [
-                f'<circle cx="{place_x(x):.1f}" cy="{place_y(v):.1f}" r="3" fill="{colour}"/>'
-                for x, v in points
-            ]
-        parts.append(_line(WIDTH - RIGHT + 12, y, WIDTH - RIGHT + 34, y, colour, 2.4))
-        parts.append(_text(WIDTH - RIGHT + 40, y + 4, name, "start"))
+            parts += [circle(x, v, radius=3, fill=colour, stroke=colour) for x, v in marks]
+        parts.append(line(WIDTH - RIGHT + 12, y, WIDTH - RIGHT + 34, y, colour, width=2))
+        parts.append(text(WIDTH - RIGHT + 40, y + 4, name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
+    path.write_text(document(WIDTH, HEIGHT, parts), encoding="utf-8")
 
 
 def _axis(values, log: bool, start: float, stop: float):
@@ -75,12 +74,3 @@ def _axis(values, log: bool, start: float, stop: float):
 
 def _show(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", size: int = 12) -> str:
-    style = f'text-anchor="{anchor}" font-size="{size}" fill="#1f2933"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str = "#e6eaef", width: float = 1) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"/>'

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _fit import exponent
 
 from eckart.recovery import MatrixCompletion
 
@@ -57,10 +58,6 @@ def measure(data, shape, k: int, solver: str, iterations: int) -> tuple[float, f
         callback=lambda *_: marks.append(time.process_time()),
     ).fit(data, shape=shape)
     return float(np.diff(marks).min()), model.train_rmse_
-
-
-def exponent(x, y) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from _figure import line_chart
 from _harness import save, table
 from rich.progress import track
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -111,11 +112,6 @@ def train(width: int, seed: int, steps: int, train_text: Tensor, held_out: Tenso
     return rows
 
 
-def spearman(x: list[float], y: list[float]) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def correlations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each metric the rank correlation with the loss: over the stages of one network (mean and range of the runs),
     over those stages without the untrained one, over the widths at the end of training, and over everything."""
@@ -128,7 +124,7 @@ def correlations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for metric in METRICS:
 
         def rho(part: list[dict[str, Any]], metric: str = metric) -> float:
-            return spearman([r[metric] for r in part], [r["bits_per_byte"] for r in part])
+            return float(spearmanr([r[metric] for r in part], [r["bits_per_byte"] for r in part]).statistic)
 
         by_run = [rho(run) for run in runs]
         found.append(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from _figure import line_chart
+from _fit import exponent
 
 from eckart.recovery import IdentityOperator, MatrixCompletion, MatrixSensingGD, RobustLowRank, StreamingPCA
 
@@ -30,10 +31,6 @@ def low_rank(m: int, n: int, sigma: np.ndarray, seed: int = 0, symmetric: bool =
     rng = np.random.default_rng(seed)
     u, v = (np.linalg.qr(rng.normal(size=(size, len(sigma))))[0] for size in (m, n))
     return (u * sigma) @ (u if symmetric else v).T
-
-
-def slope(x: Any, y: Any) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def thin(errors: np.ndarray, points: int = 200) -> list[tuple[float, float]]:
@@ -70,7 +67,7 @@ def matrix_sensing_gd(output: Path, _: argparse.Namespace) -> Numbers:
     numbers: Numbers = {}
     for k in (r + 1, r + 5):
         errors, t = runs[f"symmetric, k = {k}"], np.arange(2_000, 20_001)
-        numbers[f"symmetric k={k}: log-log slope (theory -2)"] = slope(t, errors[t])
+        numbers[f"symmetric k={k}: log-log slope (theory -2)"] = exponent(t, errors[t])
         numbers[f"symmetric k={k}: (2 eta t)^2 error at 20000 (theory {k - r})"] = float(
             (0.2 * 20_000) ** 2 * errors[20_000]
         )
@@ -246,7 +243,7 @@ def streaming_top_eigenvector(output: Path, _: argparse.Namespace) -> Numbers:
     tail = [(g, e) for g, e in block if g >= 2]
     return {
         "1 - cos^2 at R = 1.5 … 64, block": [e for _, e in block],
-        "exponent of 1 - cos^2 in R for R >= 2 (theory: at most -1)": slope(*zip(*tail, strict=True)),
+        "exponent of 1 - cos^2 in R for R >= 2 (theory: at most -1)": exponent(*zip(*tail, strict=True)),
         **{
             f"1 - cos^2 at 5 … 80 heavy rows: {name}": [e for _, e in points]
             for name, points in by_heavy.items()

@@ -23,9 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from _figure import line_chart
+from _fit import exponent
 from _harness import save, table
 from torch import Tensor
 
@@ -68,10 +68,6 @@ def take_turns(hidden: Tensor, seconds: float) -> tuple[dict[str, list[float]], 
                 values[name] = float(arm(hidden))
                 samples[name].append(time.perf_counter() - before)
     return samples, values
-
-
-def exponent(sizes: list[int], seconds: list[float]) -> float:
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def measure(sizes: list[int], tokens: int | None, seconds: float) -> list[dict[str, Any]]:

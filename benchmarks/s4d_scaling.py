@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from _figure import line_chart
+from _fit import exponent
 from _harness import interleave, save, table
 from torch import Tensor, nn
 
@@ -92,7 +93,7 @@ def main() -> None:
             fits.append(
                 {
                     "arm": arm,
-                    "exponent in L log L": float(np.polyfit(np.log(nlogn), np.log(ms), 1)[0]),
+                    "exponent in L log L": exponent(nlogn, ms),
                     "last doubling": float(math.log(ms[-1] / ms[-2]) / math.log(nlogn[-1] / nlogn[-2])),
                 }
             )

@@ -157,3 +157,4 @@ Config = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the full traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output directory.")]

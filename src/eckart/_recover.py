@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from eckart._arguments import Config, Debug, Json
+from eckart._arguments import Config, Debug, Json, Overwrite
 from eckart._arguments import options as parse_options
 from eckart._console import progress, show, show_json, table
 
@@ -38,9 +38,7 @@ def complete(
     test_share: Annotated[float, typer.Option(help="Share of the ratings held out for the error.")] = 0.1,
     option: Option = None,
     seed: Annotated[int, typer.Option(help="Of the hold-out and of the start.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in the output directory.")
-    ] = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
     config: Config = None,
     debug: Debug = False,

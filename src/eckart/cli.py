@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from eckart import __version__
-from eckart._arguments import Config, Debug, Json, layers, limits, options, rates, targets
+from eckart._arguments import Config, Debug, Json, Overwrite, layers, limits, options, rates, targets
 from eckart._console import fail, progress, quiet, show, show_json, table
 from eckart._recover import recover
 from eckart.errors import InputError
@@ -75,7 +75,6 @@ def _root(
 
 
 Output = Annotated[Path, typer.Option(metavar="DIR", help="Directory to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output directory.")]
 Model = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Model directory or hub name; the built-in MiniLM when left out."),
@@ -412,12 +411,7 @@ def measure(
             help="Model directory or hub name; may be repeated. The built-in MiniLM when left out.",
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA", help="File, directory or hub name; Python's own docstrings when left out."
-        ),
-    ] = None,
+    data: Data = None,
     metrics: Annotated[
         str | None,
         typer.Option(

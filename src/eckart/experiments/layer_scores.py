@@ -13,6 +13,7 @@ from eckart.experiments._scores import ModelScores, Score
 from eckart.experiments.hidden_states import hidden_states
 from eckart.experiments.intervals import Z95
 from eckart.metrics import measure_states
+from eckart.metrics.measured import check_metrics
 
 METRICS = ("matrix_nuclear_norm", "matrix_entropy", "effective_rank", "energy_rank", "stable_rank")
 BOUNDED = ("matrix_nuclear_norm", "nuclear_norm")
@@ -108,7 +109,8 @@ def known_metrics(metrics: Sequence[str]) -> list[str]:
     """
     if not metrics or isinstance(metrics, str):
         raise InputError(f"metrics is {metrics!r}: give names such as {', '.join(METRICS)}")
-    return list(measure_states(torch.ones(2, 1), metrics=list(metrics)))
+    check_metrics(metrics)
+    return list(dict.fromkeys(metrics))
 
 
 def columns(metrics: Sequence[str]) -> list[str]:

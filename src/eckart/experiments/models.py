@@ -31,15 +31,6 @@ AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of t
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     ),
 }
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "*.bpe.model",
-)
-EMBEDDED = "all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,19 @@ METRICS: Mapping[str, Callable[[States], Tensor]] = MappingProxyType(
 """What `measure_states` knows: each is the function of this name with its default options."""
 
 
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Refuse names that are not in `METRICS`.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
+            raise InputError(f"unknown metric {name!r}: {hint}")
+
+
 @torch.no_grad()
 def measure_states(
     hidden: Float[Tensor, "*batch n d"],
@@ -51,10 +64,6 @@ def measure_states(
     Raises:
         InputError: an unknown name, hidden states or a mask of the wrong type or shape.
     """
-    for name in metrics:
-        if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METRICS)}"
-            raise InputError(f"unknown metric {name!r}: {hint}")
+    check_metrics(metrics)
     states = read_states(hidden, mask)
     return {name: states.answer(METRICS[name](states)) for name in metrics}
