@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._walk import walk
 from eckart.errors import InputError
 from eckart.files import atomic_directory, check_output
 from eckart.linalg.spectrum import svd_within
@@ -117,17 +119,12 @@ def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLaye
             ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none, it is not a PeftModel"
         )
         raise InputError(f"adapter {adapter_name!r} is not in this model; adapters there are: {there}")
-    layers = {
-        name.removeprefix(MODEL_PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, EckartLayer) and adapter_name in module.eckart_adapters
-    }
-    if not layers:
+    if not isinstance(model.peft_config[adapter_name], AdapterConfig):
         kind = model.peft_config[adapter_name].peft_type
         raise InputError(
             f"adapter {adapter_name!r} is PEFT's own {kind}: load it with eckart.adapters.from_peft first"
         )
-    return layers
+    return {name: layer for name, layer, _, _ in walk(model, adapter_name)}
 
 
 @torch.no_grad()
