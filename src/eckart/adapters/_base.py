@@ -24,7 +24,7 @@ class Adapter(nn.Module):
     Parameters and buffers are made in float32 (float64 where the weight is) and follow the base's dtype later.
     """
 
-    recompute: ClassVar[bool] = False  # rebuild ΔW in the backward pass instead of keeping it
+    recompute: bool = False  # rebuild ΔW in the backward pass instead of keeping it
     lr_scale: ClassVar[Mapping[str, float]] = {}  # factors on the learning rate, by parameter name
 
     def __init__(self, layer: LayerContext) -> None:

@@ -78,8 +78,9 @@ class AdapterConfig(PeftConfig):
     rank_pattern: dict[str, int] | None = None
     base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
 
-    # No field, which would be saved: set on a config read from a checkpoint.
+    # No fields, which would be saved: set on a config read from a checkpoint, and on one that is being saved.
     checkpoint = cast("dict[str, Tensor] | None", None)
+    saved_check = cast("dict[str, list[float]] | None", None)
 
     peft_kind: ClassVar[PeftType]
 
@@ -210,4 +211,7 @@ class AdapterConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are written to adapter_config.json."""
-        return {**super().to_dict(), "base_check": getattr(self, "_saved_check", self.base_check)}
+        return {
+            **super().to_dict(),
+            "base_check": self.base_check if self.saved_check is None else self.saved_check,
+        }

@@ -84,13 +84,13 @@ def copy_preprocessing(model: str | Path, folder: Path) -> None:
         shutil.copy(file, folder)
 
 
-def untie(model: nn.Module) -> None:
+def untie(model: Any) -> None:
     """Give the output embedding a weight of its own where it shares one with the input and only one is adapted."""
     first, last = model.get_input_embeddings(), model.get_output_embeddings()
     if last is None or isinstance(first, BaseTunerLayer) == isinstance(last, BaseTunerLayer):
         return
     if first.weight is last.weight:
-        layer = last.get_base_layer() if isinstance(last, BaseTunerLayer) else last
+        layer: Any = last.get_base_layer() if isinstance(last, BaseTunerLayer) else last
         layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         model.config.get_text_config().tie_word_embeddings = False
         model.config.tie_word_embeddings = False

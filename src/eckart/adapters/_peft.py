@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftType
@@ -49,7 +49,7 @@ class EckartTuner(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = EckartLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self,
@@ -59,9 +59,9 @@ class EckartTuner(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        config = self.peft_config[adapter_name]
+        config = cast(AdapterConfig, self.peft_config[adapter_name])
         if config.target_modules != DUMMY_TARGET_MODULES:
-            config = self._prepare_adapter_config(config, self.get_model_config(model))
+            config = cast(AdapterConfig, self._prepare_adapter_config(config, self.get_model_config(model)))
             _maybe_include_all_linear_layers(config, model)
             targets = list(find_targets(model, config, state_dict))
             self._prepared = self._build(targets, config, adapter_name, low_cpu_mem_usage)
@@ -128,10 +128,10 @@ class EckartTuner(BaseTuner):
         if type(base) not in PLAIN_LAYERS or type(base.weight) not in (nn.Parameter, Tensor):
             kwargs = {"get_apply_tensor_subclass": _requantiser(base), **get_quantization_kwargs(self.model)}
             backend = resolve_quantization_backend(base, **kwargs)
-        frozen = FrozenWeight(base, op, backend)
+        frozen = FrozenWeight(cast(Any, base), op, backend)
         return replace(shape, frozen=frozen), op, frozen
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # the configs are ours
         self,
         peft_config: AdapterConfig,
         adapter_name: str,
@@ -151,7 +151,7 @@ class EckartTuner(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
     @classmethod
-    def _get_adapter_state_dict(
+    def _get_adapter_state_dict(  # type: ignore[override]
         cls,
         model: nn.Module,
         config: AdapterConfig,
@@ -159,8 +159,8 @@ class EckartTuner(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        config._saved_check = {
-            layer.shape.name: layer.eckart_adapters[adapter_name].base_check
+        config.saved_check = {
+            layer.shape.name: layer.adapter(adapter_name).base_check
             for layer in model.modules()
             if isinstance(layer, EckartLayer) and adapter_name in layer.eckart_adapters
         }
@@ -283,11 +283,12 @@ def _called(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 def _requantiser(module: nn.Module) -> Any:
     """How to quantise a weight again after a merge, when the model carries no quantisation config."""
-    weight, kind = module.weight, type(module.weight).__name__
+    weight: Any = module.weight
+    kind = type(weight).__name__
     int8 = kind == "Int8Tensor" and weight.act_quant_kwargs is None and weight.block_size[0] == 1
 
     def configuration() -> Any:
-        from torchao.quantization import Int8WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-untyped]
 
         if not int8:
             raise InputError(

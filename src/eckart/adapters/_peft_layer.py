@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -67,6 +67,10 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self._bias_before: nn.Parameter | None = None
         self._foldable = type(base_layer) in PLAIN_LAYERS and frozen.backend is None
 
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of a name."""
+        return cast(Adapter, self.eckart_adapters[name])
+
     def add(self, name: str, adapter: Adapter, config: AdapterConfig) -> None:
         """Attach an adapter under a name."""
         self.eckart_adapters[name] = adapter
@@ -80,17 +84,17 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         names = [name for name in self.active_adapters if name in self.eckart_adapters]
         if self._disable_adapters or self.merged_adapters or not names:
-            return self.base_layer(x, *args, **kwargs)
+            return cast(Tensor, self.base_layer(x, *args, **kwargs))
         if not args and not kwargs and self._is_plain():
             if self.op.kind == "linear" and x.dim() > 2:  # one flat product instead of several reshaped ones
                 return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.shape.out_features)
             if self._folds(x, names):
                 return self._folded(x, names)
-        result = self.base_layer(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
         if self.frozen.backend is not None:
             result = self.frozen.backend.maybe_clone_base_result(result)
-        scale = self._get_embed_scale() if self.op.kind == "embedding" else None
+        scale = self._get_embed_scale() if self.op.kind == "embedding" else None  # type: ignore[no-untyped-call]
         for name in names:
             result = self._add_branch(result, x, name, scale)
         return result.to(dtype)
@@ -106,18 +110,18 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             config = self.configs[name]
             if config.route == "factored" or (config.dropout and self.training):
                 return False
-            if _hooked(self.eckart_adapters[name]):
+            if _hooked(self.adapter(name)):
                 return False
             asked = asked or config.route == "folded"
-        weight = self.base_layer.weight
+        weight = self.frozen.stored
         if asked or weight.dtype not in _WIDE or torch.is_autocast_enabled(weight.device.type):
             return asked
         tokens = x.numel() if self.op.kind == "embedding" else x.numel() // x.shape[self.op.channels]
-        costs = [self.eckart_adapters[name].multiply_adds(tokens) for name in names]
+        costs = [self.adapter(name).multiply_adds(tokens) for name in names]
         return sum(factored - folded for factored, folded in costs) > 0
 
     def _folded(self, x: Tensor, names: list[str]) -> Tensor:
-        adapters = [self.eckart_adapters[name] for name in names]
+        adapters = [self.adapter(name) for name in names]
 
         def product(x: Tensor) -> Tensor:
             weight, bias = self.frozen(), getattr(self.base_layer, "bias", None)
@@ -135,17 +139,13 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             return self.op.apply(x, weight.reshape(self.shape.weight), bias)
 
         if torch.is_grad_enabled() and any(adapter.recompute for adapter in adapters):
-            return checkpoint(product, x, use_reentrant=False, preserve_rng_state=False)
+            return cast(Tensor, checkpoint(product, x, use_reentrant=False, preserve_rng_state=False))
         return product(x)
 
     def _add_branch(self, result: Tensor, x: Tensor, name: str, embed_scale: Tensor | None) -> Tensor:
         """The result and one adapter's branch, by the factored route."""
-        adapter, scaling, seam, branch = (
-            self.eckart_adapters[name],
-            self.scaling[name],
-            self.seams.get(name),
-            x,
-        )
+        adapter, scaling, seam = self.adapter(name), self.scaling[name], self.seams.get(name)
+        branch = x
         if x.is_floating_point():
             p = self.configs[name].dropout
             branch = nn.functional.dropout(x, p) if p and self.training else x
@@ -171,7 +171,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW of one adapter, scaled, in the layout of the base layer's weight."""
-        delta = self.eckart_adapters[adapter_name].delta_weight() * self.scaling[adapter_name]
+        delta = self.adapter(adapter_name).delta_weight() * self.scaling[adapter_name]
         shape = self.shape.weight[::-1] if self.op.stored_transposed else self.shape.weight
         return self.op.to_stored(delta, torch.Size(shape))
 
@@ -203,8 +203,8 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                     raise ValueError(
                         f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
                     )
-            base = self.get_base_layer()
-            before = base.weight if backend is not None else base.weight.data
+            base: Any = self.get_base_layer()
+            before: Tensor = base.weight if backend is not None else base.weight.data
             try:
                 self.set_base_weight(merged)
             except Exception:
@@ -213,13 +213,13 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             if self.frozen.original is None:
                 self.frozen.original = before
                 self._bias_before = getattr(base, "bias", None)
-            self.frozen.module = self.get_base_layer()
-            if (change := self.eckart_adapters[name].delta_bias()) is not None:
+            self.frozen.module = cast(Any, self.get_base_layer())
+            if (change := self.adapter(name).delta_bias()) is not None:
                 self._add_to_bias(self.scaling[name] * change.detach())
             self.merged_adapters.append(name)
 
     def _add_to_bias(self, change: Float[Tensor, " out"]) -> None:
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         bias = change.to(base.weight.dtype) if base.bias is None else base.bias + change.to(base.bias.dtype)
         base.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
@@ -228,14 +228,16 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        assert self.frozen.original is not None
         self._put_back(self.frozen.original)
         self.frozen.original = None
-        if self._bias_before is not getattr(self.get_base_layer(), "bias", None):
-            self.get_base_layer().bias = self._bias_before
+        base: Any = self.get_base_layer()
+        if self._bias_before is not getattr(base, "bias", None):
+            base.bias = self._bias_before
         self.merged_adapters.clear()
 
     def _put_back(self, weight: Tensor) -> None:
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         if self.frozen.backend is not None:
             base.weight = weight
         else:

@@ -34,7 +34,7 @@ def walk(
         for name in layer.active_adapters if adapter_name is None else [adapter_name]:
             if name in layer.eckart_adapters:
                 found = True
-                yield path.removeprefix(MODEL_PREFIX), layer, name, layer.eckart_adapters[name]
+                yield path.removeprefix(MODEL_PREFIX), layer, name, layer.adapter(name)
     if not found:
         which = "no active adapter" if adapter_name is None else f"no adapter {adapter_name!r}"
         raise InputError(f"this model has {which} of eckart's: make one with eckart.adapt or get_peft_model")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -80,13 +80,14 @@ class BoneConfig(AdapterConfig):
             raise InputError(f"mini_r is {m}, variant {self.variant!r}: it is of 'mini' and at least 1")
 
     @property
-    def needs_base(self) -> bool:
+    def needs_base(self) -> bool:  # type: ignore[override]
         """Bat reads the base weight, the other variants never do."""
         return self.variant.startswith("bat")
 
     def rank(self, shape: LayerShape) -> int:
         if (r := self.pattern(shape.name) or self.r) is not None:
-            return min(r, *(getattr(shape, side) for side in _DIVIDED.get(self.variant, _BOTH[1:])))
+            sides: list[int] = [getattr(shape, side) for side in _DIVIDED.get(self.variant, _BOTH[1:])]
+            return min(r, *sides)
         largest = min(self.default_r, shape.max_rank)
         return next(r for r in range(largest, 0, -1) if self._suits(shape, r))
 
@@ -133,7 +134,7 @@ class BoneConfig(AdapterConfig):
         start = saved.get("init_weights", True)
         config = cls(
             r=saved["r"],
-            variant=start if isinstance(start, str) else "miss",
+            variant=cast(Variant, start if isinstance(start, str) else "miss"),
             dropout=saved.get(f"{old}_dropout") or 0.0,
             **({"mini_r": saved["mini_r"]} if start == "mini" else {}),
             **options,
@@ -176,7 +177,8 @@ class Bone(LowRankAdapter):
             return super().project(x)
         r = self.factor_rank
         tail = x.shape[-1] % r
-        h = (x[..., :-tail] if tail else x).unflatten(-1, (-1, r)).sum(-2)
+        whole: Any = x[..., :-tail] if tail else x
+        h: Tensor = whole.unflatten(-1, (-1, r)).sum(-2)
         return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block()
 
     def _repeat(self, block: Float[Tensor, "rows r"]) -> Float[Tensor, "rows in"]:
@@ -239,7 +241,7 @@ class Bat(Adapter):
     def delta_weight(self) -> Float[Tensor, "out in"]:
         n, r, _ = self.miss_block.shape
         weight = self.layer.base_weight().to(self.dtype)
-        product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).unflatten(1, (r, -1))
+        product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).view(n, r, -1, r)
         return (product + self.miss_block.unsqueeze(2)).reshape(weight.shape)
 
 
@@ -249,5 +251,5 @@ class BatRow(Bat):
     def delta_weight(self) -> Float[Tensor, "out in"]:
         n, r, _ = self.miss_block.shape
         weight = self.layer.base_weight().to(self.dtype)
-        product = torch.bmm(weight.reshape(-1, n, r).transpose(0, 1), self.miss_block).unflatten(1, (-1, r))
+        product = torch.bmm(weight.reshape(-1, n, r).transpose(0, 1), self.miss_block).view(n, -1, r, r)
         return (product + self.miss_block.unsqueeze(1)).permute(1, 2, 0, 3).reshape(weight.shape)

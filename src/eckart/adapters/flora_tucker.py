@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -62,7 +62,7 @@ class FLoRATuckerConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranks = [self.r] * 2 if isinstance(self.r, str) else self.r
+        ranks: Any = self.r
         if isinstance(ranks, list | tuple) and (
             len(ranks) < 2 or any(isinstance(r, str) or int(r) != r or r < 1 for r in ranks)
         ):
@@ -122,6 +122,9 @@ class FLoRATuckerConfig(AdapterConfig):
 
 class FLoRATucker(LowRankAdapter):
     """ΔW = scale · G ×₀ P₀ ×₁ P₁ ×₂ P₂ …, of matrix rank at most r_out."""
+
+    param_0: nn.Parameter
+    param_1: nn.Parameter
 
     def __init__(
         self,

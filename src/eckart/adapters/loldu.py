@@ -90,6 +90,12 @@ class LoLDUConfig(AdapterConfig):
 class LoLDU(DiagonalAdapter):
     """ΔW = B diag(σ (z₀ + vector_z) − σ₀ z₀) A with ``vector_z (r)`` trained."""
 
+    pivots: Tensor
+    lora_A: Tensor
+    lora_B: Tensor
+    vector_z0: Tensor
+    scaling_factor: nn.Parameter | None
+
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: LoLDUConfig) -> None:
         super().__init__(layer)
         r = config.rank(layer.shape)

@@ -105,7 +105,7 @@ class LoRAConfig(AdapterConfig):
         for layer, pair in factors.items():
             name = layer.removeprefix(MODEL_PREFIX)
             if pair.keys() == {"A", "B"}:
-                own = alphas.get(get_pattern_key(alphas, name), config.lora_alpha)
+                own = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
                 before = config.scaling(len(pair["A"])) * own / config.lora_alpha
                 pair = dict(zip("AB", _within_cap(pair["A"], pair["B"]), strict=True))
                 if (change := before / config.scaling(len(pair["A"]))) != 1:

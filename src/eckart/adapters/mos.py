@@ -172,6 +172,9 @@ def layer_types(shapes: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
 class MoS(LowRankAdapter):
     """ΔW = (α/r) · B A, gathered from the pools by two frozen index matrices."""
 
+    index_A: Tensor
+    index_B: Tensor
+
     def __init__(
         self,
         config: MoSConfig,

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -164,6 +164,10 @@ class RandLoRAConfig(AdapterConfig):
 class RandomBases(nn.Module):
     """The frozen A and B of all layers: saved, once, with ``save_basis``; otherwise drawn again and held to a check."""
 
+    randlora_A: Tensor
+    randlora_B: Tensor
+    basis_check: Tensor
+
     def __init__(
         self, config: RandLoRAConfig, large: int, small: int, n: int, r: int, dtype: torch.dtype
     ) -> None:
@@ -193,7 +197,8 @@ class RandomBases(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RandomBases:
         self._cast.clear()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "basis_check")
@@ -227,17 +232,17 @@ class RandLoRA(LowRankAdapter):
         """(A, λ, γ) as broadcast to Ā, B̄, and whether in is the small side."""
         lam, gamma, shape = self.randlora_lambda, self.randlora_gamma, self.layer.shape
         (r, n), m = lam.shape, shape.max_rank
-        a, b = self.shared["bases"].like(lam)
+        a, b = cast(RandomBases, self.shared["bases"]).like(lam)
         parts = a[:r, :n, :m], lam[:, :, None], gamma[None]
         if self.basis_order == "paper":
-            parts = tuple(part.transpose(0, 1) for part in parts)
+            parts = parts[0].transpose(0, 1), parts[1].transpose(0, 1), parts[2].transpose(0, 1)
         large = b.flatten(1)[: max(shape.out_features, shape.in_features), : n * r]
         return parts, large, m == shape.in_features
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """(Ā, B̄), or (B̄ᵀ, Āᵀ) where out is the small side."""
         parts, large, in_is_small = self._parts()
-        small = ScaledProduct.apply(*parts).flatten(0, 1)
+        small = cast(Tensor, ScaledProduct.apply(*parts)).flatten(0, 1)  # type: ignore[no-untyped-call]
         return (small, large) if in_is_small else (large.t(), small.t())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,8 +262,10 @@ class RandLoRA(LowRankAdapter):
         parts, large, in_is_small = self._parts()
         large = large.to(x.dtype)
         if in_is_small:
-            return ScaledLinear.apply(x, *parts, True) @ large.t()
-        return ScaledLinear.apply(x @ large, *parts, False)
+            h: Tensor = ScaledLinear.apply(x, *parts, True)  # type: ignore[no-untyped-call]
+            return h @ large.t()
+        y: Tensor = ScaledLinear.apply(x @ large, *parts, False)  # type: ignore[no-untyped-call]
+        return y
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Both factors forward; the frozen one has no gradient of its own."""

@@ -103,9 +103,16 @@ class SALTConfig(AdapterConfig):
 class SALT(LowRankAdapter):
     """ΔW = U (ReLU(core) − diag(S)) Vᵀ; without the ReLU, of rank r + r_lora, never forming the core."""
 
+    U: Tensor
+    S: Tensor
+    Vt: Tensor
+    digest: Tensor
+    trainable_X: nn.Parameter | None
+    trainable_Y: nn.Parameter | None
+
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SALTConfig) -> None:
         super().__init__(layer)
-        self.relu, self.recompute = config.relu, config.relu
+        self.relu = self.recompute = config.relu
         self.r, rho = config.rank(layer.shape), config.trailing_rank(layer.shape)
         u, s, vh = canonical_svd(weight)
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -129,7 +136,7 @@ class SALT(LowRankAdapter):
         head = (self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B
         if self.relu:
             head = _clamp(head, s[:r])
-        if x is None:
+        if x is None or y is None:
             return vt[:r], u[:, :r] * head
         if not self.relu:
             return torch.cat([vt[:r], y @ vt[r:]]), torch.cat([u[:, :r] * head, u[:, r:] @ x], dim=1)
@@ -144,7 +151,7 @@ class SALT(LowRankAdapter):
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         shape, k = self.layer.shape, self.S.numel()
         through, folded = super().multiply_adds(tokens)
-        if self.trainable_X is None:
+        if self.trainable_X is None or self.trainable_Y is None:
             return through, folded
         if not self.relu:
             core = 2 * self.trainable_Y.numel() * (shape.in_features + shape.out_features)
@@ -156,10 +163,13 @@ class SALT(LowRankAdapter):
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
         top = self.S[: self.r].to(self.dtype)
-        penalty = torch.linalg.vector_norm(self.trainable_scale_A * top + self.trainable_shift_B - top)
-        if self.trainable_X is None:
+        penalty: Tensor = torch.linalg.vector_norm(
+            self.trainable_scale_A * top + self.trainable_shift_B - top
+        )
+        if self.trainable_X is None or self.trainable_Y is None:
             return penalty
-        return penalty + torch.linalg.vector_norm(self.trainable_X @ self.trainable_Y)
+        trailing: Tensor = torch.linalg.vector_norm(self.trainable_X @ self.trainable_Y)
+        return penalty + trailing
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}digest")

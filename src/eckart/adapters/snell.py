@@ -108,6 +108,11 @@ class SNELL(Adapter):
     """ΔW = K ⊙ m(|K|) with ``in_qs (p, in, r/p)`` and ``out_qs (p, out, r/p)`` trained."""
 
     recompute = True
+    in_qs: nn.Parameter
+    out_qs: nn.Parameter
+    alpha: nn.Parameter
+    beta: nn.Parameter
+    gamma: nn.Parameter
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SNELLConfig) -> None:
         super().__init__(layer)

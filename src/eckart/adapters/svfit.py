@@ -109,7 +109,7 @@ class SVFitConfig(AdapterConfig):
     def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
         """PEFT's hook for options that are read: before 0.2 the ranks that ``energy`` gave had a name of their own."""
         ranks = kwargs.pop("energy_ranks", None)
-        return super().check_kwargs(**kwargs, **({"rank_pattern": ranks} if ranks else {}))
+        return {**kwargs, **({"rank_pattern": ranks} if ranks else {})}
 
     def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> SVFit:
         return SVFit(weight, layer, self)
@@ -117,6 +117,10 @@ class SVFitConfig(AdapterConfig):
 
 class SVFit(DiagonalAdapter):
     """ΔW = U_r diag(s(svfit_s) − σ_r) V_rᵀ with ``svfit_s (r)`` trained."""
+
+    svfit_U: Tensor
+    svfit_Vh: Tensor
+    svfit_s0: Tensor
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SVFitConfig) -> None:
         super().__init__(layer)
@@ -141,9 +145,8 @@ class SVFit(DiagonalAdapter):
         return self.svfit_Vh, self.svfit_U
 
     def diagonal(self) -> Float[Tensor, " r"]:
-        if self.param == "value":
-            change = self.svfit_s
-        else:
+        change: Tensor = self.svfit_s
+        if self.param != "value":
             change = self.svfit_s0 * (self.svfit_s if self.param == "relative" else self.svfit_s.expm1())
         return (self.svfit_s0 + change).relu() - self.svfit_s0 if self.nonneg else change
 
