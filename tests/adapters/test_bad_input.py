@@ -141,7 +141,7 @@ class Odd(nn.Module):
         ("back", "ConvTranspose1d"),
         ("pair", "Bilinear"),
         ("attention", "MultiheadAttention"),
-        ("attention.out_proj", "never called"),
+        ("attention.out_proj", "without calling it"),
         ("bounded", "max_norm=1.0"),
     ],
 )

@@ -23,8 +23,9 @@ from eckart.adapters._from_peft import from_peft
 from eckart.adapters._layers import LayerContext, LayerOp, LayerShape, Pool
 from eckart.adapters._loading import load_adapted
 from eckart.adapters._merging import merge_checkpoint
-from eckart.adapters._peft_layer import Companion, EckartLayer, Seam
+from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import ADAPTERS, get_config, load_plugins, register_adapter
+from eckart.adapters._seams import Companion, Seam
 from eckart.adapters._walk import lr_scales, regularization, walk
 
 for _module in pkgutil.iter_modules(__path__):

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from eckart.adapters._census import find_targets, include_all_linear
 from eckart.adapters._checkpoint import MODEL_PREFIX
 from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import LayerShape
-from eckart.adapters._peft import EckartTuner, find_targets
+from eckart.adapters._peft import EckartTuner
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._walk import walk
 from eckart.errors import InputError
@@ -79,7 +80,7 @@ def target_shapes(model: nn.Module, config: AdapterConfig) -> list[LayerShape]:
 
 def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
     """A copy of the config with ``target_modules`` as names, where it says "all-linear" or nothing."""
-    from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+    from peft.tuners.tuners_utils import BaseTuner
 
     config = copy.deepcopy(config)
     if config.target_modules is None:
@@ -91,7 +92,7 @@ def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
                 "name the layers or 'all-linear'"
             )
         config.target_modules = names if isinstance(names, str) else set(names)
-    _maybe_include_all_linear_layers(config, model)  # in place
+    include_all_linear(model, config)
     return config
 
 

@@ -80,6 +80,7 @@ class LayerOp:
     stored_transposed: bool = False
     groups: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    padding_idx: int | None = None
     pad: tuple[tuple[int, ...], str] | None = None
 
     @property
@@ -118,7 +119,9 @@ def describe_layer(module: nn.Module, name: str) -> tuple[LayerShape, LayerOp] |
 
     if isinstance(module, nn.Embedding):
         shape = (module.embedding_dim, module.num_embeddings)
-        return LayerShape(name, "embedding", shape), LayerOp("embedding", True)
+        return LayerShape(name, "embedding", shape), LayerOp(
+            "embedding", True, padding_idx=module.padding_idx
+        )
     if isinstance(module, Conv1D):
         return LayerShape(name, "linear", tuple(reversed(module.weight.shape))), LayerOp("linear", True)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -237,8 +240,13 @@ class FrozenWeight:
 
     @property
     def stored(self) -> Tensor:
-        """The current weight in the layer's own layout, dequantised."""
+        """The current weight in the layer's own layout, dequantised, and loaded where it is offloaded."""
         if self.backend is None:
+            if self.module.weight.is_meta and hasattr(self.module, "_hf_hook"):
+                from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+
+                with align_module_device(self.module):
+                    return self.module.weight.detach()
             return self.module.weight
         return self.backend.get_base_weight(self.module)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
 from eckart.adapters._loading import base_model, load_adapted, local_directory, read_adapter_config
 from eckart.errors import InputError, first_line
@@ -48,7 +47,7 @@ def merge_checkpoint(
 ) -> MergeReport:
     """Save the model with W + ΔW for its weights, in the base's own dtype, with the files of its tokenizer.
 
-    Tied embeddings of which only one side was adapted are untied first, so that the outputs stay those of the adapter.
+    Tied weights of which one was adapted are no longer tied, so that the outputs stay those of the adapter.
 
     Args:
         model: directory or hub name of the base model; what the adapter's configuration names when None.
@@ -64,7 +63,6 @@ def merge_checkpoint(
     model = base_model(model, adapter, config)
     adapted = load_adapted(model, adapter)
     layers = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
-    untie(adapted.get_base_model())
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
@@ -82,15 +80,3 @@ def copy_preprocessing(model: str | Path, folder: Path) -> None:
     source = local_directory(model, PREPROCESSING)
     for file in {file for pattern in PREPROCESSING for file in source.glob(pattern) if file.is_file()}:
         shutil.copy(file, folder)
-
-
-def untie(model: Any) -> None:
-    """Give the output embedding a weight of its own where it shares one with the input and only one is adapted."""
-    first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    if last is None or isinstance(first, BaseTunerLayer) == isinstance(last, BaseTunerLayer):
-        return
-    if first.weight is last.weight:
-        layer: Any = last.get_base_layer() if isinstance(last, BaseTunerLayer) else last
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._base import Adapter
+from eckart.adapters._census import is_plain, probe_input
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import FrozenWeight, LayerOp, LayerShape
+from eckart.adapters._seams import Companion, Seam, hooked, through_seam
 from eckart.errors import InputError
 
-PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-"""Types whose forward is known to be `LayerOp.apply` of their weight, unless it is quantised."""
+BASE = "__base__"
+"""In a mixed batch the name of a row that takes no adapter."""
 _WIDE = (torch.float32, torch.float64)
-
-
-class Seam(Protocol):
-    """What a rule puts between an adapter and its layer: it sees what the adapter gives and the gradient that comes
-    back. A gradient that it changes reaches the adapter's parameters alone; that of the layer's input stays exact."""
-
-    def branch(self, adapter: Adapter, output: Tensor) -> Tensor:
-        """On the factored route: the adapter's output, before its scaling."""
-
-    def delta(self, adapter: Adapter, delta: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """On the folded route: ΔW."""
-
-
-class Companion(Protocol):
-    """A change of the weight that acts beside an adapter while training, and is never saved, counted or merged."""
-
-    def delta_weight(self) -> Float[Tensor, "out in"]:
-        """What is added to the weight in this forward pass."""
 
 
 class EckartLayer(nn.Module, BaseTunerLayer):
@@ -65,7 +49,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.cast_input_dtype_enabled = True  # turned off by peft.helpers.disable_input_dtype_casting
         self.merged_adapters: list[str] = []
         self._bias_before: nn.Parameter | None = None
-        self._foldable = type(base_layer) in PLAIN_LAYERS and frozen.backend is None
+        self._foldable = is_plain(base_layer) and frozen.backend is None and op.padding_idx is None
 
     def adapter(self, name: str) -> Adapter:
         """The adapter of a name."""
@@ -76,21 +60,42 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters[name] = adapter
         self.scaling[name] = 1.0
         self.configs[name] = config
-        self._move_adapter_to_device_of_base_layer(name)
+        hook = getattr(
+            self.base_layer, "_hf_hook", None
+        )  # accelerate's: the weight itself may lie on the disk
+        self._move_adapter_to_device_of_base_layer(name, getattr(hook, "execution_device", None))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """What the frozen layer has and this one has not, such as the stride of a convolution."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "base_layer" not in self._modules:
+                raise
+            return getattr(self._modules["base_layer"], name)
+
+    def forward(
+        self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor:
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        names = [name for name in self.active_adapters if name in self.eckart_adapters]
-        if self._disable_adapters or self.merged_adapters or not names:
+        if adapter_names is not None and not self._disable_adapters:
+            return self._mixed(x, adapter_names, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.eckart_adapters]
+        names = [name for name in active if name not in self.merged_adapters]
+        if self._disable_adapters or not names:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
-        if not args and not kwargs and self._is_plain():
+        if not args and not kwargs and not self.merged_adapters and self._is_plain():
             if self.op.kind == "linear" and x.dim() > 2:  # one flat product instead of several reshaped ones
                 return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.shape.out_features)
             if self._folds(x, names):
                 return self._folded(x, names)
         result: Tensor = self.base_layer(x, *args, **kwargs)
+        return self._add_branches(result, x, names)
+
+    def _add_branches(self, result: Tensor, x: Tensor, names: Sequence[str]) -> Tensor:
+        """The base layer's result and the branches of some adapters, in the result's dtype."""
         dtype = result.dtype
         if self.frozen.backend is not None:
             result = self.frozen.backend.maybe_clone_base_result(result)
@@ -99,9 +104,22 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             result = self._add_branch(result, x, name, scale)
         return result.to(dtype)
 
+    def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """A batch each of whose rows has an adapter of its own, or none."""
+        if self.merged_adapters:
+            raise InputError(
+                f"adapter_names is given while {self.merged_adapters[0]!r} is merged: unmerge it first"
+            )
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        pieces = result.clone()
+        for name in {name for name in names if name in self.eckart_adapters}:
+            rows = torch.tensor([row for row, own in enumerate(names) if own == name], device=x.device)
+            pieces[rows] = self._add_branches(result[rows], x[rows], [name])
+        return pieces
+
     def _is_plain(self) -> bool:
         """Whether the base layer is nothing but its weight, its bias and its operation."""
-        return self._foldable and not _hooked(self.base_layer) and "forward" not in self.base_layer.__dict__
+        return self._foldable and not hooked(self.base_layer) and "forward" not in self.base_layer.__dict__
 
     def _folds(self, x: Tensor, names: list[str]) -> bool:
         """Whether one product with W₀ + ΔW is asked for or, when the route is free, cheaper without losing digits."""
@@ -110,7 +128,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             config = self.configs[name]
             if config.route == "factored" or (config.dropout and self.training):
                 return False
-            if _hooked(self.adapter(name)):
+            if hooked(self.adapter(name)):
                 return False
             asked = asked or config.route == "folded"
         weight = self.frozen.stored
@@ -150,10 +168,11 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             p = self.configs[name].dropout
             branch = nn.functional.dropout(x, p) if p and self.training else x
             branch = self._cast_input_dtype(branch, adapter.dtype)
-        if seam is None and embed_scale is None and not _hooked(adapter):
+        if seam is None and embed_scale is None and self.op.padding_idx is None and not hooked(adapter):
             result = adapter.add_to(result, branch, scaling)
         else:
-            y = adapter(branch) if seam is None else _seamed(seam, adapter, branch)
+            y = adapter(branch) if seam is None else through_seam(seam, adapter, branch)
+            y = y if self.op.padding_idx is None else y * (x != self.op.padding_idx).unsqueeze(-1)
             result = torch.add(
                 result, y if embed_scale is None else embed_scale.to(y.dtype) * y, alpha=scaling
             )
@@ -172,6 +191,8 @@ class EckartLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW of one adapter, scaled, in the layout of the base layer's weight."""
         delta = self.adapter(adapter_name).delta_weight() * self.scaling[adapter_name]
+        if self.op.padding_idx is not None:  # the look-up of padding stays what it is
+            delta = delta.index_fill(1, torch.tensor(self.op.padding_idx, device=delta.device), 0)
         shape = self.shape.weight[::-1] if self.op.stored_transposed else self.shape.weight
         return self.op.to_stored(delta, torch.Size(shape))
 
@@ -194,29 +215,67 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 f"layer {self.shape.name} is quantised by {backend.backend_name}, which cannot be merged"
             )
         for name in names:
-            with torch.no_grad():
-                stored = self.frozen.stored
-                delta = self.get_delta_weight(name)
-                wide = torch.promote_types(torch.promote_types(stored.dtype, delta.dtype), torch.float32)
-                merged = (stored.to(wide) + delta.to(wide)).to(stored.dtype)
-                if safe_merge and not torch.isfinite(merged).all():
-                    raise ValueError(
-                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-                    )
-            base: Any = self.get_base_layer()
-            before: Tensor = base.weight if backend is not None else base.weight.data
-            try:
+            self._merge(name, safe_merge)
+
+    @torch.no_grad()
+    def _merge(self, name: str, safe_merge: bool) -> None:
+        backend, stored, delta = self.frozen.backend, self.frozen.stored, self.get_delta_weight(name)
+        wide = torch.promote_types(torch.promote_types(stored.dtype, delta.dtype), torch.float32)
+        merged = (stored.to(wide) + delta.to(wide)).to(stored.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        base: Any = self.get_base_layer()
+        before, bias_before, expected = base.weight, getattr(base, "bias", None), self._expected(name)
+        try:
+            if backend is None:
+                # A parameter of its own, so that a layer that shared the old one keeps it.
+                base.weight = nn.Parameter(merged, requires_grad=before.requires_grad)
+            else:
                 self.set_base_weight(merged)
-            except Exception:
-                self._put_back(before)
-                raise
-            if self.frozen.original is None:
-                self.frozen.original = before
-                self._bias_before = getattr(base, "bias", None)
-            self.frozen.module = cast(Any, self.get_base_layer())
             if (change := self.adapter(name).delta_bias()) is not None:
-                self._add_to_bias(self.scaling[name] * change.detach())
-            self.merged_adapters.append(name)
+                self._add_to_bias(self.scaling[name] * change)
+            if expected is not None:
+                self._compare(name, *expected)
+        except Exception:
+            base.weight = before
+            if getattr(base, "bias", None) is not bias_before:
+                base.bias = bias_before
+            raise
+        if self.frozen.original is None:
+            self.frozen.original, self._bias_before = before, bias_before
+        self.frozen.module = cast(Any, self.get_base_layer())
+        self.merged_adapters.append(name)
+
+    def _expected(self, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A small input, the layer's output for it and with an adapter that is not merged yet; None where the weight is
+        not at hand or is rounded again by the merge."""
+        weight = self.get_base_layer().weight
+        if self.frozen.backend is not None or hasattr(weight, "full_tensor") or weight.is_meta:
+            return None
+        x, training = probe_input(self.op, weight, self.shape.weight), self.training
+        self.training = False
+        try:
+            plain = self.base_layer(x)
+            return x, plain, self._add_branches(plain, x, [name])
+        finally:
+            self.training = training
+
+    def _compare(self, name: str, x: Tensor, plain: Tensor, expected: Tensor) -> None:
+        """Refuse a merge after which the layer gives something else, beyond the rounding of the merged weight.
+
+        Raises:
+            InputError: it does.
+        """
+        found = self.base_layer(x).double()
+        difference = (found - expected.double()).abs().max()
+        branch = (expected.double() - plain.double()).abs().max()
+        epsilon = torch.finfo(expected.dtype).eps
+        rounding = max(epsilon, 1e-6) * 16 * (found.abs().max() + branch)
+        if difference > rounding and difference > 0.02 * branch:
+            raise InputError(
+                f"layer {self.shape.name} gives other outputs once {name!r} is merged (off by {difference:.2g} where "
+                f"the adapter changes {branch:.2g}): something else acts on its weight or its output; leave it unmerged"
+            )
 
     def _add_to_bias(self, change: Float[Tensor, " out"]) -> None:
         base: Any = self.get_base_layer()
@@ -238,10 +297,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
 
     def _put_back(self, weight: Tensor) -> None:
         base: Any = self.get_base_layer()
-        if self.frozen.backend is not None:
-            base.weight = weight
-        else:
-            base.weight.data = weight
+        base.weight = weight
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Multiply ΔW of one adapter by ``scale``."""
@@ -276,28 +332,3 @@ class EckartLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return f"{self.shape.kind}, out={self.shape.out_features}, in={self.shape.in_features}"
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to the calls of a module, which must then be made."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks)
-
-
-def _seamed(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
-    """An adapter's output through a seam, with the exact gradient of its input."""
-    y = seam.branch(adapter, adapter(x.detach()))
-    if not x.requires_grad:
-        return y
-    if any(p.requires_grad for module in adapter.shared.values() for p in module.parameters()):
-        delta = adapter.delta_weight().detach().reshape(adapter.layer.shape.weight)
-        through = adapter.layer.op.apply(x, delta.to(x.dtype))
-    else:
-        constant = {name: parameter.detach() for name, parameter in adapter.named_parameters()}
-        through = torch.func.functional_call(adapter, constant, (x,))
-    return y + (through - through.detach())
