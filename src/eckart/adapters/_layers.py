@@ -10,7 +10,6 @@ Every supported layer is seen as one matrix ``W (out, in)`` with ``y = x Wᵀ``:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from eckart.linalg.random import seeded_generator
 
 if TYPE_CHECKING:
     from peft.utils.quantization_utils import QuantizationBackend
@@ -213,9 +214,3 @@ class LayerContext:
     def generator(self, *tag: object) -> torch.Generator:
         """A CPU generator that depends only on the seed, the layer's name and the tag."""
         return seeded_generator(self.seed, self.shape.name, *tag)
-
-
-def seeded_generator(*key: object) -> torch.Generator:
-    """A CPU generator keyed by any values: the same key gives the same stream in any order of construction."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

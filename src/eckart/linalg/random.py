@@ -26,6 +26,11 @@ def counter_key(*tag: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def seeded_generator(*key: object) -> torch.Generator:
+    """A CPU generator keyed by any values: the same key gives the same stream in any order of construction."""
+    return torch.Generator().manual_seed(counter_key(*key))
+
+
 def random_words(
     key: int, count: int, *, start: int = 0, device: torch.device | None = None
 ) -> Int[Tensor, " count"]:

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 
 from eckart.data.images import decode
 from eckart.data.splits import Split
-from eckart.data.tables import first_line
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.tasks.pretrained import Checkpoint
 
 TOKENIZER_FILES = (
