@@ -20,9 +20,7 @@ def test_a_directory_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["./a", "/a", "~/a", "a/b/c"])
-def test_what_can_only_be_a_path_is_not_asked_of_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_only_be_a_path_is_not_asked_of_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     with pytest.raises(InputError, match=f"^--model {name}: no such directory$"):
         local_directory(name, ["*"], "--model")

@@ -43,7 +43,9 @@ def test_damage(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:-4], whole[:20], b"", b"\xff" * 40):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"^model: t\.safetensors is damaged, truncated or corrupt \(.+\)"):
+        with pytest.raises(
+            InputError, match=r"^model: t\.safetensors is damaged, truncated or corrupt \(.+\)"
+        ):
             list(read_finite(path, "model"))
-    with pytest.raises(InputError, match="u.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"u\.safetensors is damaged"):
         list(read_finite(tmp_path / "u.safetensors", "model"))

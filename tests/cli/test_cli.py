@@ -297,7 +297,7 @@ def test_adapt_writes_an_adapter_that_peft_loads(
     assert code == 0
     assert f"{metrics['trainable_parameters']:,} numbers trained in adapters" in out
     assert run(*words, "--resume", "--lr", "0.01")[0] == 0
-    assert "lr was 0.01" in refusal(run(*words, "--resume"))
+    assert "lr is 0.01 there" in refusal(run(*words, "--resume"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import WORDS, save_bert, save_gpt2, save_resnet, save_tokenizer, save_vit
 
 from eckart.errors import InputError
-from eckart.tasks.statistics import interval
 from eckart.tasks.task import load_task
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 10, 12, 3), np.uint8)
@@ -339,28 +338,6 @@ def test_scores_of_classes_and_of_a_run_that_diverged(task):
     result = task.per_example(outputs, torch.tensor([1, 1, 0, 0]))
     assert result[:2].tolist() == [1, 0]
     assert np.isnan(result[2:]).all()
-
-
-def test_wilson_interval():
-    mean, low, high = interval(np.array([1.0] * 8 + [0.0] * 2))
-    assert mean == pytest.approx(0.8)
-    assert (low, high) == pytest.approx(
-        (0.4901625, 0.9433178), abs=1e-6
-    )  # R: prop.test(8, 10, correct=FALSE)
-    assert interval(np.ones(20))[2] == 1.0
-    assert interval(np.ones(20))[1] == pytest.approx(20 / (20 + 3.8414588), abs=1e-6)
-
-
-def test_normal_interval():
-    values = np.array([1.0, 2.0, 3.0, 4.0])
-    mean, low, high = interval(values)
-    assert mean == 2.5
-    assert high - mean == pytest.approx(1.959964 * math.sqrt(5 / 3) / 2, abs=1e-5)
-    assert low == pytest.approx(5 - high)
-    assert interval(np.array([1.5]))[1:] == (-math.inf, math.inf)
-    assert all(math.isnan(x) for x in interval(np.array([1.0, math.nan])))
-    with pytest.raises(InputError, match="at least one"):
-        interval(np.array([]))
 
 
 # ---- what is refused

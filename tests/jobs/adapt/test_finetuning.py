@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_files import write_bert, write_gpt2, write_reviews
@@ -95,9 +96,9 @@ def test_card_tells_the_run_and_its_snippet_runs(
 ) -> None:
     folder, metrics = whole
     card = (folder / "README.md").read_text()
-    front = card.split("---")[1]
-    assert f'base_model: "{files[0]}"' in front
-    assert 'library_name: "peft"' in front
+    front = ModelCard.load(folder / "README.md").data
+    assert (front.base_model, front.library_name) == (files[0], "peft")
+    assert (front.pipeline_tag, front.tags) == ("text-classification", ["eckart", "adapter", "lora"])
     assert f"{metrics['trainable_parameters']:,} in adapters" in card
     assert f"{metrics['test']['score']:.4f}" in card
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
@@ -208,9 +209,11 @@ def test_resume_refuses_another_run(files: tuple[str, str], tmp_path: Path) -> N
     with pytest.raises(Stop):
         finetune(*files, "lora", output=folder, on_step=stop_at(5), **SETTINGS)
     for name, value in (("steps", 20), ("lr", 0.5), ("options", {"r": 3})):
-        with pytest.raises(InputError, match=f"--resume: {name} was .* when this run began"):
+        with pytest.raises(
+            InputError, match=f"holds another run: {name} is .* there and .* here: .*--overwrite"
+        ):
             finetune(*files, "lora", output=folder, resume=True, **(SETTINGS | {name: value}))
-    with pytest.raises(InputError, match="method was 'lora'"):
+    with pytest.raises(InputError, match="method is lora there and bone here"):
         finetune(*files, "bone", output=folder, resume=True, **SETTINGS)
     with pytest.raises(InputError, match="an unfinished run: continue it with --resume"):
         finetune(*files, "lora", output=folder, **SETTINGS)
