@@ -161,7 +161,7 @@ def whole(parameter: Tensor) -> Tensor:
     mesh = parameter.device_mesh
     gathered = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if gathered.requires_grad:
-        gathered.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
+        gathered.register_hook(lambda gradient: gradient / mesh.size())
     return gathered
 
 

@@ -43,7 +43,7 @@ def differences(
     """
     return [
         (told or {}).get(name, f"{name} is {there.get(name)} there and {here.get(name)} here")
-        for name in here | there
+        for name in {**here, **there}
         if here.get(name) != there.get(name)
     ]
 

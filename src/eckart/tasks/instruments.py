@@ -53,7 +53,7 @@ class PeakMemory(TorchDispatchMode):
     """Follows the bytes of all tensors alive: ``known`` ones and every one that appears while the mode is on."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, Any] = {}
         self.current = self.peak = 0
         for tensor in known:

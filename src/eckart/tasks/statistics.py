@@ -35,7 +35,8 @@ def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
     mean = float(np.mean(scores))
     if np.isin(scores, (0, 1)).all():
         test = require("scipy.stats", extra="compare").binomtest(int(np.sum(scores)), n)
-        return mean, *map(float, test.proportion_ci(0.95, method="wilson"))
+        low, high = test.proportion_ci(0.95, method="wilson")
+        return mean, float(low), float(high)
     half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return mean, mean - half, mean + half
 

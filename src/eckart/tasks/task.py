@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
 
 KINDS = tuple(AUTO_CLASSES)
 Examples = Dataset[dict[str, Any]]
-Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)

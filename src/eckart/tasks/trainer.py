@@ -9,6 +9,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -224,6 +225,7 @@ class _Watch(TrainerCallback):
         self.ratios: list[float] = []
         self.batch: dict[str, Any] = {}
         self.memory: PeakMemory | None = None
+        self.measuring = ExitStack()
 
     def watch(self, model: nn.Module) -> Any:
         return model.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
@@ -237,8 +239,7 @@ class _Watch(TrainerCallback):
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             kept = tree_leaves(list(optimizer.state.values()))
             known = [*model.parameters(), *model.buffers(), *(t for t in kept if isinstance(t, Tensor))]
-            self.memory = PeakMemory(known)
-            self.memory.__enter__()
+            self.memory = self.measuring.enter_context(PeakMemory(known))
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -275,9 +276,8 @@ class _Watch(TrainerCallback):
         return self.keep_going(step, evaluation)
 
     def close(self) -> None:
-        if self.memory:
-            self.memory.__exit__(None, None, None)
-            self.memory = None
+        self.measuring.close()
+        self.memory = None
 
 
 def train_run(

@@ -314,7 +314,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
 
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = job.model
     whole = directory / ".finished"
