@@ -481,7 +481,7 @@ def test_a_kept_kernel_stands_in_no_gradient_s_way() -> None:
     assert torch.equal(y, kept) and x.grad.any()
 
 
-@pytest.mark.unchecked
+@pytest.mark.compiled
 def test_compiled_layer_has_the_same_numbers() -> None:
     layer, x = make(S4DBlock, 4, 4), numbers(2, 30, 4)
     mask = torch.arange(30) < torch.tensor([[30], [11]])
@@ -501,7 +501,6 @@ def test_an_empty_batch_is_no_mistake() -> None:
     assert y.shape == (0, 5, 6) and state.shape == (0, 6, 4)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -530,7 +529,6 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         S4DBlock(**{"d_model": 6, "d_state": 8, **options})
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
@@ -572,7 +570,6 @@ def test_sequences_that_cannot_be_are_refused(x: Tensor, options: dict[str, Any]
             make(cls, dtype=torch.float32, max_length=10)(x, **options)
 
 
-@pytest.mark.unchecked
 def test_steps_and_states_that_cannot_be_are_refused() -> None:
     layer, real = make(), make(init="real")
     state, x = layer.initial_state(2), numbers(2, 6)

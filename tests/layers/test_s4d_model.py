@@ -335,7 +335,6 @@ def test_trainer_resumes_to_the_same_weights(tmp_path: Path) -> None:
 # Bad input
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -376,7 +375,6 @@ EMPTY = torch.ones(4, LENGTH)
 EMPTY[3] = 0
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("options", "inputs", "said"),
     [
@@ -410,7 +408,6 @@ def test_bytes_are_tokens() -> None:
     torch.testing.assert_close(model(input_ids=text.byte()).logits, model(input_ids=text).logits)
 
 
-@pytest.mark.unchecked
 def test_states_that_cannot_be_are_refused() -> None:
     model = tiny(S4DModel)
     with pytest.raises(InputError, match=r"inputs has shape \(4, 16, 1\): give one time step"):

@@ -116,7 +116,7 @@ def test_half_precision_coefficients_mix_in_single_precision() -> None:
     assert coefficients.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.unchecked
+@pytest.mark.compiled
 def test_library_checks_of_the_operators() -> None:
     coefficients = torch.randn(5, requires_grad=True)
     torch.library.opcheck(mix_random_basis, (coefficients, KEY, 12, "uniform", 0))

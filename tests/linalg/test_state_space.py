@@ -74,7 +74,6 @@ def test_random_starts_and_scales() -> None:
     assert start.decay.min() > 0 and 1.9 < start.decay.max() < 2 and abs(start.decay.mean() - 1) < 0.1
 
 
-@pytest.mark.unchecked
 def test_a_start_of_another_name_is_refused() -> None:
     with pytest.raises(InputError, match="init='hippo': choose one of legs, lin, inv"):
         initial_spectrum("hippo", 8)  # type: ignore[arg-type]

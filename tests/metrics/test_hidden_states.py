@@ -142,7 +142,6 @@ def test_numbers_whose_squares_overflow_cost_their_own_text_alone(name: str) -> 
 H = torch.randn(2, 5, 3)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("hidden", "mask", "message"),
     [

@@ -57,7 +57,7 @@ def pictures(root) -> Path:
 
 @pytest.fixture(scope="module")
 def bert(root) -> Path:
-    return save_bert(root / "bert")
+    return save_bert(root / "bert", trained_pooler=True)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_trained_pooler_belongs_to_the_base_and_a_missing_one_to_the_head(tmp_pa
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_head_of_another_task_is_drawn_afresh(tmp_path, reviews, classes):
-    save_bert(tmp_path, head=True, num_labels=classes)
+    save_bert(tmp_path, head=True, trained_pooler=True, num_labels=classes)
     task = load_task(tmp_path, reviews, max_length=16)
     assert task.head_modules == ["classifier"]
     model = task.fresh_model(0)
@@ -397,7 +397,7 @@ def test_weights_that_do_not_fit_the_config(broken, reviews):
     del dropped["encoder.layer.0.attention.self.query.weight"]
     save_file(dropped, broken / "model.safetensors", {"format": "pt"})
     refuse(broken, reviews, "bert.encoder.layer.0.attention.self.query.weight", "missing")
-    weights["encoder.layer.0.output.dense.weight"] = torch.zeros(16, 31)
+    weights["encoder.layer.0.output.dense.weight"] = torch.zeros(16, 23)
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     refuse(broken, reviews, "bert.encoder.layer.0.output.dense.weight", "another shape")
 
@@ -428,7 +428,7 @@ def test_kinds_that_do_not_suit_the_data(gpt2, reviews, corpus, pictures):
 
 
 def test_lengths_and_texts_that_do_not_fit(tmp_path, gpt2, reviews):
-    refuse(gpt2, reviews, "--max-length 33", "2 to 32", max_length=33)
+    refuse(gpt2, reviews, "--max-length 129", "2 to 128", max_length=129)
     refuse(gpt2, reviews, "--max-length 1", max_length=1)
     (tmp_path / "short.txt").write_text("a good film\n" * 20)
     refuse(gpt2, tmp_path / "short.txt", "validation", "less than one block of 16")

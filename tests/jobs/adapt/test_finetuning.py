@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_files import write_bert, write_gpt2, write_reviews
+from tiny_models import save_bert, save_gpt2, save_reviews
 from transformers import AutoConfig, BertForSequenceClassification, Trainer
 
 from eckart.errors import InputError
@@ -34,7 +34,7 @@ STARTED = "run.json"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("files")
-    return str(write_bert(folder / "bert")), str(write_reviews(folder / "reviews.csv"))
+    return str(save_bert(folder / "bert")), str(save_reviews(folder / "reviews.csv"))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_budget_sets_the_knob(files: tuple[str, str], tmp_path: Path) -> None:
 def test_a_language_model_and_numbers_that_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = str(write_gpt2(tmp_path / "gpt2"))
+    model = str(save_gpt2(tmp_path / "gpt2", pad="[EOS]"))
     (tmp_path / "story.txt").write_text("\n".join(["the film was very good and a long book"] * 200))
     settings = SETTINGS | {"max_length": 16, "steps": 4}
     metrics = finetune(model, str(tmp_path / "story.txt"), "bone", output=tmp_path / "out", **settings)
