@@ -94,17 +94,28 @@ def complete(
             on_iteration(done, total)
 
     model.set_params(callback=step)
+    report = _fitted(model, table, held)
+    factors = _factors(model)
+    with atomic_directory(output, overwrite=overwrite) as folder:
+        model.save(folder / "model")
+        for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
+            _factor_table(*columns).to_csv(folder / name, index=False)
+        (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _fitted(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> Completion:
+    """Measure the model on what is held out, then fit it to the whole table."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         test_rmse, bias_rmse = _held_out(model, table, held) if held.any() else (None, None)
         model.fit(table)
-    users, items = model.row_ids_, model.col_ids_
-    assert users is not None and items is not None, "a table names its users and items"
-    report = Completion(
+    (users, *_), (items, *_) = _factors(model)
+    return Completion(
         ratings=len(table),
         users=len(users),
         items=len(items),
-        rank=rank,
+        rank=model.n_components,
         iterations=model.n_iter_,
         converged=bool(model.converged_),
         train_rmse=model.train_rmse_,
@@ -112,13 +123,13 @@ def complete(
         test_rmse=test_rmse,
         bias_rmse=bias_rmse,
     )
-    factors = (users, model.row_bias_, model.row_factors_), (items, model.col_bias_, model.components_.T)
-    with atomic_directory(output, overwrite=overwrite) as folder:
-        model.save(folder / "model")
-        for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
-            _factor_table(*columns).to_csv(folder / name, index=False)
-        (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    return report
+
+
+def _factors(model: MatrixCompletion) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Names, biases and factors of the users and of the items."""
+    users, items = model.row_ids_, model.col_ids_
+    assert users is not None and items is not None, "a table names its users and items"
+    return (users, model.row_bias_, model.row_factors_), (items, model.col_bias_, model.components_.T)
 
 
 def _held_out(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> tuple[float, float]:
