@@ -220,6 +220,15 @@ def test_resume_refuses_another_run(files: tuple[str, str], tmp_path: Path) -> N
     assert (folder / "checkpoints/checkpoint-4").is_dir()
 
 
+def test_what_the_scores_need_is_asked_for_before_the_training(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(InputError, match=r"scipy is not installed: .*eckart\[compare\]"):
+        finetune(*files, "lora", output=tmp_path / "lora", **SETTINGS)
+    assert not (tmp_path / "lora").exists()
+
+
 def test_output_is_kept_or_replaced_as_asked(
     whole: tuple[Path, dict[str, Any]], files: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import TrainerCallback
 
 from eckart.errors import InputError
+from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, check_output
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
@@ -123,6 +124,7 @@ def finetune(
     from eckart.adapters import get_config
     from eckart.tasks.task import load_task
 
+    require("scipy", extra="compare")  # for the intervals of the scores
     directory = Path(output)
     earlier = _earlier_run(directory, resume=resume, overwrite=overwrite)
     _check_numbers(

@@ -114,7 +114,7 @@ def compare(
         KeyboardInterrupt: passed on after the results so far were written.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
-    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil"):
+    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
     deadline = None if timeout is None else time.monotonic() + timeout
     _check_numbers(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
