@@ -8,6 +8,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
+# Tests that call every annotated function once are enough for the shapes: without the suites of all methods times all
+# properties, those that train, and hypothesis.
+SHAPES := tests/linalg tests/metrics tests/layers tests/adapters $(addprefix --ignore=tests/adapters/test_, \
+	properties.py peft_contract.py bad_input.py engine.py from_peft.py distributed.py budget.py)
+
 # What each kind of work installs besides the core.
 compare_EXTRAS := compare,demo
 dev_EXTRAS     := all,dev
@@ -15,7 +20,7 @@ docs_EXTRAS    := docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help compare quick test lint types bench docs clean
+.PHONY: help compare quick test shapes lint types bench docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +35,16 @@ test: export OMP_NUM_THREADS = 1
 test: $(VENV)/dev.installed ## run the tests
 	$(BIN)/pytest -n 2 --dist worksteal -p no:benchmark $(ARGS)
 
+shapes: export OMP_NUM_THREADS = 1
+shapes: $(VENV)/dev.installed ## run the tests of linalg, metrics, layers and adapters with every annotation enforced (beartype)
+	$(BIN)/pytest -n 2 --dist worksteal -p no:benchmark -p shape_checks --jaxtyping-packages=eckart,shape_checks.check \
+		-m "not compiled" $(SHAPES) $(ARGS)
+
 lint: $(VENV)/dev.installed ## check formatting and lint rules (ruff)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/dev.installed ## check types (mypy --strict on linalg and the public face)
+types: $(VENV)/dev.installed ## check types (mypy --strict)
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.installed ## run every benchmark; each prints its claim as a ratio

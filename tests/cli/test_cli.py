@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_files import write_bert, write_gpt2, write_reviews
+from tiny_models import save_bert, save_gpt2, save_reviews
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.main import get_command
 
@@ -28,12 +28,12 @@ SMALL = ("--steps", "2", "--batch-size", "8", "--option", "r=2")
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("model") / "bert")
+    return save_bert(tmp_path_factory.mktemp("model") / "bert")
 
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+    return save_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_adapt_writes_an_adapter_that_peft_loads(
     assert code == 0
     assert f"{metrics['trainable_parameters']:,} numbers trained in adapters" in out
     assert run(*words, "--resume", "--lr", "0.01")[0] == 0
-    assert "lr was 0.01" in refusal(run(*words, "--resume"))
+    assert "lr is 0.01 there" in refusal(run(*words, "--resume"))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_merge_and_export(run: Run, adapter: Path, bert: Path, tmp_path: Path) -
 def test_checkpoints_that_are_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
     import shutil
 
-    gpt2 = write_gpt2(tmp_path / "gpt2")
+    gpt2 = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     for command in ("merge", "export"):
         assert "lacks bert." in refusal(run(command, "--model", gpt2, adapter, "--output", tmp_path / "y"))
     damaged = tmp_path / "damaged"
@@ -457,7 +457,7 @@ def test_measure(run: Run, bert: Path, reviews: Path, tmp_path: Path) -> None:
     assert {row["layer"] for row in rows} == {"0", "2"}
     assert all(f"{float(row['mean']):.4g} ± {float(row['ci']):.2g}" in out for row in rows)
 
-    gpt2 = write_gpt2(tmp_path / "gpt2")
+    gpt2 = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     both = (*words, "--model", bert, "--model", gpt2, "--output", tmp_path / "out")
     out = run(*both)[1]
     assert "2 (last)" in out and "1 (last)" in out and "embeddings" not in out

@@ -14,12 +14,12 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
+from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA
 from eckart.tasks.statistics import combined_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-HEAD_ONLY, FULL, LORA = "head-only", "full", "lora"
 BASELINES = (HEAD_ONLY, FULL, LORA)
 UNBUDGETED = {HEAD_ONLY: "training the head alone", FULL: "full fine-tuning"}
 """Baselines that do not train at the budget, as prose: context for the candidates, never candidates themselves."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eckart.jobs.compare.runs import Runner
+    from eckart.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def compare(
         KeyboardInterrupt: passed on after the results so far were written.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
-    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil"):
+    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
     deadline = None if timeout is None else time.monotonic() + timeout
     _check_numbers(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
@@ -122,7 +123,7 @@ def compare(
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
     directory = outputs.check_directory(Path(output), overwrite)
 
-    from eckart.jobs.compare.runs import Runner, machine, versions
+    from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import load_task
 
     with _undisturbed():
@@ -138,7 +139,7 @@ def compare(
             seed=0,
         )
         everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
-    identity = {
+    identity: dict[str, Any] = {
         "budget": str(budget),
         "steps": steps,
         "batch_size": batch_size,
@@ -146,28 +147,8 @@ def compare(
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
     }
-    identity = json.loads(json.dumps(identity))
-    about = {
-        "command": outputs.command_line(arguments),
-        "state": "running",
-        "task": task.describe(),
-        "budget": str(budget),
-        "options": {"steps": steps, "seeds": seeds, "batch_size": batch_size, "max_length": max_length},
-        "identity": identity,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    started = None if overwrite else outputs.begun(directory, about)
-    about["started"] = started or outputs.now()
-    digest = hashlib.sha256(json.dumps([task.fingerprint, identity], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
-    if overwrite:
-        outputs.clear(directory)
-    outputs.write_about(directory, about)
-    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
-    study = shared or _open_study(url, digest, task.greater_is_better, overwrite)
+    about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
+    study = _begin(directory, about, task, storage, overwrite)
     plan = Plan([c for c in everyone if not c.reason], steps, seeds, task.greater_is_better)
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
@@ -178,6 +159,47 @@ def _check_numbers(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and value <= 0:
             raise InputError(f"{name} is {value}: give a positive number")
+
+
+def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
+    """What ``compare.json`` says of a comparison that begins."""
+    from eckart.tasks.environment import machine, versions
+
+    options = {name: identity[name] for name in ("steps", "batch_size", "max_length")}
+    return {
+        "command": command,
+        "state": "running",
+        "task": task.describe(),
+        "budget": identity["budget"],
+        "options": options | {"seeds": seeds},
+        "identity": identity,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _begin(directory: Path, about: dict[str, Any], task: Task, storage: str | None, overwrite: bool) -> Study:
+    """Open the study and write ``compare.json``; nothing is touched before all of it is known to be good.
+
+    Args:
+        directory: of the results.
+        about: as `_about`; the time of the start is added, that of an earlier call where there is one.
+        task: what is compared on.
+        storage: URL of a shared database; None for one in the directory.
+        overwrite: discard an earlier comparison.
+
+    Raises:
+        InputError: the directory holds another comparison, or the storage cannot be opened.
+    """
+    about["started"] = (None if overwrite else outputs.begun(directory, about)) or outputs.now()
+    content = json.dumps([task.fingerprint, about["identity"]], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
+    if overwrite:
+        outputs.clear(directory)
+    outputs.write_about(directory, about)
+    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
+    return shared or _open_study(url, digest, task.greater_is_better, overwrite)
 
 
 def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study:

@@ -234,7 +234,7 @@ def _read(file: Path, name: str, index: int | None = None) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:
-        tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
+        tensor: Tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
     return tensor.reshape(tensor.shape[0], -1)
 
 

@@ -18,6 +18,7 @@ from eckart.data.read import read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
 from eckart.files import atomic_write, check_output
+from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
 from eckart.jobs.measure.scores import (
@@ -128,8 +129,9 @@ def measure(
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
     about = asdict(settings) | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
-    if directory is not None and not overwrite:
-        _check_settings(directory, about)
+    if directory is not None and not overwrite and (directory / ABOUT).is_file():
+        there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
+        check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
     done: list[ModelScores] = []
 
     def tell(texts_done: int, texts_there: int) -> None:
@@ -201,26 +203,6 @@ def _begin(directory: Path, about: dict[str, Any], overwrite: bool) -> None:
             path.write_text(json.dumps({"settings": about}, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_settings(directory: Path, about: dict[str, Any]) -> None:
-    """Refuse a directory that says that something else is measured in it."""
-    if not (directory / ABOUT).is_file():
-        return
-    elsewhere = "choose another directory or pass --overwrite"
-    try:
-        there = json.loads((directory / ABOUT).read_text(encoding="utf-8"))["settings"]
-        differences = [
-            "the texts have changed" if name == "texts" else f"{name} is {there[name]} there and {value} here"
-            for name, value in about.items()
-            if there[name] != value
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"--output {directory}: its {ABOUT} is not a measurement's: {elsewhere}") from None
-    if differences:
-        raise InputError(
-            f"--output {directory} holds another measurement: {'; '.join(differences)}: {elsewhere}"
-        )
-
-
 def _measure_checkpoint(
     checkpoint: Checkpoint,
     texts: list[str],
@@ -229,7 +211,7 @@ def _measure_checkpoint(
     on_text: Callable[[int, int], None],
 ) -> ModelScores:
     """One model over the texts, or over windows of them, with the values of each."""
-    from eckart.tasks.trainer import device
+    from eckart.tasks.instruments import device
 
     with quiet():
         model = load_backbone(checkpoint)
