@@ -45,7 +45,7 @@ ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
 BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
-GROUND = {"arguments", "errors", "extras", "files", "quiet"}
+GROUND = {"adapter_files", "arguments", "errors", "extras", "files", "quiet"}
 
 
 def python(code: str) -> str:

@@ -17,10 +17,10 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from eckart.adapter_files import read_adapter_config
 from eckart.adapters._base import AdapterConfig
 from eckart.adapters._budget import target_shapes
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME, read_outline
-from eckart.adapters._merging import read_adapter_config
 from eckart.adapters._registry import get_config
 from eckart.adapters.randlora import RandomBases
 from eckart.errors import InputError

@@ -89,7 +89,7 @@ def adapt(
     Example: `eckart adapt --model path/to/model --data reviews.csv --method svfit --budget 0.5% --output adapter`
     """
     from eckart.data.read import check_source
-    from eckart.tasks.pretrained import check_model
+    from eckart.tasks.pretrained import find_model
 
     given, most = options(option_), limits(limit)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
@@ -97,7 +97,7 @@ def adapt(
     refuse_taken(given)
     check_method(method, given, budget)
     earlier_run(output, resume=resume, overwrite=overwrite)
-    check_model(model)
+    find_model(model)
     check_source(data)
 
     from eckart.jobs.adapt.finetuning import finetune

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from eckart.arguments import read_budget
 from eckart.catalog import check_options, find_adapter
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import LABELS
-from eckart.tasks.pretrained import is_path
-
-
-def check_adapter(adapter: str) -> None:
-    """Refuse a directory that is not there or holds no adapter; names on the hub are for the job.
-
-    Raises:
-        InputError: naming it.
-    """
-    if os.path.isdir(adapter):
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise InputError(
-                f"adapter {adapter} has no adapter_config.json: give the directory of a finished adapter"
-            )
-    elif is_path(adapter):
-        raise InputError(f"{adapter} is neither a directory nor found on the hub: check the name")
 
 
 def check_file(path: str | Path, name: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from eckart.adapter_files import base_model, read_adapter_config
 from eckart.arguments import check_least
-from eckart.cli.checks import check_adapter
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import Base, Checkpoint, Output, Overwrite, option
 from eckart.files import check_output
-from eckart.tasks.pretrained import check_model
+from eckart.tasks.pretrained import find_model
 
 
 def export(
@@ -29,9 +29,7 @@ def export(
     """
     check_least(1, r=r)
     check_output(output, overwrite=overwrite)
-    check_adapter(adapter)
-    if model is not None:
-        check_model(model)
+    find_model(base_model(model, adapter, read_adapter_config(adapter)[1]))
 
     from eckart.adapters import export_lora, load_adapted
 

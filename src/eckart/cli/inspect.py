@@ -12,7 +12,7 @@ from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import OUTPUT, Overwrite, option
 from eckart.files import check_output
-from eckart.tasks.pretrained import check_model
+from eckart.tasks.pretrained import find_model
 
 
 def inspect(
@@ -38,7 +38,7 @@ def inspect(
     if output is not None:
         check_output(output, overwrite=overwrite)
     if model is None or not Path(model).exists():
-        check_model(model)
+        find_model(model)
 
     from eckart.jobs.inspect.inspection import inspect_model
 

@@ -77,7 +77,7 @@ def measure(
     """
     from eckart.data.read import check_source
     from eckart.jobs.measure.settings import Settings, check_directory
-    from eckart.tasks.pretrained import check_model
+    from eckart.tasks.pretrained import find_model
 
     names = list(USUAL) if metrics is None else [name.strip() for name in metrics.split(",")]
     numbers = layers(layers_)
@@ -89,7 +89,7 @@ def measure(
     if output is not None:
         check_directory(output, overwrite)
     for directory in model or (None,):
-        check_model(directory)
+        find_model(directory)
     check_source(data)
 
     from eckart.jobs.measure.measuring import measure as run

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from eckart.cli.checks import check_adapter
+from eckart.adapter_files import base_model, read_adapter_config
 from eckart.cli.command import Answer
 from eckart.cli.options import Base, Checkpoint, Output, Overwrite
 from eckart.files import check_output
-from eckart.tasks.pretrained import check_model
+from eckart.tasks.pretrained import find_model
 
 
 def merge(adapter: Checkpoint, output: Output, model: Base = None, overwrite: Overwrite = False) -> Answer:
@@ -15,9 +15,7 @@ def merge(adapter: Checkpoint, output: Output, model: Base = None, overwrite: Ov
     Example: `eckart merge --model path/to/base path/to/adapter --output merged`
     """
     check_output(output, overwrite=overwrite)
-    check_adapter(adapter)
-    if model is not None:
-        check_model(model)
+    find_model(base_model(model, adapter, read_adapter_config(adapter)[1]))
 
     from eckart.adapters import merge_checkpoint
 

@@ -57,7 +57,7 @@ def find_model(model: str | Path | None) -> Checkpoint:
     if path.is_file():
         raise InputError(f"--model {model} is a file: give the directory that holds config.json")
     if not path.is_dir():
-        if is_path(model):
+        if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
             raise InputError(f"--model {model}: no such directory")
         path = _download(str(model))
     if (path / "adapter_config.json").is_file():
@@ -65,21 +65,6 @@ def find_model(model: str | Path | None) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise InputError(f"--model {model} has no config.json: give a directory written by save_pretrained")
     return Checkpoint(path, str(model))
-
-
-def is_path(name: str | Path) -> bool:
-    """Whether a name can only be a path, and none on the hub."""
-    return str(name).startswith((".", "/", "~")) or str(name).count("/") > 1 or Path(name).exists()
-
-
-def check_model(model: str | Path | None) -> None:
-    """Refuse a directory that is not there or holds no model; names on the hub are left to `find_model`.
-
-    Raises:
-        InputError: naming it.
-    """
-    if model is None or is_path(model):
-        find_model(model)
 
 
 def _download(name: str) -> Path:

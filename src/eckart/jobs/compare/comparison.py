@@ -23,7 +23,7 @@ from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
 from eckart.jobs.compare.progress import Progress, Scoreboard
 from eckart.jobs.compare.study import Claim, Outcome, Run, Study
 from eckart.quiet import quiet
-from eckart.tasks.pretrained import check_model
+from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
     import os
@@ -122,7 +122,7 @@ def compare(
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
     directory = outputs.check_directory(Path(output), overwrite)
     read_budget(budget)
-    check_model(model)
+    find_model(model)
     check_source(data)
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil"):
         require(module, extra="compare")
