@@ -100,7 +100,7 @@ def test_bash_completes(path: str) -> None:
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_zsh_loads_the_script(path: str) -> None:
     code = (
-        'autoload -Uz compinit; compinit -u; eval "$(_ECKART_COMPLETE=source_zsh eckart)"; '
+        'autoload -Uz compinit; compinit -D -u; eval "$(_ECKART_COMPLETE=source_zsh eckart)"; '
         "print $_comps[eckart]; words=(eckart adapt --method sv); CURRENT=4; "
         '_arguments() { print -r -- "$@" }; _eckart_completion'
     )
