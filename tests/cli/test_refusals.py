@@ -67,7 +67,7 @@ REFUSED = {
     "compare --model ./none": "--model ./none: no such directory",
     "compare --data none.csv": "--data none.csv: no such file or directory",
     "inspect ./none": "--model ./none: no such directory",
-    "inspect none": "--model none: no such directory here",
+    "inspect none.safetensors": "--model none.safetensors: no such directory",
     "inspect --energy 1": "energy is 1.0: give a share between 0 and 1",
     "measure --metrics stable_rnk": "unknown metric 'stable_rnk': did you mean 'stable_rank'?",
     "measure --split dev": "split is 'dev': choose train, validation, test",

@@ -12,7 +12,7 @@ from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import OUTPUT, Overwrite, option
 from eckart.files import check_output
-from eckart.tasks.pretrained import find_model
+from eckart.tasks.pretrained import find_model, is_path
 
 
 def inspect(
@@ -37,7 +37,7 @@ def inspect(
     check_share("energy", energy)
     if output is not None:
         check_output(output, overwrite=overwrite)
-    if model is None or not Path(model).exists():
+    if model is None or (is_path(model) and not Path(model).exists()):
         find_model(model)
 
     from eckart.jobs.inspect.inspection import inspect_model

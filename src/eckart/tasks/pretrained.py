@@ -57,7 +57,7 @@ def find_model(model: str | Path | None) -> Checkpoint:
     if path.is_file():
         raise InputError(f"--model {model} is a file: give the directory that holds config.json")
     if not path.is_dir():
-        if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+        if is_path(model):
             raise InputError(f"--model {model}: no such directory")
         path = _download(str(model))
     if (path / "adapter_config.json").is_file():
@@ -65,6 +65,12 @@ def find_model(model: str | Path | None) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise InputError(f"--model {model} has no config.json: give a directory written by save_pretrained")
     return Checkpoint(path, str(model))
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether a name can only be a path, and none on the hub."""
+    text = str(name)
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".safetensors")
 
 
 def _download(name: str) -> Path:
