@@ -45,7 +45,7 @@ ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
 BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
-GROUND = {"errors", "extras", "files", "hub", "tensors"}
+GROUND = {"adapter_files", "arguments", "errors", "extras", "files", "hub", "quiet", "tensors"}
 
 
 def python(code: str) -> str:

@@ -8,6 +8,12 @@ from pathlib import Path
 from eckart.errors import InputError, first_line
 
 
+def is_path(name: str | Path) -> bool:
+    """Whether a name can only be a path, and none on the hub."""
+    text = str(name)
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".safetensors")
+
+
 def local_directory(name: str | Path, patterns: Sequence[str], argument: str = "") -> Path:
     """A directory that holds a model's files: itself, or what `download` brings.
 
@@ -23,7 +29,7 @@ def local_directory(name: str | Path, patterns: Sequence[str], argument: str = "
     if directory.is_dir():
         return directory
     shown = f"{argument} {name}".strip()
-    if str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
+    if is_path(name):
         raise InputError(f"{shown}: no such directory")
     return download(str(name), patterns, shown)
 

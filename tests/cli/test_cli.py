@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from typer.main import get_command
 
 import eckart
 from eckart.cli import app, main
+from eckart.cli.app import COMMANDS as HEADINGS
 from eckart.errors import InputError
 
 SMALL = ("--steps", "2", "--batch-size", "8", "--option", "r=2")
@@ -97,6 +98,33 @@ def test_help_is_quick_because_it_loads_no_model_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "compare" in done.stdout
     assert not {"torch", "transformers", "peft", "numpy", "pandas"} & set(done.stderr.split())
+
+
+def headings(text: str) -> list[str]:
+    """The headings that help shows its options or commands under."""
+    return re.findall(r"^╭─ (.+?) ─+╮$", text, re.MULTILINE)
+
+
+def test_help_is_grouped_and_names_values_by_what_they_are(run: Run) -> None:
+    shown = headings(run("--help")[1])
+    assert shown == ["Options", *HEADINGS, "Recover matrices"]
+    shown = headings(run("adapt", "--help")[1])
+    assert set(shown) == {"Options", "Model and data", "Method", "Training", "Output", "Common"}
+    for words in COMMANDS:
+        text = run(*words.split(), "--help")[1]
+        assert headings(text)[-1] == "Common"
+        options = "\n".join(line for line in text.splitlines() if " --" in line and "--help" not in line)
+        assert not re.search(r"TEXT|INTEGER|FLOAT|PATH|BOOLEAN|<(str|int|float|path|bool)>", options)
+
+
+def test_names_that_the_command_line_knows_are_those_of_the_library() -> None:
+    from eckart.cli import measure, options
+    from eckart.jobs.measure.measuring import METRICS
+    from eckart.tasks.task import KINDS
+
+    assert measure.USUAL == METRICS
+    assert sorted((*measure.USUAL, *measure.FURTHER)) == sorted(eckart.metrics.METRICS)
+    assert get_args(get_args(options.Kind)[0]) == ("auto", *KINDS)
 
 
 def test_version_and_no_command(run: Run) -> None:

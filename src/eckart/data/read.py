@@ -121,14 +121,25 @@ def locate(source: str | Path) -> dict[str, Table]:
         return _directory(path)
     if path.is_file():
         return images.read_arrays(path) if path.suffix.lower() == ".npz" else {UNSPLIT: read_table(path)}
+    check_source(source)
     name, _, config = str(source).partition(":")
-    if (
-        path.suffix.lower() in (".npz", ".gz")
-        or is_table(path)
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-    ):
-        raise InputError(f"--data {source}: no such file or directory")
     return _hub(name, config or None)
+
+
+def check_source(source: str | Path | None) -> None:
+    """Refuse what is not there and cannot be a name on the hub.
+
+    Raises:
+        InputError: no such file or directory.
+    """
+    if source is None:
+        return
+    path, name = Path(source).expanduser(), str(source).partition(":")[0]
+    if path.is_dir() or path.is_file():
+        return
+    file = path.suffix.lower() in (".npz", ".gz") or is_table(path)
+    if file or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise InputError(f"--data {source}: no such file or directory")
 
 
 def _directory(path: Path) -> dict[str, Table]:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, Split, limit
 from eckart.errors import InputError
+from eckart.quiet import quiet
 from eckart.tasks.encode import (
     Images,
     Rows,
@@ -29,7 +30,7 @@ from eckart.tasks.encode import (
     token_blocks,
     tokenised,
 )
-from eckart.tasks.heads import AUTO_CLASSES, Base, load_base, quiet
+from eckart.tasks.heads import AUTO_CLASSES, Base, load_base
 from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
 
 KINDS = tuple(AUTO_CLASSES)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
+from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.adapt.card import model_card
+from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
@@ -30,14 +32,7 @@ if TYPE_CHECKING:
     from eckart.adapters import AdapterConfig
     from eckart.tasks.task import Task
 
-CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
 DEFAULT_BUDGET = "0.5%"
-_SET_BY_THE_RUN = {
-    "seed": "give seed itself, which is that of the whole run",
-    "target_modules": "give target_modules itself",
-    "modules_to_save": "the task's head is trained and saved",
-    "task_type": "the task decides it",
-}
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 
 
@@ -126,13 +121,11 @@ def finetune(
 
     require("scipy", extra="compare")  # for the intervals of the scores
     directory = Path(output)
-    earlier = _earlier_run(directory, resume=resume, overwrite=overwrite)
-    _check_numbers(
-        {"steps": steps, "batch_size": batch_size, "save_every": save_every}, {"lr": lr, "head_lr": head_lr}
-    )
+    earlier = earlier_run(directory, resume=resume, overwrite=overwrite)
+    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    check_positive(lr=lr, head_lr=head_lr)
     config, options = get_config(method), dict(options or {})
-    if taken := options.keys() & _SET_BY_THE_RUN:
-        raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
+    refuse_taken(options)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     task = load_task(model, data, seed=seed, **task_options)
@@ -193,23 +186,6 @@ def _run(
     metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
     _finish(adapted, task, job, directory, metrics)
     return metrics
-
-
-def _earlier_run(directory: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """What run.json says when resuming; None for a new run."""
-    run = directory / RUN
-    if resume:
-        if not run.is_file():
-            raise InputError(f"--resume: {directory} holds no run to go on with: leave --resume out")
-        return read_earlier(run, "run", dict[str, Any])
-    if run.is_file() and not overwrite:
-        done = (directory / METRICS).is_file()
-        raise InputError(
-            f"--output {directory} holds {'a finished' if done else 'an unfinished'} run: "
-            f"{'' if done else 'continue it with --resume, '}choose another directory or pass --overwrite"
-        )
-    check_output(directory, overwrite=overwrite)
-    return None
 
 
 def _clear(directory: Path) -> None:

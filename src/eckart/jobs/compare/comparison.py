@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from eckart.errors import InputError
+from eckart.arguments import check_positive, read_budget
+from eckart.data.read import check_source
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
@@ -22,6 +22,8 @@ from eckart.jobs.compare.contenders import Contender, Rates, contenders
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
 from eckart.jobs.compare.progress import Progress, Scoreboard
 from eckart.jobs.compare.study import Claim, Outcome, Run, Study
+from eckart.quiet import quiet
+from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
     import os
@@ -114,19 +116,22 @@ def compare(
         KeyboardInterrupt: passed on after the results so far were written.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
-    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
-        require(module, extra="compare")
     deadline = None if timeout is None else time.monotonic() + timeout
-    _check_numbers(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
+    check_positive(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
     directory = outputs.check_directory(Path(output), overwrite)
+    read_budget(budget)
+    find_model(model)
+    check_source(data)
+    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
+        require(module, extra="compare")
 
     from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import load_task
 
-    with _undisturbed():
+    with quiet():
         sizes = {split: getattr(preset, split) for split in ("validation", "test")} | dict(limits or {})
         task = load_task(
             model,
@@ -153,12 +158,6 @@ def compare(
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
     return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
-
-
-def _check_numbers(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value <= 0:
-            raise InputError(f"{name} is {value}: give a positive number")
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
@@ -212,16 +211,6 @@ def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep the libraries underneath from writing over the progress display."""
-    from eckart.tasks.heads import quiet
-
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _short_collections() -> Iterator[None]:
     """Leave what is already loaded out of garbage collections, which each run forces: a tenth of the time of each."""
     gc.collect()
@@ -266,7 +255,7 @@ class _Comparison:
         """
         self.write("running")
         try:
-            with self.progress, _undisturbed(), _short_collections():
+            with self.progress, quiet(), _short_collections():
                 self._show(self.study.records(), FLOOR)
                 done = self.study.work(
                     self.plan, self._execute, deadline=deadline, after=self._after, waiting=self._wait

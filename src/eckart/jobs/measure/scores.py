@@ -14,8 +14,9 @@ from torch import Tensor
 
 from eckart.files import atomic_write
 from eckart.jobs.measure.picture import draw
+from eckart.jobs.measure.settings import ABOUT
 
-TABLE, TEXTS, PICTURE, ABOUT, MODELS = "measure.csv", "texts.csv", "measure.svg", "measure.json", "models"
+TABLE, TEXTS, PICTURE, MODELS = "measure.csv", "texts.csv", "measure.svg", "models"
 
 
 @dataclass(frozen=True)
