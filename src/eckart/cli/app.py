@@ -166,7 +166,8 @@ def compare(
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
     import eckart
-    from eckart.jobs.compare.advice import QUANTITIES, advice, leaderboard, metric_of
+    from eckart.jobs.compare.advice import advice
+    from eckart.jobs.compare.leaderboard import QUANTITIES, leaderboard, metric_of
 
     results = eckart.compare(
         model,
