@@ -29,9 +29,23 @@ def theme(
         "background": None if paper.startswith("var") else paper,
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": text | {"labelFlush": False, "gridColor": grid, "domainColor": line, "tickColor": line, "titleFontWeight": 400, "titlePadding": 8},
+        "axis": text
+        | {
+            "labelFlush": False,
+            "gridColor": grid,
+            "domainColor": line,
+            "tickColor": line,
+            "titleFontWeight": 400,
+            "titlePadding": 8,
+        },
         "legend": text | {"titleFontWeight": 600, "labelLimit": 0},
-        "title": {"color": ink, "subtitleColor": soft, "anchor": "start", "fontSize": 15, "subtitleFontSize": 12},
+        "title": {
+            "color": ink,
+            "subtitleColor": soft,
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+        },
         "text": {"fill": ink, "fontSize": 12},
         "range": {"category": list(COLOURS), "symbol": list(SHAPES)},
     }

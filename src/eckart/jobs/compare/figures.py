@@ -35,7 +35,10 @@ def figures(metric: Metric, greater: bool, scale: tuple[float, float], best: Any
     """
     score = f"format(datum.value * {metric.scale:g}, '.6~g')"
     axes = {key: (item.label, LABELS[item.kind]) for key, item in QUANTITIES.items()}
-    axes["score"] = (f"{metric.name} ({'higher' if greater else 'lower'} is better)", f"{score} + '{metric.suffix}'")
+    axes["score"] = (
+        f"{metric.name} ({'higher' if greater else 'lower'} is better)",
+        f"{score} + '{metric.suffix}'",
+    )
     return {
         "config": theme(ink=INK, soft=SOFT, line=LINE, grid=GRID, paper=PAPER),
         "interval": interval(scale, best).to_dict(),
@@ -47,12 +50,17 @@ def figures(metric: Metric, greater: bool, scale: tuple[float, float], best: Any
 
 
 def _axis(title: str, labels: str) -> dict[str, Any]:
-    return {"type": "quantitative", "axis": {"title": title, "labelExpr": labels, "tickCount": 6, "labelSeparation": 6}}
+    return {
+        "type": "quantitative",
+        "axis": {"title": title, "labelExpr": labels, "tickCount": 6, "labelSeparation": 6},
+    }
 
 
 def _scores(scale: tuple[float, float], **axis: Any) -> Any:
     domain = alt.Scale(domain=list(scale), nice=False, zero=False)
-    return alt.X("score:Q", scale=domain, axis=alt.Axis(tickCount=4, domain=False, ticks=False, title=None, **axis))
+    return alt.X(
+        "score:Q", scale=domain, axis=alt.Axis(tickCount=4, domain=False, ticks=False, title=None, **axis)
+    )
 
 
 def interval(scale: tuple[float, float], best: Any) -> Any:
@@ -89,13 +97,22 @@ def interval(scale: tuple[float, float], best: Any) -> Any:
 
 def ticks(scale: tuple[float, float], labels: str) -> Any:
     """The numbers above the intervals."""
-    axis = {"orient": "top", "labelExpr": labels, "labelFontSize": 11, "labelPadding": 0, "offset": -12, "grid": False}
+    axis = {
+        "orient": "top",
+        "labelExpr": labels,
+        "labelFontSize": 11,
+        "labelPadding": 0,
+        "offset": -12,
+        "grid": False,
+    }
     rows = alt.Chart(alt.NamedData("rows"))
     return _bare(rows.mark_point(opacity=0).encode(x=_scores(scale, **axis), y=alt.value(0)))
 
 
 def _bare(chart: Any) -> Any:
-    return chart.properties(width="container", height="container", padding=0, autosize={"type": "fit", "contains": "padding"})
+    return chart.properties(
+        width="container", height="container", padding=0, autosize={"type": "fit", "contains": "padding"}
+    )
 
 
 def pareto() -> Any:
@@ -108,8 +125,14 @@ def pareto() -> Any:
     front = rows.transform_filter("datum.front")
     tail = {"color": ACCENT, "strokeDash": [2, 4], "opacity": 0.7, "strokeWidth": 1.5}
     layers = [
-        rows.mark_rule(**tail).transform_filter("datum.tail.x").encode(x2=alt.value("width")).properties(name="tail-x"),
-        rows.mark_rule(**tail).transform_filter("datum.tail.y").encode(y2=alt.value("height")).properties(name="tail-y"),
+        rows.mark_rule(**tail)
+        .transform_filter("datum.tail.x")
+        .encode(x2=alt.value("width"))
+        .properties(name="tail-x"),
+        rows.mark_rule(**tail)
+        .transform_filter("datum.tail.y")
+        .encode(y2=alt.value("height"))
+        .properties(name="tail-y"),
         front.mark_line(color=ACCENT, strokeWidth=2, interpolate="step-after").properties(name="front"),
     ]
     whisker = rows.mark_rule(strokeWidth=1.25).encode(opacity=_front(0.45, 0.3), color=_front(ACCENT, SOFT))
@@ -141,7 +164,11 @@ def curves() -> Any:
     )
 
     def shown(opacity: float) -> Any:
-        return alt.when("focus === null || focus === datum.id").then(alt.value(opacity)).otherwise(alt.value(0.1))
+        return (
+            alt.when("focus === null || focus === datum.id")
+            .then(alt.value(opacity))
+            .otherwise(alt.value(0.1))
+        )
 
     def near(field: str) -> Any:
         return alt.Y(field, scale=alt.Scale(zero=False))
@@ -149,9 +176,15 @@ def curves() -> Any:
     colour = alt.Color("colour:N", scale=None)
     band = base.mark_area(line=False).encode(y=near("low:Q"), y2="high:Q", color=colour, opacity=shown(0.12))
     lines = base.mark_line(strokeWidth=2, strokeJoin="round").encode(
-        y=near("mean:Q"), color=colour, opacity=shown(1), strokeDash=alt.StrokeDash("dash:N", scale=None), description="label:N"
+        y=near("mean:Q"),
+        color=colour,
+        opacity=shown(1),
+        strokeDash=alt.StrokeDash("dash:N", scale=None),
+        description="label:N",
     )
     rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=SOFT, strokeDash=[3, 3])
-    cursor = rule.encode(x=alt.value(alt.expr("place")), opacity=alt.value(alt.expr("place === null ? 0 : 1")))
+    cursor = rule.encode(
+        x=alt.value(alt.expr("place")), opacity=alt.value(alt.expr("place === null ? 0 : 1"))
+    )
     layers = [band, lines.add_params(zoom).properties(name="lines"), cursor]
     return alt.layer(*layers).add_params(focus, place).properties(width="container", height=310)

@@ -102,7 +102,11 @@ def _ranks(energy: float, rows: Sequence[Mapping[str, Any]]) -> Any:
         mark(base.mark_bar(height=10), "rank_99", alt.datum("99 %")),
         mark(base.mark_bar(height=10), "held", alt.Color("kind:N", scale=colour, legend=legend)),
         mark(base.mark_point(size=36, opacity=1), "stable_rank", alt.datum("stable rank")),
-        mark(base.mark_tick(thickness=2, size=ROW - 2, opacity=1), "effective_rank", alt.datum("effective rank")),
+        mark(
+            base.mark_tick(thickness=2, size=ROW - 2, opacity=1),
+            "effective_rank",
+            alt.datum("effective rank"),
+        ),
         beside("shape", SPAN + 10, "left"),
         beside("alpha", SPAN + 150, "right"),
     ).properties(width=SPAN, height=alt.Step(ROW))

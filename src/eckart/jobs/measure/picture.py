@@ -23,7 +23,9 @@ def draw(data: str, rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = dict.fromkeys(row["metric"] for row in rows)
     panels = [_panel([row for row in rows if row["metric"] == metric], metric, models) for metric in metrics]
     head, words = f"Hidden states over {data}", "Mean over the texts, with its 95 % interval"
-    chart = alt.concat(*panels, columns=ACROSS, spacing=28).properties(title={"text": head, "subtitle": words})
+    chart = alt.concat(*panels, columns=ACROSS, spacing=28).properties(
+        title={"text": head, "subtitle": words}
+    )
     return svg(chart, f"{head}: {words}, from the embeddings to the last layer")
 
 
