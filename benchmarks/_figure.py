@@ -47,29 +47,31 @@ def line_chart(
 def draw(kept: Mapping[str, Any]) -> str:
     """The chart of one file of rows; points that a logarithm cannot show are left out."""
     rows = [
-        {"series": name, "x": x, "y": y, "few": len(points) <= FEW}
+        {"series": name, "at": at, "x": x, "y": y, "few": len(points) <= FEW}
         for name, points in kept["series"].items()
-        for x, y in points
+        for at, (x, y) in enumerate(points)
         if (x > 0 or not kept["log_x"]) and (y > 0 or not kept["log_y"]) and math.isfinite(y)
     ]
     names = alt.Scale(domain=list(kept["series"]))
-    legend = alt.Legend(title=None, symbolType="stroke", symbolStrokeWidth=2)
+    legend = alt.Legend(title=None)
     lines = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("x:Q", **_axis(kept["x"], kept["log_x"])),
-        y=alt.Y("y:Q", **_axis(kept["y"], kept["log_y"])),
+        x=alt.X("x:Q", **_axis(kept["x"], kept["log_x"], [row["x"] for row in rows])),
+        y=alt.Y("y:Q", **_axis(kept["y"], kept["log_y"], [row["y"] for row in rows])),
         color=alt.Color("series:N", scale=names, legend=legend),
     )
     marks = lines.mark_point(size=32, filled=True, opacity=1).transform_filter("datum.few")
     chart = alt.layer(
-        lines.mark_line(strokeWidth=1.8), marks.encode(shape=alt.Shape("series:N", scale=names, legend=None))
+        lines.mark_line(strokeWidth=1.8).encode(order="at:Q"),
+        marks.encode(shape=alt.Shape("series:N", scale=names, legend=legend)),
     )
     title = f"{kept['title']}: {kept['y']} against {kept['x']}, {', '.join(kept['series'])}"
     return svg(chart.properties(width=WIDTH, height=HEIGHT, title=kept["title"]), title)
 
 
-def _axis(title: str, log: bool) -> dict[str, Any]:
-    axis = alt.Axis(title=title, labelExpr="format(datum.value, '~g')", tickCount=6, labelSeparation=4)
-    return {"axis": axis, "scale": alt.Scale(type="log") if log else alt.Scale(zero=False)}
+def _axis(title: str, log: bool, values: Sequence[float]) -> dict[str, Any]:
+    decades = int(math.log10(max(values) / min(values))) if log else 6
+    axis = alt.Axis(title=title, labelExpr="format(datum.value, '~g')", tickCount=max(2, min(decades, 6)))
+    return {"axis": axis, "scale": alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)}
 
 
 if __name__ == "__main__":

@@ -365,11 +365,13 @@ def inspect(
 
     Example: `eckart inspect path/to/model --energy 0.95 --output spectra`
     """
+    from eckart.extras import require
     from eckart.files import check_output
     from eckart.jobs.inspect.inspection import inspect_model
 
     if output is not None:
         check_output(output, overwrite=overwrite)
+        require("vl_convert", extra="compare")  # draws the picture at the end
     with progress("inspecting") as on_layer:
         inspection = inspect_model(model, energy=energy, on_layer=on_layer)
     if output is not None:

@@ -125,7 +125,8 @@ def names(window: Any) -> list[str]:
 
 def focus(window: Any, label: str) -> None:
     window.execute_script(
-        "[...document.querySelectorAll('.points_marks path')].find((n) => n.ariaLabel.startsWith(arguments[0])).focus()",
+        "const points = [...document.querySelectorAll('.points_marks path')];"
+        "points.find((n) => n.ariaLabel.startsWith(arguments[0])).focus()",
         label,
     )
 
@@ -261,6 +262,37 @@ def test_a_point_in_focus_tells_its_numbers(page: Any):
     assert tip.text.startswith("Bone") and "465 kB" in tip.text
     page.execute_script("document.activeElement.blur()")
     assert not tip.is_displayed()
+
+
+def test_the_wheel_zooms_with_ctrl_only_and_a_double_click_resets(page: Any):
+    def after(event: str, kind: str, **more: Any) -> set[str]:
+        """The numbers on the axes once this has happened in the middle of the plot."""
+        page.execute_script(
+            f"""const plot = document.querySelector('#pareto .role-frame path.background');
+            const box = plot.getBoundingClientRect();
+            plot.dispatchEvent(new {kind}('{event}', {{ bubbles: true, cancelable: true,
+                clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, ...arguments[0] }}))""",
+            more,
+        )
+        return set(texts(page, "#pareto .role-axis-label text"))
+
+    before = set(texts(page, "#pareto .role-axis-label text"))
+    assert after("wheel", "WheelEvent", deltaY=-400) == before
+    assert after("wheel", "WheelEvent", deltaY=-400, ctrlKey=True) != before
+    assert after("dblclick", "MouseEvent") == before
+
+
+def test_a_wider_window_has_a_wider_chart(page: Any):
+    from report_browser import resize
+
+    def widths() -> list[float]:
+        return page.execute_script(
+            "return ['#pareto svg', '#curves svg'].map((s) => document.querySelector(s).getBoundingClientRect().width)"
+        )
+
+    before = widths()
+    resize(page, 800)
+    assert all(now < then - 200 for now, then in zip(widths(), before, strict=True))
 
 
 def test_curves_are_switched_and_read_by_keyboard(page: Any):

@@ -17,6 +17,7 @@ from torch import Tensor
 from eckart.data.read import read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
+from eckart.extras import require
 from eckart.files import atomic_write, check_output
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
@@ -124,6 +125,7 @@ def measure(
     )
     directory = None if output is None else Path(output)
     if directory is not None and (overwrite or not (directory / ABOUT).is_file()):
+        require("vl_convert", extra="compare")  # draws the picture at the end
         check_output(directory, overwrite=overwrite)
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])

@@ -77,9 +77,10 @@
   /* An axis: logarithmic where the quantity is a cost, all its values are positive and they span a factor of ten. */
   function axis(key, values) {
     const { axis, ...channel } = data.charts.axes[key];
-    const log = key !== "score" && Math.min(...values) > 0 && Math.max(...values) >= 10 * Math.min(...values);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const log = key !== "score" && low > 0 && high >= 10 * low;
     const scale = log ? { type: "log", nice: false } : { type: "linear", zero: false };
-    const words = log ? { title: `${axis.title} (logarithmic)`, tickCount: 3 } : {};
+    const words = log ? { title: `${axis.title} (logarithmic)`, tickCount: Math.max(2, Math.min(Math.floor(Math.log10(high / low)), 6)) } : {};
     return { ...channel, scale: { ...scale, padding: 24 }, axis: { ...axis, ...words } };
   }
 
