@@ -123,7 +123,7 @@ def pareto() -> Any:
     """
     rows = alt.Chart(alt.NamedData("rows"))
     front = rows.transform_filter("datum.front")
-    tail = {"color": ACCENT, "strokeDash": [2, 4], "opacity": 0.7, "strokeWidth": 1.5}
+    tail = {"aria": False, "color": ACCENT, "strokeDash": [2, 4], "opacity": 0.7, "strokeWidth": 1.5}
     layers = [
         rows.mark_rule(**tail)
         .transform_filter("datum.tail.x")
@@ -133,9 +133,13 @@ def pareto() -> Any:
         .transform_filter("datum.tail.y")
         .encode(y2=alt.value("height"))
         .properties(name="tail-y"),
-        front.mark_line(color=ACCENT, strokeWidth=2, interpolate="step-after").properties(name="front"),
+        front.mark_line(aria=False, color=ACCENT, strokeWidth=2, interpolate="step-after").properties(
+            name="front"
+        ),
     ]
-    whisker = rows.mark_rule(strokeWidth=1.25).encode(opacity=_front(0.45, 0.3), color=_front(ACCENT, SOFT))
+    whisker = rows.mark_rule(aria=False, strokeWidth=1.25).encode(
+        opacity=_front(0.45, 0.3), color=_front(ACCENT, SOFT)
+    )
     layers += [whisker.encode(x2="x_low:Q"), whisker.encode(x2="x_high:Q")]
     layers += [whisker.encode(y2="y_low:Q"), whisker.encode(y2="y_high:Q")]
     points = rows.mark_point(size=120, strokeWidth=1.5, stroke=PAPER, opacity=1).encode(
@@ -144,7 +148,7 @@ def pareto() -> Any:
         shape=alt.Shape("shape:N", scale=None),
         description="words:N",
     )
-    names = rows.mark_text(fontSize=12).encode(text="name:N", fill=_front(INK, SOFT))
+    names = rows.mark_text(aria=False, fontSize=12).encode(text="name:N", fill=_front(INK, SOFT))
     zoom = alt.selection_interval(bind="scales", zoom=ZOOM, translate=DRAG, name="zoom")
     layers += [points.add_params(zoom).properties(name="points"), names.properties(name="names")]
     return alt.layer(*layers).properties(width="container", height=340)
@@ -174,7 +178,7 @@ def curves() -> Any:
         return alt.Y(field, scale=alt.Scale(zero=False))
 
     colour = alt.Color("colour:N", scale=None)
-    band = base.mark_area(line=False).encode(y=near("low:Q"), y2="high:Q", color=colour, opacity=shown(0.12))
+    band = base.mark_area(aria=False).encode(y=near("low:Q"), y2="high:Q", color=colour, opacity=shown(0.12))
     lines = base.mark_line(strokeWidth=2, strokeJoin="round").encode(
         y=near("mean:Q"),
         color=colour,
@@ -182,7 +186,7 @@ def curves() -> Any:
         strokeDash=alt.StrokeDash("dash:N", scale=None),
         description="label:N",
     )
-    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=SOFT, strokeDash=[3, 3])
+    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(aria=False, color=SOFT, strokeDash=[3, 3])
     cursor = rule.encode(
         x=alt.value(alt.expr("place")), opacity=alt.value(alt.expr("place === null ? 0 : 1"))
     )
