@@ -444,6 +444,15 @@ class TestPage:
         assert "a larger one may be better" in rows["SALT"]
         assert "may be better" not in rows["LoRA"]
 
+    @pytest.mark.parametrize(
+        ("state", "said"), [("complete", "No learning rate was tuned"), ("running", "No trial has ended yet")]
+    )
+    def test_a_study_without_tuning_says_whether_it_is_over(self, tmp_path: Path, state: str, said: str):
+        directory = write_study(tmp_path, state=state)
+        results = pd.read_csv(directory / "results.csv")
+        results[results["stage"] == "final"].to_csv(directory / "results.csv", index=False)
+        assert said in build_report(directory).read_text("utf-8")
+
     @pytest.mark.parametrize("state", ["running", "interrupted", "timeout"])
     def test_a_study_that_is_not_over_says_so(self, tmp_path: Path, state: str):
         page = build_report(write_study(tmp_path, state=state)).read_text("utf-8")
