@@ -129,7 +129,7 @@
     const [out, back] = greater(x) ? ["right", "left"] : ["left", "right"];
     const names = spec.marks.find((mark) => mark.name === "names_marks");
     names.transform = [{
-      type: "label", size: { signal: "[max(width, 1), height]" }, avoidMarks: ["points_marks"], padding: 14,
+      type: "label", size: { signal: "[max(width, 1), height]" }, avoidMarks: ["points_marks"], padding: 0,
       sort: { field: "datum.front", order: "descending" }, offset: [10],
       anchor: [`${up}-${out}`, back, out, `${up}-${back}`, `${down}-${back}`, `${down}-${out}`, up, down],
     }];
