@@ -185,7 +185,6 @@ def main() -> None:
     parser.add_argument("--data", help="a text, or a data set with texts; Python's docstrings when left out")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "evidence" / "figures")
     options = parser.parse_args()
 
     started = time.perf_counter()
@@ -207,7 +206,7 @@ def main() -> None:
         ("matrix_entropy", "Matrix entropy"),
     ):
         line_chart(
-            options.output / f"metrics-{metric.replace('_', '-')}.svg",
+            f"metrics-{metric.replace('_', '-')}",
             f"{title} of byte models as they learn",
             "held-out loss, bits a byte",
             title.lower(),

@@ -1,6 +1,6 @@
 """The theorems behind the four recovery methods as figures and fitted numbers.
 
-    python benchmarks/evidence_recovery.py [--only subgm,…] [--data ratings.parquet] [--output docs/evidence/figures]
+    python benchmarks/evidence_recovery.py [--only subgm,…] [--data ratings.parquet]
 
 Writes one SVG for each claim and prints, and keeps in benchmarks/results/evidence_recovery.json, the number that was
 fitted to it. ``--data`` is a file of real ratings (columns userId, movieId, rating), such as MovieLens: its tables come
@@ -55,7 +55,7 @@ def sensing_course(target: np.ndarray, k: int, steps: int, **options: Any) -> tu
     return np.array(errors), fitted.switch_iter_
 
 
-def matrix_sensing_gd(output: Path, _: argparse.Namespace) -> Numbers:
+def matrix_sensing_gd(_: argparse.Namespace) -> Numbers:
     n, r = 50, 3
     flat = low_rank(n, n, np.ones(r), symmetric=True)
     runs = {
@@ -99,7 +99,7 @@ def matrix_sensing_gd(output: Path, _: argparse.Namespace) -> Numbers:
             over / exact,
         ]
     line_chart(
-        output / "matrix-sensing-symmetric.svg",
+        "matrix-sensing-symmetric",
         "Symmetric descent: 1/T² as soon as k exceeds the rank (3)",
         "step",
         "squared error",
@@ -107,7 +107,7 @@ def matrix_sensing_gd(output: Path, _: argparse.Namespace) -> Numbers:
         log_x=True,
     )
     line_chart(
-        output / "matrix-sensing-asymmetric.svg",
+        "matrix-sensing-asymmetric",
         "Unequal start: linear at a rate of α²; re-factored once: free of α",
         "step",
         "squared error",
@@ -119,7 +119,7 @@ def matrix_sensing_gd(output: Path, _: argparse.Namespace) -> Numbers:
     return numbers
 
 
-def subgm(output: Path, _: argparse.Namespace) -> Numbers:
+def subgm(_: argparse.Namespace) -> Numbers:
     d, r, m, shares = 20, 3, 1500, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
     X = low_rank(d, d, np.ones(r), symmetric=True)
     A = np.random.default_rng(1).normal(size=(m, d, d))
@@ -144,14 +144,14 @@ def subgm(output: Path, _: argparse.Namespace) -> Numbers:
         for alpha in (0.1, 0.01, 1e-3, 1e-4)
     ]
     line_chart(
-        output / "subgm-corruption.svg",
+        "subgm-corruption",
         "Relative error against the share of gross outliers (rank 3)",
         "share of measurements with an outlier",
         "relative Frobenius error",
         series,
     )
     line_chart(
-        output / "subgm-start.svg",
+        "subgm-start",
         "The floor of the error follows the size of the start (30 % outliers, r′ = 20)",
         "α",
         "relative Frobenius error",
@@ -184,7 +184,7 @@ def hard(n: int, d: int, gap: float, heavy: int, seed: int) -> np.ndarray:
     return rng.permutation(rows)
 
 
-def streaming_top_eigenvector(output: Path, _: argparse.Namespace) -> Numbers:
+def streaming_top_eigenvector(_: argparse.Namespace) -> Numbers:
     def miss(v: np.ndarray, rows: np.ndarray) -> float:
         top = np.linalg.eigh(rows.T @ rows)[1][:, -1]
         return max(1 - float(v @ top) ** 2, 1e-16)
@@ -224,7 +224,7 @@ def streaming_top_eigenvector(output: Path, _: argparse.Namespace) -> Numbers:
             pca.partial_fit(light(1_000, 100, 4.0, seed))
         held.append(sum(value.nbytes for value in vars(pca._state).values() if hasattr(value, "nbytes")))
     line_chart(
-        output / "streaming-gap.svg",
+        "streaming-gap",
         "1 − cos² against the gap R = σ₁²/σ₂² (Gaussian rows, d = 50, n = 10,000)",
         "R",
         "1 − cos²",
@@ -232,7 +232,7 @@ def streaming_top_eigenvector(output: Path, _: argparse.Namespace) -> Numbers:
         log_x=True,
     )
     line_chart(
-        output / "streaming-heavy.svg",
+        "streaming-heavy",
         "1 − cos² against the number of heavy rows (hard instance, d = 200)",
         "heavy rows",
         "1 − cos²",
@@ -252,7 +252,7 @@ def streaming_top_eigenvector(output: Path, _: argparse.Namespace) -> Numbers:
     }
 
 
-def robust_altmin(output: Path, arguments: argparse.Namespace) -> Numbers:
+def robust_altmin(arguments: argparse.Namespace) -> Numbers:
     m, n, k = 300, 400, 5
     truth = low_rank(m, n, np.linspace(2, 1, k))
     data = np.where(np.random.default_rng(1).random((m, n)) < 0.2, truth, np.nan)
@@ -285,7 +285,7 @@ def robust_altmin(output: Path, arguments: argparse.Namespace) -> Numbers:
         ).fit(data)
         series[name] = course
     line_chart(
-        output / "robust-altmin.svg",
+        "robust-altmin",
         "Completion with inexact regressions (300 × 400, rank 5, 20 % observed, no noise)",
         "iteration",
         "relative error",
@@ -379,7 +379,7 @@ def _implicit(train: Any, test: Any, low: float, high: float) -> dict[str, list[
     return {"implicit ALS on residuals (20 factors)": [rmse, time.perf_counter() - began]}
 
 
-CLAIMS: dict[str, Callable[[Path, argparse.Namespace], Numbers]] = {
+CLAIMS: dict[str, Callable[[argparse.Namespace], Numbers]] = {
     "matrix-sensing-gd": matrix_sensing_gd,
     "subgm": subgm,
     "streaming-top-eigenvector": streaming_top_eigenvector,
@@ -393,14 +393,13 @@ def main() -> None:
     )
     parser.add_argument("--only", default=",".join(CLAIMS), help="methods, with commas")
     parser.add_argument("--data", type=Path, help="file of real ratings")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "evidence" / "figures")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     results = ROOT / "benchmarks" / "results" / "evidence_recovery.json"
     kept = json.loads(results.read_text()) if results.is_file() else {}
     for name in arguments.only.split(","):
         began = time.perf_counter()
-        kept[name] = CLAIMS[name](arguments.output, arguments)
+        kept[name] = CLAIMS[name](arguments)
         print(f"== {name} ({time.perf_counter() - began:.0f} s)")
         print(json.dumps(kept[name], indent=1, ensure_ascii=False))
     results.parent.mkdir(exist_ok=True)

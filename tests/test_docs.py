@@ -5,6 +5,7 @@ An example that cannot run here says why in a comment on the line above its fenc
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -139,3 +140,19 @@ def test_links_lead_somewhere(page: str) -> None:
     """Links of the pages outside docs/ (mkdocs checks those inside)."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / page).read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+FIGURE = runpy.run_path(str(ROOT / "benchmarks" / "_figure.py"))
+
+
+def test_every_figure_has_its_rows() -> None:
+    figures = {path.stem for path in (ROOT / "docs" / "evidence" / "figures").iterdir()}
+    assert figures == {path.stem for path in FIGURE["ROWS"].glob("*.json")}
+
+
+@pytest.mark.parametrize("path", sorted(FIGURE["ROWS"].glob("*.json")), ids=lambda path: path.stem)
+def test_a_figure_shows_its_rows(path: Path) -> None:
+    """Every mark's words, which hold its numbers; where they stand depends on the machine's fonts."""
+    words = re.compile('aria-label="([^"]*)"')
+    kept = (FIGURE["FIGURES"] / f"{path.stem}.svg").read_text("utf-8")
+    assert words.findall(FIGURE["draw"](json.loads(path.read_text("utf-8")))) == words.findall(kept)

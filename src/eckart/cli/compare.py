@@ -109,7 +109,8 @@ def compare(
         overwrite=overwrite,
         **words,
     )
-    from eckart.jobs.compare.advice import QUANTITIES, advice, leaderboard, metric_of
+    from eckart.jobs.compare.advice import advice
+    from eckart.jobs.compare.leaderboard import QUANTITIES, leaderboard, metric_of
 
     board, told = leaderboard(results), advice(results)
     metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]

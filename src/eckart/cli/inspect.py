@@ -11,6 +11,7 @@ from eckart.arguments import check_share
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import OUTPUT, Overwrite, option
+from eckart.extras import require
 from eckart.files import check_output
 from eckart.hub import is_path
 from eckart.tasks.pretrained import find_model
@@ -38,6 +39,7 @@ def inspect(
     check_share("energy", energy)
     if output is not None:
         check_output(output, overwrite=overwrite)
+        require("vl_convert", extra="compare")
     if model is None or (is_path(model) and not Path(model).exists()):
         find_model(model)
 

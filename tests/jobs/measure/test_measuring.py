@@ -424,12 +424,8 @@ def test_picture_has_a_panel_for_each_metric_and_a_line_for_each_model(
     names = list(measurement.models[0].at())
     assert all(name.replace("_", " ") in shown for name in names)
     assert all(any(text.startswith(f"{m.model}: width 16") for text in shown) for m in measurement.models)
-    lines = [element.findtext(f"{tag}title") for element in picture.iter(f"{tag}polyline")]
-    assert lines == [model.model for model in measurement.models] * len(names)
-    box = [float(picture.attrib[side]) for side in ("width", "height")]
-    for element in picture.iter(f"{tag}circle"):
-        assert 0 < float(element.attrib["cx"]) < box[0]
-        assert 0 < float(element.attrib["cy"]) < box[1]
+    lines = [group for group in picture.iter(f"{tag}g") if "mark-line" in group.get("class", "")]
+    assert len(lines) == len(measurement.models) * len(names)
 
 
 def test_a_missing_number_is_empty_in_files(gpt2: Path, tmp_path: Path) -> None:

@@ -303,7 +303,8 @@ class _Comparison:
         """Write the results as they are, each file whole."""
         import pandas as pd
 
-        from eckart.jobs.compare.report import advice, build_report
+        from eckart.jobs.compare.advice import advice
+        from eckart.jobs.compare.report import build_report
         from eckart.jobs.compare.runs import COLUMNS, left_out
 
         records = self.study.records()

@@ -18,6 +18,7 @@ from eckart.arguments import check_least
 from eckart.data.read import read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
+from eckart.extras import require
 from eckart.files import atomic_write
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
@@ -97,6 +98,7 @@ def measure(
     )
     directory = None if output is None else Path(output)
     if directory is not None:
+        require("vl_convert", extra="compare")  # draws the picture at the end
         check_directory(directory, overwrite)
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
