@@ -40,7 +40,7 @@ lint: $(VENV)/dev.installed ## check formatting and lint rules (ruff)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/dev.installed ## check types (mypy --strict on linalg and the public face)
+types: $(VENV)/dev.installed ## check types (mypy --strict)
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.installed ## run every benchmark; each prints its claim as a ratio
