@@ -26,7 +26,7 @@ from adapter_cases import (
     snapshot,
 )
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import eckart
@@ -240,7 +240,7 @@ def test_checkpoint_that_is_no_safetensors_file(slug: str, tmp_path: Path) -> No
 @every_method
 def test_checkpoint_with_altered_shapes(slug: str, tmp_path: Path) -> None:
     save(slug, tmp_path)
-    tensors = load((tmp_path / WEIGHTS).read_bytes())
+    tensors = load_file(tmp_path / WEIGHTS)
     for key in tensors:
         altered = {**tensors, key: torch.cat([tensors[key], tensors[key]])}
         save_file(altered, tmp_path / WEIGHTS)
@@ -250,7 +250,7 @@ def test_checkpoint_with_altered_shapes(slug: str, tmp_path: Path) -> None:
 @every_method
 def test_checkpoint_with_missing_or_foreign_tensors(slug: str, tmp_path: Path) -> None:
     save(slug, tmp_path)
-    tensors = load((tmp_path / WEIGHTS).read_bytes())
+    tensors = load_file(tmp_path / WEIGHTS)
     first = next(iter(tensors))
     save_file({key: value for key, value in tensors.items() if key != first}, tmp_path / WEIGHTS)
     refuses_to_load(tmp_path, first, "missing")
@@ -272,7 +272,7 @@ def test_checkpoint_of_another_method(slug: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("slug", [slug for slug, config in ADAPTERS.items() if config.checks])
 def test_checkpoint_whose_frozen_factors_cannot_be_rebuilt(slug: str, tmp_path: Path) -> None:
     save(slug, tmp_path)
-    tensors = load((tmp_path / WEIGHTS).read_bytes())
+    tensors = load_file(tmp_path / WEIGHTS)
     [name] = get_config(slug).checks
     key = next(key for key in tensors if key.endswith(f".{name}"))
     save_file({**tensors, key: tensors[key] + 10_000}, tmp_path / WEIGHTS)
@@ -350,7 +350,7 @@ def test_checkpoint_of_a_base_model_fine_tuned_since(slug: str, tmp_path: Path) 
 def test_checkpoint_with_nan(slug: str, tmp_path: Path) -> None:
     save(slug, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
-    state = load(path.read_bytes())
+    state = load_file(path)
     name = next(key for key, value in state.items() if value.is_floating_point())
     state[name].view(-1)[0] = torch.nan
     save_file(state, path)
