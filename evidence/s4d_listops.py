@@ -1,10 +1,8 @@
 """Nested list operations: S4D of both kinds and a GRU of equal width, trained by transformers.Trainer.
 
-    python benchmarks/s4d_listops.py --data DIR [--epochs 15] [--model s4d,s4d-bidirectional,gru]
-
 DIR holds train, validation and test files with the columns expression and label: MIN, MAX, MED and SM (the sum
 modulo 10) of up to five digits or lists, in Polish notation, ten classes. Prints the accuracy on the test split with
-its 95 % interval, in all and by length, and keeps it in benchmarks/results/s4d_listops.json.
+its 95 % interval, in all and by length.
 """
 
 from __future__ import annotations
@@ -18,25 +16,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from _harness import save, table
-from s4d_fashion import Recurrent, words
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from benchmarks._harness import table
 from eckart.data.read import read_data
 from eckart.data.splits import Split
 from eckart.layers import S4DConfig, S4DForSequenceClassification, param_groups
-from eckart.tasks.encode import Rows
+from eckart.tasks.encode import Rows as Encoded
 from eckart.tasks.statistics import interval
+from evidence._record import Rows
+from evidence.s4d_fashion import Recurrent, among
 
 LONGEST = 1024
 BUCKETS = (0, 16, 64, LONGEST)
 
 
-def encode(split: Split, vocabulary: dict[str, int]) -> Rows:
+def encode(split: Split, vocabulary: dict[str, int]) -> Encoded:
     """Token ids, 0 being the padding."""
     ids = [[vocabulary[token] for token in text.split()] for text in split.inputs]
-    return Rows(
+    return Encoded(
         [
             {"input_ids": row, "labels": label, "length": len(row)}
             for row, label in zip(ids, split.labels or [], strict=True)
@@ -73,7 +72,7 @@ def make_model(kind: str, vocabulary: int, classes: int, options: argparse.Names
 
 
 def train(
-    kind: str, data: dict[str, Rows], vocabulary: int, classes: int, options: argparse.Namespace
+    kind: str, data: dict[str, Encoded], vocabulary: int, classes: int, options: argparse.Namespace
 ) -> Any:
     """Train one model; its per-example correctness on the test split, its size, and the seconds."""
     model = make_model(kind, vocabulary, classes, options)
@@ -114,12 +113,13 @@ def train(
     return right, sum(p.numel() for p in model.parameters()), seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The data, the models and how they are trained."""
+    parser.add_argument(
+        "--data", type=Path, required=True, help="directory of train, validation and test files"
     )
-    parser.add_argument("--data", type=Path, help="directory of train, validation and test files")
-    parser.add_argument("--model", type=words, default="s4d,s4d-bidirectional,gru")
+    kinds = ("s4d", "s4d-bidirectional", "gru")
+    parser.add_argument("--model", type=among(*kinds), default=",".join(kinds), help=", ".join(kinds))
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -127,12 +127,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if unknown := set(options.model) - {"s4d", "s4d-bidirectional", "gru"}:
-        parser.error(f"--model {', '.join(sorted(unknown))}: choose from s4d, s4d-bidirectional, gru")
-    if options.data is None:
-        print("nothing run: give --data DIR, the directory of the ListOps files")
-        return
+
+
+def run(options: argparse.Namespace) -> Rows:
+    """Train every model, and score it in all and by length."""
     read = read_data(options.data, labelled=True, text_column="expression", label_column="label")
     tokens = sorted({token for text in read.splits["train"].inputs for token in text.split()})
     vocabulary = {token: i for i, token in enumerate(tokens, start=1)}
@@ -152,8 +150,4 @@ def main() -> None:
         rows.append({**row, "seconds": round(seconds)})
     table(rows)
     kept = ("width", "layers", "dropout", "batch", "lr", "epochs", "seed")
-    save("s4d_listops", [{"settings": {key: getattr(options, key) for key in kept}}, *rows])
-
-
-if __name__ == "__main__":
-    main()
+    return [{"settings": {key: getattr(options, key) for key in kept}}, *rows]

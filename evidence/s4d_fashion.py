@@ -1,12 +1,12 @@
 """Images read pixel by pixel: S4D on sequential Fashion-MNIST (784 steps), its initialisations, GRU and attention.
 
-    python benchmarks/s4d_fashion.py --data DIR                                   # the recipe: at least 84 %
-    python benchmarks/s4d_fashion.py --data DIR --init legs,lin,inv,real,rand --seeds 3 --images 10000 --epochs 3
-    python benchmarks/s4d_fashion.py --data DIR --model s4d,gru,attention --images 10000 --epochs 3
+    python -m evidence s4d-fashion --data DIR                                   # the recipe: at least 84 %
+    python -m evidence s4d-fashion --data DIR --init legs,lin,inv,real,rand --seeds 3 --images 10000 --epochs 3
+    python -m evidence s4d-fashion --data DIR --model s4d,gru,attention --images 10000 --epochs 3
 
 DIR holds the four idx files (train-images-idx3-ubyte.gz, …). All models share one frame: a linear encoder, residual
 blocks with the norm first, a norm, the mean over the steps, a linear classifier; only the blocks differ. A finished
-run is kept in benchmarks/results/s4d_fashion.json at once; one that is there already is not run again (--again does).
+run is kept at once; one that is there already is not run again (--again does).
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _harness import RESULTS, save, table
 from torch import Tensor, nn
 
+from benchmarks._harness import table
 from eckart.cli.console import progress
 from eckart.data.read import read_data
 from eckart.data.splits import Split, limit
 from eckart.layers import S4DConfig, S4DForSequenceClassification, param_groups
+from evidence._record import Rows, keep, kept
 
-NAME = "s4d_fashion"
+SLUG = "s4d-fashion"
 LENGTH, CLASSES, CHECKED = 784, 10, 1000  # CHECKED: validation images at the end of an epoch, for the curve
 OPTIONS = ("d_state", "init", "discretization", "real_random", "bidirectional")
 Images = tuple[Tensor, Tensor]
@@ -213,12 +214,23 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",")]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def among(*known: str) -> Callable[[str], list[str]]:
+    """The type of an option: words of these, with commas."""
+
+    def parse(text: str) -> list[str]:
+        if unknown := [word for word in words(text) if word not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose from {', '.join(known)}")
+        return words(text)
+
+    return parse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The data, the models and how they are trained."""
+    parser.add_argument("--data", type=Path, required=True, help="directory of the idx files")
+    parser.add_argument(
+        "--model", type=among("s4d", "gru", "attention"), default="s4d", help="s4d, gru, attention"
     )
-    parser.add_argument("--data", type=Path, help="directory of the idx files")
-    parser.add_argument("--model", type=words, default="s4d", help="s4d, gru, attention")
     parser.add_argument("--init", type=words, default="legs", help="legs, lin, inv, real, rand, …")
     parser.add_argument("--discretization", type=words, default="zoh", help="zoh, bilinear")
     parser.add_argument("--real-random", action="store_true", help="S4D starts from random decays too")
@@ -239,16 +251,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind, with the seeds 0, 1, …")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--again", action="store_true", help="run also what is in the results already")
-    options = parser.parse_args()
-    if unknown := set(options.model) - {"s4d", "gru", "attention"}:
-        parser.error(f"--model {', '.join(sorted(unknown))}: choose from s4d, gru, attention")
+
+
+def run(options: argparse.Namespace) -> Rows:
+    """Train what is asked for and not there yet; all rows."""
     if options.recurrent and options.bidirectional:
-        parser.error("--recurrent: a bidirectional model has no recurrence")
-    if options.data is None:
-        print("nothing run: give --data DIR, the directory of Fashion-MNIST's four idx files")
-        return
-    path = RESULTS / f"{NAME}.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        raise SystemExit("--recurrent: a bidirectional model has no recurrence")
+    rows = kept(SLUG)
     data = load(options.data, options.images, options.device)
     shown = []
     for run in runs(options):
@@ -258,15 +267,9 @@ def main() -> None:
             rows = [row for row in rows if row is not done]
             done = train(run, data)
             rows.append(done)
-            save(NAME, rows)
-        shown.append(
-            {key: done.get(key, "") for key in ("model", "init", "discretization", "seed", "parameters")}
-        )
-        shown[-1] |= {
-            key: done.get(key, "") for key in ("test", "test_recurrent", "train_seconds", "seconds")
-        }
+            keep(SLUG, rows)
+        names = ("model", "init", "discretization", "seed", "parameters")
+        names += ("test", "test_recurrent", "train_seconds", "seconds")
+        shown.append({name: done.get(name, "") for name in names})
     table(shown)
-
-
-if __name__ == "__main__":
-    main()
+    return rows
