@@ -1,5 +1,5 @@
-"""Write what the documentation takes from elsewhere: tables of methods and navigation from the registry, figures from
-the rows that evidence/ and benchmarks/ keep.
+"""Write what follows from elsewhere: tables of methods and navigation from the registry, figures from the rows that
+evidence/ and benchmarks/ keep, and the typed faces of the rooms in which every file is a method.
 
 Run by `make docs`; the tests check that the committed files are what this script writes.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from _findings import findings
 from _rows import ROOT, between
+from _stubs import ROOMS, stub
 from _tables import PAGES, blocks
 
 import eckart
@@ -118,6 +119,7 @@ def render() -> dict[Path, str]:
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
+        **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},
     }
 
 

@@ -5,24 +5,18 @@ Rooms are imported when they are first used, and PEFT learns our methods as soon
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eckart import _peft_hook
 from eckart.errors import InputError
+from eckart.face import lazy
 
 if TYPE_CHECKING:
+    from eckart import adapters, data, jobs, layers, linalg, metrics, recovery, tasks, training
     from eckart.adapters import adapt
     from eckart.catalog import MethodInfo, methods
-
-_FACE = {
-    "MethodInfo": "eckart.catalog",
-    "adapt": "eckart.adapters",
-    "compare": "eckart.jobs.compare.comparison",
-    "methods": "eckart.catalog",
-}
-_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks", "training")
+    from eckart.jobs.compare.comparison import compare
 
 try:
     __version__ = version("eckart")
@@ -47,17 +41,6 @@ __all__ = [
     "training",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"eckart.{name}")
-    if name in _FACE:
-        return getattr(importlib.import_module(_FACE[name]), name)
-    raise AttributeError(f"module 'eckart' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
-
+__getattr__, __dir__ = lazy(__name__)
 
 _peft_hook.install()

@@ -1,7 +1,7 @@
 """The face of a room: its public names, typed for editors and mypy, each loaded when it is first used.
 
-The imports under ``if TYPE_CHECKING:`` in a room's ``__init__.py`` are the list, written once: type checkers read it, and
-so does `lazy` when the room is imported.
+The imports under ``if TYPE_CHECKING:`` in a room's ``__init__.py`` are the list, written once: type checkers read it,
+and so does `lazy` when the room is imported.
 """
 
 from __future__ import annotations

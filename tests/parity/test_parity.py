@@ -10,11 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+import eckart
+
 CASES = Path(__file__).parent / "cases"
+GATED = ("adapters", "training", "layers", "metrics", "recovery")
+"""Families of which every method has a case; in the others some are baselines of a well-kept package."""
 
 
 def test_replay(case: Any) -> None:
     case.check()
+
+
+@pytest.mark.parametrize("slug", [method.slug for method in eckart.methods() if method.family in GATED])
+def test_every_method_has_a_case(slug: str) -> None:
+    """Its numbers come from its own published code, or from a reference that was written from the paper's equations."""
+    assert list((CASES / slug).glob("*.npz")), f"add tests/parity/cases/{slug}/case1.npz: see CONTRIBUTING.md"
 
 
 @pytest.fixture

@@ -48,6 +48,8 @@ def lr_scales(model: nn.Module, adapter_name: str | None = None) -> dict[str, fl
         model: a model with adapters.
         adapter_name: which adapter; the active ones when None.
     """
+    if not any(isinstance(module, EckartLayer) for module in model.modules()):
+        return {}
     asked = {
         id(parameter): factor
         for _, _, _, adapter in walk(model, adapter_name)

@@ -86,7 +86,7 @@ def compare(
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
     check_methods(methods)
-    words = {"learning_rates": rates(lr), "limits": limits(limit), "target_modules": targets(target_modules)}
+    learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
 
     import eckart
 
@@ -107,7 +107,9 @@ def compare(
         timeout=timeout,
         quick=quick,
         overwrite=overwrite,
-        **words,
+        learning_rates=learning_rates,
+        limits=most,
+        target_modules=layers,
     )
     from eckart.jobs.compare.advice import advice
     from eckart.jobs.compare.leaderboard import QUANTITIES, leaderboard, metric_of

@@ -6,24 +6,15 @@ transformers only with the models.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eckart.face import lazy
 
 if TYPE_CHECKING:
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
 
-_FACE = {
-    "S4D": "s4d",
-    "S4DBlock": "s4d",
-    "S4DConfig": "s4d_config",
-    "S4DForSequenceClassification": "s4d_model",
-    "S4DKernel": "s4d",
-    "S4DModel": "s4d_model",
-    "S4DRecurrence": "s4d",
-    "param_groups": "s4d",
-}
 
 __all__ = [
     "METHODS",
@@ -53,11 +44,4 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FACE:
-        raise AttributeError(f"module 'eckart.layers' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"eckart.layers.{_FACE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__)

@@ -5,10 +5,9 @@ The functions need torch alone; the torchmetrics classes are imported when they 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eckart import extras
+from eckart.face import lazy
 from eckart.metrics._states import normalised_states
 from eckart.metrics.entropy import matrix_entropy, renyi_entropy
 from eckart.metrics.matrix_nuclear_norm import matrix_nuclear_norm
@@ -28,16 +27,6 @@ if TYPE_CHECKING:
         StableRank,
     )
 
-_CLASSES = (
-    "EffectiveRank",
-    "EnergyRank",
-    "MatrixEntropy",
-    "MatrixNuclearNorm",
-    "NuclearNorm",
-    "RenyiEntropy",
-    "SchattenNorm",
-    "StableRank",
-)
 
 __all__ = [
     "METHODS",
@@ -78,12 +67,4 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _CLASSES:
-        raise AttributeError(f"module 'eckart.metrics' has no attribute {name!r}")
-    extras.require("torchmetrics", extra="metrics")
-    return getattr(importlib.import_module("eckart.metrics.accumulated"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__, {"torchmetrics": "metrics"})

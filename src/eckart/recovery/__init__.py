@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eckart import extras
+from eckart.face import lazy
 from eckart.linalg.operators import DenseOperator, EntryOperator, IdentityOperator, RankOneOperator
 
 if TYPE_CHECKING:
@@ -17,12 +16,6 @@ if TYPE_CHECKING:
     from eckart.recovery.streaming import StreamingPCA
     from eckart.recovery.subgm import RobustLowRank
 
-_ESTIMATORS = {
-    "MatrixCompletion": "robust_altmin",
-    "MatrixSensingGD": "matrix_sensing_gd",
-    "RobustLowRank": "subgm",
-    "StreamingPCA": "streaming",
-}
 
 __all__ = [
     "METHODS",
@@ -85,12 +78,4 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _ESTIMATORS:
-        raise AttributeError(f"module 'eckart.recovery' has no attribute {name!r}")
-    extras.require("sklearn", extra="recovery")
-    return getattr(importlib.import_module(f"eckart.recovery.{_ESTIMATORS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__, {"sklearn": "recovery"})

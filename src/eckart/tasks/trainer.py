@@ -113,12 +113,22 @@ def in_head(name: str, head_modules: Iterable[str]) -> bool:
 
 
 def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[str, Any]]:
-    """Two groups for the optimiser: what the method trains, and the head with its own learning rate."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    head = [p for name, p in trained if in_head(name, task.head_modules)]
-    body = [p for name, p in trained if not in_head(name, task.head_modules)]
-    groups = ((body, recipe.learning_rate), (head, recipe.head_learning_rate))
-    return [{"params": params, "lr": rate} for params, rate in groups if params]
+    """Groups for the optimiser: what the method trains, one for each factor on its learning rate that the method asks
+    for, and the head with a learning rate of its own."""
+    from eckart.adapters import lr_scales
+
+    scales = lr_scales(model)
+    groups: dict[float, list[nn.Parameter]] = {recipe.learning_rate: []}
+    head = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if in_head(name, task.head_modules):
+            head.append(parameter)
+        else:
+            groups.setdefault(recipe.learning_rate * scales.get(name, 1.0), []).append(parameter)
+    found = [*groups.items(), (recipe.head_learning_rate, head)]
+    return [{"params": params, "lr": rate} for rate, params in found if params]
 
 
 def make_trainer(
@@ -288,6 +298,7 @@ def train_run(
     rungs: Sequence[int] = (),
     keep_going: Callable[[int, Evaluation], bool] = lambda step, evaluation: True,
     floor: FrozenFloor | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Training:
     """Train a model in place and say how it went.
@@ -299,13 +310,14 @@ def train_run(
         rungs: steps after which the validation split is scored.
         keep_going: asked at each rung with the step and the score; False ends the run as "pruned".
         floor: when given, step time (as a ratio to the floor's) and peak memory are measured.
+        callbacks: further `TrainerCallback`s, such as those of rules.
         on_step: called after each step.
 
     Returns:
         the curves and costs; ``status`` is "complete", "pruned" or "diverged".
     """
     watch = _Watch(task, recipe, rungs, keep_going, floor, on_step)
-    trainer = make_trainer(model, task, recipe, callbacks=[watch])
+    trainer = make_trainer(model, task, recipe, callbacks=[*callbacks, watch])
     hook = watch.watch(model)
     try:
         trainer.train()

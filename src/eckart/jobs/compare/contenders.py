@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from eckart.adapters import AdapterConfig
     from eckart.tasks.task import Task
+    from eckart.training import Rule
 
 HEAD_ONLY, FULL, LORA = "head-only", "full", "lora"
 LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
@@ -25,14 +26,15 @@ Rates = Sequence[float] | Mapping[str, Sequence[float]] | None
 
 @dataclass(frozen=True)
 class Contender:
-    """A method in the comparison.
+    """A method in the comparison: `prepare` a model, train it under `rules`, and `finish` it for use.
 
     Args:
-        name: its name in commands and tables.
+        name: its name in commands and tables; an adapter and its rules are joined by ``+``.
         label: its name for people.
         learning_rates: what is tried, ascending; empty where nothing is trained.
         config: the adapter's config at the budget; None for a baseline that is no adapter.
         reason: why it does not take part; empty when it does.
+        rule_kinds: the rules that act while it trains.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Contender:
     learning_rates: tuple[float, ...]
     config: AdapterConfig | None = None
     reason: str = ""
+    rule_kinds: tuple[type[Rule], ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -63,6 +66,32 @@ class Contender:
             parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
         return model
 
+    def rules(self) -> list[Rule]:
+        """Its rules, new ones for each run."""
+        return [kind() for kind in self.rule_kinds]
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """The trained model as it is used from then on: scored, sized and saved."""
+        return model
+
+    def check_rules(self, task: Task) -> None:
+        """Refuse rules that do not suit the adapter or each other.
+
+        Raises:
+            InputError: naming both and the reason.
+        """
+        from eckart.adapters import walk
+
+        if len(set(self.rule_kinds)) < len(self.rule_kinds):
+            raise InputError(f"{self.name} names a rule twice: give each once")
+        if self.rule_kinds:
+            for _, _, _, adapter in walk(self.prepare(task.fresh_model(0), task, 0)):
+                for kind in self.rule_kinds:
+                    if reason := kind.suits(adapter):
+                        raise InputError(
+                            f"{self.name} cannot be combined: {kind.slug} does not suit it: {reason}"
+                        )
+
 
 def spaced(middle: float, count: int) -> tuple[float, ...]:
     """``count`` learning rates, neighbours a factor 3 apart, rounded to two digits."""
@@ -73,12 +102,12 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
     """The names of all who take part, baselines first, and the set of those that were asked for by name.
 
     Args:
-        methods: ``"all"``, ``"a,b,c"`` or a list of names.
+        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule.
 
     Raises:
         InputError: none, or an unknown one.
     """
-    from eckart.adapters import ADAPTERS, get_config
+    from eckart.adapters import ADAPTERS
 
     given = methods.split(",") if isinstance(methods, str) else methods
     words = [word.strip() for word in given if word.strip()]
@@ -86,8 +115,17 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
         raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
     if words == ["all"]:
         return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted(ADAPTERS)])), set()
-    named = [word if word in LABELS else get_config(word).slug for word in words]
+    named = [word if word in LABELS else "+".join(_parts(word)) for word in words]
     return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
+
+
+def _parts(word: str) -> list[str]:
+    """The slugs of an adapter and of the rules that are joined to it by ``+``."""
+    from eckart.adapters import get_config
+    from eckart.training import get_rule
+
+    method, *rules = word.split("+")
+    return [get_config(method).slug, *(get_rule(rule).slug for rule in rules)]
 
 
 def _rates(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
@@ -131,6 +169,7 @@ def contenders(
             learning rates.
     """
     from eckart.adapters import get_config, solve_budget
+    from eckart.training import get_rule
 
     names, named = method_names(methods)
     if isinstance(learning_rates, Mapping) and (unknown := set(learning_rates) - set(names)):
@@ -148,16 +187,20 @@ def contenders(
             rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
             found.append(Contender(name, LABELS[name], rates if heads or name == FULL else ()))
             continue
-        kind = get_config(name)
+        method, *words = name.split("+")
+        kind, rules = get_config(method), [get_rule(word) for word in words]
+        label = " + ".join([kind.title, *(rule.title for rule in rules)])
         rates = _rates(name, kind.learning_rates, learning_rates, trials)
         try:
             config = kind(target_modules=targets, modules_to_save=heads or None)
-            found.append(Contender(name, kind.title, rates, solve_budget(model, config, budget)))
+            solved = solve_budget(model, config, budget)
+            found.append(Contender(name, label, rates, solved, rule_kinds=tuple(rules)))
+            found[-1].check_rules(task)
         except InputError as error:
             if name in named:
                 raise
             failures.append(error)
-            found.append(Contender(name, kind.title, rates, reason=str(error)))
+            found.append(Contender(name, label, rates, reason=str(error)))
     if failures and not any(c.config for c in found):
         raise failures[0]
     _check_counts(found)

@@ -147,9 +147,11 @@ class Runner:
                 rungs=() if final else (self.plan.rung, steps),
                 keep_going=self._hopeful(earlier, steps),
                 floor=floor,
+                callbacks=[rule.callback() for rule in contender.rules()],
                 on_step=lambda step: self.on_step(f"{contender.label}, step {step} of {steps}"),
             )
             self._record(training, result)
+            result.model = model = contender.finish(model)
         if final and row["status"] == "complete":
             self.on_step(f"{contender.label}, scoring the test split")
             found = evaluate(model, self.task, self.task.test, 2 * self.batch_size)
