@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -186,6 +186,32 @@ def alternate(
             U, R = torch.linalg.qr(left)
             warm = V @ R.mT
     raise ValueError(f"max_iter is {max_iter}: at least one iteration")
+
+
+def least_absolute(
+    data: Compressed, V: Float[Tensor, "n k"], floor: float, max_iter: int = 100, tol: float = 1e-7
+) -> Float[Tensor, "m k"]:
+    """argmin_u Σ_j w_ij |M_ij − u · v_j| of every row, by least squares reweighted with 1/max(|residual|, floor).
+
+    Args:
+        data: the observed entries by row.
+        V: the known factor.
+        floor: residuals below it count as squares, in the unit of M.
+        max_iter: reweightings at most.
+        tol: end when no factor moves by more than this share of the largest.
+    """
+    solver, ridge = RowSolver("cholesky"), V.new_zeros(len(data.pointer) - 1)
+    rows = torch.repeat_interleave(torch.arange(len(ridge), device=V.device), data.pointer.diff())
+    U = solver(data, V, ridge)
+    for _ in range(max_iter):
+        size = (entries(U, V, rows, data.column) - data.value).abs()
+        weight = floor / size.clamp_min(floor)
+        if data.weight is not None:
+            weight = weight * data.weight
+        before, U = U, solver(replace(data, weight=weight), V, ridge)
+        if not bool((U - before).abs().max() > tol * U.abs().max()):
+            break
+    return U
 
 
 def clip_incoherent(U: Float[Tensor, "m k"], incoherence: float) -> Float[Tensor, "m k"]:

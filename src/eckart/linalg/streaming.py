@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eckart.linalg.operators import row_squares
+
 OJA_ROWS = 64
 """Rows of Oja's rule that one triangular system takes."""
 
@@ -215,14 +217,6 @@ def grown_enough(state: OjaState, constant: float = 1.0) -> int:
     order = state.rates.argsort()
     passed = (state.log_growth[order] >= constant * math.log(state.V.shape[1])).nonzero()
     return int(order[passed[0]]) if len(passed) else -1
-
-
-def row_squares(X: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
-    """‖a_i‖² of every row."""
-    if not X.is_sparse:
-        return X.square().sum(1)
-    X = X.coalesce()
-    return X.values().new_zeros(X.shape[0]).index_add_(0, X.indices()[0], X.values().square())
 
 
 def _rows(X: Tensor, index: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from eckart.errors import InputError
 from eckart.linalg import streaming
-from eckart.linalg.operators import as_tensor
+from eckart.linalg.operators import as_tensor, row_squares
 from eckart.linalg.streaming import BlockState, OjaState
 from eckart.recovery._base import FLOATS, fitting, real, whole
 from eckart.recovery._stream import StreamResults
@@ -214,7 +214,7 @@ class StreamingPCA(StreamResults):
                 raise InputError(f"init has shape {start.shape}: it must be ({d}, l) with l ≥ n_components")
         Z = torch.as_tensor(start).to(device, dtype)
         if self.method != "block":
-            energy = float(streaming.row_squares(as_tensor(X)).double().sum()) / X.shape[0]
+            energy = float(row_squares(as_tensor(X)).double().sum()) / X.shape[0]
             rates = torch.as_tensor(self._rates(energy, n, d))
             return streaming.start_oja(Z[:, : self.n_components], rates), whole
         state = streaming.start_blocks(Z if self.init is not None else torch.linalg.qr(Z).Q)
