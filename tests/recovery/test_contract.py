@@ -42,11 +42,23 @@ SHAPES = "sample_weight may be one number for each entry, in the shape of X"
 REPEATS = "a repeated row is another row, with a ridge and a damped bias of its own; a weight leaves it one"
 
 
+DRAWN = "what is held out to find the rank is drawn from the rows"
+TABLES = "NaN is a missing entry of a table, which comes without y; measurements have none"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("estimator", "failing"),
     [
-        (RobustLowRank(), {}),
+        (RobustLowRank(1, max_iter=40), {"check_estimators_pickle": TABLES}),
+        (
+            RobustLowRank(max_iter=10),
+            {
+                "check_estimators_pickle": TABLES,
+                "check_sample_weight_equivalence_on_dense_data": DRAWN,
+                "check_sample_weight_equivalence_on_sparse_data": DRAWN,
+            },
+        ),
         (MatrixSensingGD(), {}),
         (StreamingPCA(), {}),
         (

@@ -198,18 +198,20 @@ def least_absolute(
         V: the known factor.
         floor: residuals below it count as squares, in the unit of M.
         max_iter: reweightings at most.
-        tol: end when no factor moves by more than this share of the largest.
+        tol: a row has its end when its factor moves by no more than this share of its largest entry.
     """
     solver, ridge = RowSolver("cholesky"), V.new_zeros(len(data.pointer) - 1)
     rows = torch.repeat_interleave(torch.arange(len(ridge), device=V.device), data.pointer.diff())
     U = solver(data, V, ridge)
+    moving = torch.ones(len(U), 1, dtype=torch.bool, device=V.device)
     for _ in range(max_iter):
-        size = (entries(U, V, rows, data.column) - data.value).abs()
-        weight = floor / size.clamp_min(floor)
+        weight = floor / (entries(U, V, rows, data.column) - data.value).abs().clamp_min(floor)
         if data.weight is not None:
             weight = weight * data.weight
-        before, U = U, solver(replace(data, weight=weight), V, ridge)
-        if not bool((U - before).abs().max() > tol * U.abs().max()):
+        new = solver(replace(data, weight=weight), V, ridge)
+        moving = moving & ((new - U).abs().amax(1, keepdim=True) > tol * new.abs().amax(1, keepdim=True))
+        U = torch.where(moving, new, U)
+        if not bool(moving.any()):
             break
     return U
 

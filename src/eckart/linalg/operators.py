@@ -6,7 +6,7 @@ An operator has ``shape_in``, the shape of X; ``m``, how many numbers it measure
     adjoint(r)          Σ_i r_i A_i, something with ``@`` and ``.mT``: (d1, d2) itself only where it is the cheap form
     subset(index)       the operator of these measurements alone
     to(dtype, device)   the same in another precision or place
-    mean_square()       (1/m) Σ ‖A_i‖_F², which tells the size of X from that of y
+    energy(w)           Σ_i w_i ‖A_i‖_F²: with weights 1/m it tells the size of X from that of y
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Operator(Protocol):
     def adjoint(self, r: Float[Tensor, " m"]) -> Tensor | OuterSum: ...
     def subset(self, index: Int[Tensor, " s"]) -> Operator: ...
     def to(self, dtype: torch.dtype, device: torch.device) -> Operator: ...
-    def mean_square(self) -> float: ...
+    def energy(self, w: Float[Tensor, " m"]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class DenseOperator:
     def to(self, dtype: torch.dtype, device: torch.device) -> DenseOperator:
         return DenseOperator(self.A.to(device, dtype))
 
-    def mean_square(self) -> float:
-        return float(self.A.square().sum(dtype=torch.float64)) / max(self.m, 1)
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w @ self.A.square().sum((1, 2)))
 
 
 class RankOneOperator:
@@ -118,8 +118,8 @@ class RankOneOperator:
         a = self.a.to(device, dtype)
         return RankOneOperator(a, None if self.b is self.a else self.b.to(device, dtype))
 
-    def mean_square(self) -> float:
-        return float((row_squares(self.a).double() * row_squares(self.b)).sum()) / max(self.m, 1)
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w @ (row_squares(self.a) * row_squares(self.b)))
 
 
 CROWDED = 16
@@ -164,8 +164,8 @@ class EntryOperator:
     def to(self, dtype: torch.dtype, device: torch.device) -> EntryOperator:
         return EntryOperator(self.rows.to(device), self.cols.to(device), self.shape_in)
 
-    def mean_square(self) -> float:
-        return 1.0
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w.sum())
 
 
 class IdentityOperator(EntryOperator):

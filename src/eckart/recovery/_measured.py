@@ -55,7 +55,7 @@ class Measured:
 
     def gauge(self) -> float:
         """√(d1 d2 / mean‖A_i‖_F²): one for Gaussian A_i of unit variance, √(d1 d2) for entries."""
-        energy = self.operator.mean_square()
+        energy = self.operator.energy(self.shares())
         return math.sqrt(math.prod(self.operator.shape_in) / energy) if energy else 1.0
 
     def size(self) -> float:
@@ -71,7 +71,8 @@ class Measured:
 
         Noise of deviation ν on each measurement moves X by ν (√d1 + √d2) √(d1 d2/(m mean‖A_i‖_F²)) in spectral norm.
         """
-        noise = self.median(self.rest(factors)) / NORMAL_MEDIAN * self.gauge() / math.sqrt(self.operator.m)
+        count = len(self.y) if self.weights is None else float(self.weights.sum())
+        noise = self.median(self.rest(factors)) / NORMAL_MEDIAN * self.gauge() / math.sqrt(count)
         P, sigma, Qh = core_svd(*factors)
         edge = noise * sum(math.sqrt(d) for d in self.operator.shape_in)
         k = max(int((sigma > max(edge, SMALL * float(sigma[0]))).sum()), 1)

@@ -15,7 +15,7 @@ from eckart.errors import InputError
 from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
 from eckart.recovery._base import FLOATS, RecoveryEstimator, real, to_numpy, whole
 
-OPERATOR = ("forward", "adjoint", "subset", "to", "mean_square", "shape_in", "m")
+OPERATOR = ("forward", "adjoint", "subset", "to", "energy", "shape_in", "m")
 
 
 class SensingEstimator(RegressorMixin, RecoveryEstimator):

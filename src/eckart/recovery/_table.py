@@ -47,7 +47,7 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
         return EntryOperator(data.rows, data.cols, data.shape).to(dtype, device), target, weights
 
     def _observed(self, X: Any, reset: bool, sample_weight: Any = None) -> Observations:
-        if X is None or getattr(X, "ndim", 2) != 2 or is_operator(X):
+        if reset and (X is None or getattr(X, "ndim", 2) != 2 or is_operator(X)):
             raise InputError("y is None: give y with measurements, or a table (n, d) alone")
         X = validate_data(
             self, X, reset=reset, accept_sparse="csr", dtype=FLOATS, ensure_all_finite="allow-nan"
@@ -84,7 +84,13 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
         if data.shape[1] != self.components_.shape[1]:
             raise InputError(f"X has {data.shape[1]} columns: the matrix has {self.components_.shape[1]}")
         V = torch.as_tensor(self.components_.T.copy())
-        floor = SQUARE * float(np.median(np.abs(data.values)) or np.abs(data.values).max()) or 1.0
+        floor = (
+            SQUARE
+            * float(
+                np.sqrt(np.square(self.eigenvalues_).sum() / (len(self.factor_) * len(self.right_factor_)))
+            )
+            or 1.0
+        )
         return to_numpy(least_absolute(data.compress(data.values, 0, None, V), V, floor))
 
     def inverse_transform(self, Z: Any) -> np.ndarray:

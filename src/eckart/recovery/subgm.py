@@ -163,8 +163,9 @@ class RobustLowRank(TableEstimator):
             operator, target, weights = self._read(A, y, sample_weight, rectangular)
         random = check_random_state(self.random_state)
         raw = Measured(operator, target, weights, symmetric)
-        scale = raw.size() if self.scale == "auto" else float(self.scale)
-        task = replace(raw, y=target / scale)
+        used = raw if weights is None or bool(weights.all()) else raw.part(weights.nonzero().squeeze(1))
+        scale = used.size() if self.scale == "auto" else float(self.scale)
+        task = replace(used, y=used.y / scale)
         course: list[tuple[float, Descent]] = []
         if self.rank is None and isinstance(self.init, str):
             factors = self._find(task, scale, course, random)
