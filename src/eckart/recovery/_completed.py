@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from eckart.errors import InputError
 from eckart.linalg.completion import RowSolver
 from eckart.recovery import _forms
 from eckart.recovery._base import RecoveryTransformer, to_numpy
-from eckart.recovery._biases import Biases, row_biases
+from eckart.recovery._biases import BIAS_RIDGE, Biases, damped_means
 from eckart.recovery._ratings import Ids, Observations, whole_numbers
+from eckart.recovery.ranking import ranking_scores
 
 ROWS = 1024
 """Rows whose scores are in memory at once."""
@@ -154,12 +156,9 @@ class CompletedMatrix(RecoveryTransformer):
         banned = sp.csr_array(self._shape, dtype=bool) if exclude is None else self._mask(exclude)
         items, scores = [], []
         for rows in np.array_split(place, -(-len(place) // ROWS)):
-            whole = self.inverse_transform(self.row_factors_[rows]) + self.row_bias_[rows, None]
-            there = banned[rows].tocoo()
-            whole[there.row, there.col] = -np.inf
-            top = torch.as_tensor(whole).topk(k)
-            items.append(np.where(top.values.isneginf(), -1, top.indices))
-            scores.append(self._clipped(to_numpy(top.values)))
+            found, values = self._best(rows, k, banned)
+            items.append(found)
+            scores.append(self._clipped(values))
         chosen, values = np.concatenate(items), np.concatenate(scores)
         values[chosen < 0] = -np.inf
         if self._ids is None:
@@ -167,9 +166,61 @@ class CompletedMatrix(RecoveryTransformer):
         names = self._ids.cols if (chosen >= 0).all() else np.append(self._ids.cols.astype(object), None)
         return names[chosen], values
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame: greater is better."""
+    def similar_items(self, items: Any, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """The k columns whose factors have the largest cosine with those of each item, itself left out.
+
+        Args:
+            items: indices or names of columns.
+            k: how many.
+
+        Returns:
+            Columns (items, k), indices or names, and their cosines, falling; 0 for columns without observations.
+
+        Raises:
+            ValueError: an unknown item, or k not below the number of columns.
+        """
         check_is_fitted(self)
+        place = self._place_of(items, 1)
+        if (place < 0).any():
+            raise InputError(f"items holds {int((place < 0).sum())} unknown names: give columns of the fit")
+        if not 1 <= k < self.n_features_in_:
+            raise InputError(
+                f"k is {k}: give a number from 1 to {self.n_features_in_ - 1}, the other columns"
+            )
+        columns = torch.as_tensor(self.components_.T.copy())
+        unit = columns / columns.norm(dim=1, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
+        cosine = unit[place] @ unit.mT
+        cosine[torch.arange(len(place)), torch.as_tensor(place)] = -torch.inf
+        top = cosine.topk(k)
+        return self._name(to_numpy(top.indices), 1), to_numpy(top.values)
+
+    def ranking_scores(self, X: Any, k: int = 10) -> dict[str, float]:
+        """nDCG, recall and MAP at k of `recommend`, entries of the fit excluded, by the entries of X: see `ranking`.
+
+        Args:
+            X: what was held out, in any form that `fit` takes, of rows and columns of the fit.
+            k: how many columns are recommended.
+        """
+        check_is_fitted(self)
+        if _forms.is_frame(X) and self._ids is not None:
+            users, items = _forms.pairs_of(X)
+            X = X[users.isin(self._ids.rows) & items.isin(self._ids.cols)]
+        relevant = self._mask(X)
+        users = np.flatnonzero(np.diff(relevant.indptr))
+        seen = sp.csr_array(
+            (np.ones(len(self._data.rows), bool), (self._data.rows, self._data.cols)), self._shape
+        )
+        chosen = [self._best(rows, k, seen)[0] for rows in np.array_split(users, -(-len(users) // ROWS) or 1)]
+        return ranking_scores(np.concatenate(chosen), relevant[users])
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame; with ``implicit`` nDCG@10.
+
+        Greater is better.
+        """
+        check_is_fitted(self)
+        if self.implicit:
+            return self.ranking_scores(X, min(10, self.n_features_in_))["ndcg"]
         if _forms.is_frame(X):
             data, ids = _forms.read(X)
             predicted = self.predict(ids.rows[data.rows], ids.cols[data.cols])
@@ -178,6 +229,14 @@ class CompletedMatrix(RecoveryTransformer):
             self._check_shape(data)
             predicted = self.predict(self._name(data.rows, 0), self._name(data.cols, 1))
         return -float(np.sqrt(np.average((predicted - data.values) ** 2.0, weights=data.repeats)))
+
+    def _best(self, rows: np.ndarray, k: int, banned: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
+        """The k columns of the highest predictions, and these; −1 and −inf where fewer are left."""
+        whole = self.inverse_transform(self.row_factors_[rows]) + self.row_bias_[rows, None]
+        there = banned[rows].tocoo()
+        whole[there.row, there.col] = -np.inf
+        top = torch.as_tensor(whole).topk(k)
+        return np.where(top.values.isneginf(), -1, top.indices), to_numpy(top.values)
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -197,7 +256,7 @@ class CompletedMatrix(RecoveryTransformer):
             )
 
     def _mask(self, X: Any) -> sp.csr_array:
-        data, _ = _forms.read(X, all_observed=True, ids=self._ids, grow=False, shape=self._shape)
+        data, _ = _forms.read(X, all_observed=True, ids=self._ids, grow=False, shape=self._shape, clicks=True)
         self._check_shape(data)
         return sp.csr_array((np.ones(len(data.rows), bool), (data.rows, data.cols)), shape=self._shape)
 
@@ -221,24 +280,44 @@ class CompletedMatrix(RecoveryTransformer):
         if _forms.is_frame(X) and self._ids is not None:
             users, items = _forms.pairs_of(X)
             ids = Ids(np.sort(users.unique()), self._ids.cols)
-            return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False)[0]
+            return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False, clicks=self.implicit)[0]
         shape = (int(np.max(X[0])) + 1, self.n_features_in_) if isinstance(X, tuple) and len(X) == 3 else None
         data, _ = _forms.read(X, all_observed=True, shape=shape)
         self._check_width(data)
         return data
 
+    @property
+    def _biased(self) -> bool:
+        return not self.implicit if self.fit_bias == "auto" else self.fit_bias
+
     def _fold_in(self, data: Observations) -> tuple[Tensor, np.ndarray]:
         """Factors and biases of rows, with the columns as they are."""
-        V = torch.as_tensor(self.components_.T.copy())
-        bias = row_biases(data, self.mean_, self.col_bias_) if self.fit_bias else np.zeros(data.shape[0])
-        rest = data.values - self.mean_ - bias[data.rows] - self.col_bias_[data.cols]
-        by_row = data.compress(rest, 0, None, V)
-        return RowSolver("cholesky")(by_row, V, self._ridge(data.counts(0), V)), bias
+        return self._solve_side(data, 0, self.components_.T.copy(), self.col_bias_)
 
-    def _ridge(self, counts: np.ndarray, like: Tensor) -> Tensor:
+    def _solve_side(
+        self, data: Observations, axis: int, other: np.ndarray, bias: np.ndarray
+    ) -> tuple[Tensor, np.ndarray]:
+        """Factors and biases of rows (0) or columns (1), given those of the other side."""
+        used = data.confident(self.alpha) if self.implicit else data
+        V = torch.as_tensor(other)
+        ridge = self._ridge(used.counts(axis), V, self.reg_)
+        rest = used.values - self.mean_ - bias[(used.cols, used.rows)[axis]]
+        solver, own = RowSolver("cholesky", everywhere=self.implicit), np.zeros(used.shape[axis], bias.dtype)
+        if self._biased and self.reg_:
+            kappa = math.sqrt(self.reg_ / BIAS_RIDGE)
+            design = torch.cat([V, torch.full_like(V[:, :1], kappa)], 1)
+            solved = solver(used.compress(rest, axis, None, V), design, ridge)
+            return solved[:, :-1].contiguous(), kappa * to_numpy(solved[:, -1])
+        if self._biased:
+            own = damped_means(used, rest, axis)
+            rest = rest - own[(used.rows, used.cols)[axis]]
+        return solver(used.compress(rest, axis, None, V), V, ridge), own
+
+    def _ridge(self, counts: np.ndarray, like: Tensor, reg: float) -> Tensor:
         """c_i of each row, from its number of observations."""
-        scaled = self.reg * (counts if self.reg_scaling == "count" else np.ones(len(counts)))
-        return torch.as_tensor(scaled).to(like)
+        return torch.as_tensor(reg * (counts if self.reg_scaling == "count" else np.ones(len(counts)))).to(
+            like
+        )
 
     def _clip_range(self) -> tuple[float, float]:
         if self.clip is None:

@@ -42,6 +42,7 @@ def read(
     all_observed: bool = False,
     ids: Ids | None = None,
     grow: bool = True,
+    clicks: bool = False,
 ) -> tuple[Observations, Ids | None]:
     """The observations of X, and the names of its rows and columns if it has any.
 
@@ -50,6 +51,7 @@ def read(
         shape: of the matrix, for triplets.
         sample_weight: one for each row of the matrix, or in the shape of X; one for each observation of triplets.
         all_observed: a dense X without NaN is meant.
+        clicks: a frame without ratings is meant, each row a count of one, and a dense X without NaN.
         ids: names that are already known; others follow them if ``grow``, else they are refused.
 
     Raises:
@@ -57,7 +59,7 @@ def read(
     """
     weights = None
     if is_frame(X):
-        rows, cols, values, shape, ids = _from_frame(X, ids, grow)
+        rows, cols, values, shape, ids = _from_frame(X, ids, grow, clicks)
         weights = _vector(sample_weight, len(values))
     elif isinstance(X, tuple) and len(X) == 3:
         rows, cols = (whole_numbers(name, index) for name, index in zip(("rows", "cols"), X[:2], strict=True))
@@ -69,7 +71,7 @@ def read(
         shape = shape or (int(rows.max(initial=-1)) + 1, int(cols.max(initial=-1)) + 1)
         weights = _vector(sample_weight, len(values))
     else:
-        rows, cols, values, shape = _from_matrix(X, all_observed)
+        rows, cols, values, shape = _from_matrix(X, all_observed or clicks)
         weights = _matrix_weights(sample_weight, rows, cols, shape)
     if 0 in shape:
         axis = "sample(s)" if shape[0] == 0 else "feature(s)"
@@ -93,9 +95,9 @@ def read(
     return merge(rows, cols, values, weights, None, (int(shape[0]), int(shape[1]))), ids
 
 
-def _from_frame(X: Any, ids: Ids | None, grow: bool) -> Any:
+def _from_frame(X: Any, ids: Ids | None, grow: bool, clicks: bool) -> Any:
     names = _named_columns(X)
-    if names[2] is None:
+    if names[2] is None and not clicks:
         raise InputError(
             f"X has columns {', '.join(map(str, X.columns))}: one named rating, value or score is missing"
         )
@@ -111,7 +113,7 @@ def _from_frame(X: Any, ids: Ids | None, grow: bool) -> Any:
         found.append(np.concatenate([known, new]) if len(known) else np.asarray(new))
     ids = Ids(*found)
     index = [ids.find(axis, X[names[axis]]).astype(np.int64) for axis in (0, 1)]
-    values = X[names[2]].to_numpy()
+    values = np.ones(len(X)) if names[2] is None else X[names[2]].to_numpy()
     try:
         values = values.astype(_float(values.dtype))
     except (TypeError, ValueError) as error:
