@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
+    from eckart.layers.s4d_trainer import S4DTrainer
 
 _FACE = {
     "S4D": "s4d",
@@ -22,6 +23,7 @@ _FACE = {
     "S4DKernel": "s4d",
     "S4DModel": "s4d_model",
     "S4DRecurrence": "s4d",
+    "S4DTrainer": "s4d_trainer",
     "param_groups": "s4d",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "S4DKernel",
     "S4DModel",
     "S4DRecurrence",
+    "S4DTrainer",
     "param_groups",
 ]
 

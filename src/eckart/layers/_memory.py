@@ -31,7 +31,7 @@ class Memory:
         """
         parameters = list(module.parameters())
         differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if module.training or differentiated or torch.compiler.is_compiling():
+        if module.training or differentiated or torch.compiler.is_compiling() or torch.jit.is_tracing():
             self._kept.clear()
             return make()
         key = key, torch.is_inference_mode_enabled()

@@ -18,8 +18,8 @@ ROUNDS, DAMPING = 10, (15.0, 10.0)
 """Alternations, and how many observations of zero stand beside those of a row and of a column."""
 
 
-BIAS_RIDGE = 3.0
-"""Ridge of a bias beside the factors, in observations."""
+BIAS_RIDGE = {"none": 3.0, "count": 0.03}
+"""Ridge of a bias beside the factors, in observations; where ridges go with the count, in shares of the row's."""
 
 
 @dataclass(frozen=True)

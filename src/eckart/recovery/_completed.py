@@ -304,7 +304,7 @@ class CompletedMatrix(RecoveryTransformer):
         rest = used.values - self.mean_ - bias[(used.cols, used.rows)[axis]]
         solver, own = RowSolver("cholesky", everywhere=self.implicit), np.zeros(used.shape[axis], bias.dtype)
         if self._biased and self.reg_:
-            kappa = math.sqrt(self.reg_ / BIAS_RIDGE)
+            kappa = math.sqrt(self.reg_ / BIAS_RIDGE[self.reg_scaling])
             design = torch.cat([V, torch.full_like(V[:, :1], kappa)], 1)
             solved = solver(used.compress(rest, axis, None, V), design, ridge)
             return solved[:, :-1].contiguous(), kappa * to_numpy(solved[:, -1])

@@ -71,7 +71,9 @@ class Alternation:
         """At this ridge, from the start or from where another run ended."""
         options, data, like = self.options, self.data, self.like
         orthonormal = self._orthonormal(reg)
-        kappa = math.sqrt(reg / BIAS_RIDGE) if options._biased and not orthonormal else 0.0
+        kappa = (
+            math.sqrt(reg / BIAS_RIDGE[options.reg_scaling]) if options._biased and not orthonormal else 0.0
+        )
         values = data.values - self.biases.mean if kappa else self.rest
         parts = None if options.sample_reuse else max_iter
         halves = halves_of(data, values, parts, self.random, like)

@@ -29,8 +29,8 @@ from eckart.recovery._completed import CompletedMatrix
 from eckart.recovery._fit import Alternation, choose_reg
 from eckart.recovery._ratings import Ids, Observations, relabel
 
-IMPLICIT_REG = 0.1
-"""λ of implicit feedback: its values are 0 and 1 whatever the data."""
+IMPLICIT_REG = 8.0
+"""λ of implicit feedback in mean extra confidences α r, chosen for nDCG on MovieLens: there is nothing to predict."""
 
 
 class MatrixCompletion(CompletedMatrix):
@@ -44,10 +44,12 @@ class MatrixCompletion(CompletedMatrix):
         cg_steps: steps of an inexact solver.
         sketch_factor: rows of a sketch, in units of k.
         reg: λ, in units of M. "auto" takes the one that predicts a tenth of the observations best, on a path of
-            falling λ, each with two iterations from the last; 0, exact without noise, where it finds none.
+            falling λ, each with two iterations from the last; 0, exact without noise, where it finds none. With
+            ``implicit`` it is 8 mean confidences alpha r.
         reg_scaling: c_i = λ ("none") or λ times the observations of the row ("count").
         fit_bias: fit a mean, and row and column biases with the factors, as ratings need; a bias has a ridge of 3
-            observations. With λ = 0 the biases are damped means that stay. "auto": unless ``implicit``.
+            observations, with "count" of 3 % of its row's. With λ = 0 they are damped means that stay. "auto": unless
+            ``implicit``.
         implicit: the entries are counts of what was seen, clicked or bought, all others are zeros of weight one: counts
             r are fitted as 1 with the weight 1 + alpha r. Entries are ranked, not predicted.
         alpha: confidence of a count, with ``implicit``.
@@ -160,8 +162,11 @@ class MatrixCompletion(CompletedMatrix):
         like = torch.empty(0, dtype=dtype, device=device)
         used = data.confident(self.alpha) if self.implicit else data
         biases = fit_biases(used, self._biased)
-        reg = self.reg if self.reg != "auto" else IMPLICIT_REG if self.implicit else None
-        if reg is None:
+        if self.reg != "auto":
+            reg = float(self.reg)
+        elif self.implicit:
+            reg = IMPLICIT_REG * float(used.mass().mean())
+        else:
             reg = choose_reg(self, used, biases, random, like)
         report = self._reporter()
         end = Alternation(self, used, biases, random, like).run(
