@@ -1,6 +1,6 @@
 """Matrices recovered from measurements, ratings and streams, as scikit-learn estimators.
 
-`METHODS` lists them without importing scikit-learn; the estimators are imported when they are first asked for.
+`METHODS` lists them without importing scikit-learn; the rest is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -12,28 +12,34 @@ from eckart import extras
 from eckart.linalg.operators import DenseOperator, EntryOperator, IdentityOperator, RankOneOperator
 
 if TYPE_CHECKING:
+    from eckart.recovery.hidden import HiddenEntries
     from eckart.recovery.matrix_sensing_gd import MatrixSensingGD
+    from eckart.recovery.ranking import ranking_scores
     from eckart.recovery.robust_altmin import MatrixCompletion
     from eckart.recovery.streaming import StreamingPCA
     from eckart.recovery.subgm import RobustLowRank
 
-_ESTIMATORS = {
+_LATE = {
+    "HiddenEntries": "hidden",
     "MatrixCompletion": "robust_altmin",
     "MatrixSensingGD": "matrix_sensing_gd",
     "RobustLowRank": "subgm",
     "StreamingPCA": "streaming",
+    "ranking_scores": "ranking",
 }
 
 __all__ = [
     "METHODS",
     "DenseOperator",
     "EntryOperator",
+    "HiddenEntries",
     "IdentityOperator",
     "MatrixCompletion",
     "MatrixSensingGD",
     "RankOneOperator",
     "RobustLowRank",
     "StreamingPCA",
+    "ranking_scores",
 ]
 
 METHODS: tuple[dict[str, str], ...] = (
@@ -77,19 +83,19 @@ METHODS: tuple[dict[str, str], ...] = (
         "paper": "Ma & Fattahi, 2023",
         "arxiv": "2202.08788",
         "knob": "rank",
-        "trains": "a factor U (d, r′) of X = U Uᵀ, r′ at least the rank",
-        "saves": "the factor",
-        "summary": "Sub-gradient descent on the ℓ1 loss from a small start: gross outliers, unknown rank.",
+        "trains": "factors of X = U Vᵀ or U Uᵀ, as many columns as the rank",
+        "saves": "the factors",
+        "summary": "Robust PCA of tables, and sensing, by sub-gradients of the ℓ1 loss: gross outliers, unknown rank.",
     },
 )
 """What `eckart.methods()` says of each method."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ESTIMATORS:
+    if name not in _LATE:
         raise AttributeError(f"module 'eckart.recovery' has no attribute {name!r}")
     extras.require("sklearn", extra="recovery")
-    return getattr(importlib.import_module(f"eckart.recovery.{_ESTIMATORS[name]}"), name)
+    return getattr(importlib.import_module(f"eckart.recovery.{_LATE[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a completed matrix is good for: predictions, fold-in of new rows, filling, recommendations."""
+"""What a completed matrix is good for: predictions, fold-in of new rows, filling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -16,14 +15,11 @@ from eckart.linalg.completion import RowSolver
 from eckart.recovery import _forms
 from eckart.recovery._base import RecoveryTransformer, to_numpy
 from eckart.recovery._biases import BIAS_RIDGE, Biases, damped_means
+from eckart.recovery._ranked import Ranked
 from eckart.recovery._ratings import Ids, Observations, whole_numbers
-from eckart.recovery.ranking import ranking_scores
-
-ROWS = 1024
-"""Rows whose scores are in memory at once."""
 
 
-class CompletedMatrix(RecoveryTransformer):
+class CompletedMatrix(Ranked, RecoveryTransformer):
     """The fitted side of `MatrixCompletion`. A row of zeros stands for whatever has no observation."""
 
     def __sklearn_tags__(self) -> Any:
@@ -117,8 +113,13 @@ class CompletedMatrix(RecoveryTransformer):
         check_is_fitted(self)
         return np.asarray(Z) @ self.components_ + (self.mean_ + self.col_bias_).astype(self.components_.dtype)
 
-    def impute(self, X: Any) -> np.ndarray:
-        """X as a dense array with the missing entries filled, each row folded in as by `transform`."""
+    def impute(self, X: Any) -> Any:
+        """X with the missing entries filled, each row folded in as by `transform`: dense, a frame where it was one.
+
+        Args:
+            X: in any form that `fit` takes, with the columns of the fit. A frame of user, item and rating gives one
+                with a row for each user and a column for each item of the fit.
+        """
         check_is_fitted(self)
         data = self._read_rows(X)
         factors, bias = self._fold_in(data)
@@ -126,92 +127,11 @@ class CompletedMatrix(RecoveryTransformer):
             self.inverse_transform(to_numpy(factors)) + bias[:, None].astype(self.row_bias_.dtype)
         )
         filled[data.rows, data.cols] = data.values
-        return filled
-
-    def recommend(self, rows: Any, k: int = 10, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k columns with the highest predictions for each row.
-
-        Args:
-            rows: indices or names of rows.
-            k: how many.
-            exclude: entries not to recommend, such as the ratings of the fit, in any form that `fit` takes.
-
-        Returns:
-            Columns (rows, k), indices or names, and their predictions, falling. Where fewer are left: −1 or None, and
-            −inf.
-
-        Raises:
-            ValueError: an unknown row, or k above the number of columns.
-        """
-        check_is_fitted(self)
-        place = self._place_of(rows, 0)
-        if (place < 0).any():
-            raise InputError(
-                f"rows holds {int((place < 0).sum())} unknown names: fold them in with partial_fit"
-            )
-        if not 1 <= k <= self.n_features_in_:
-            raise InputError(
-                f"k is {k}: give a number from 1 to {self.n_features_in_}, the number of columns"
-            )
-        banned = sp.csr_array(self._shape, dtype=bool) if exclude is None else self._mask(exclude)
-        items, scores = [], []
-        for rows in np.array_split(place, -(-len(place) // ROWS)):
-            found, values = self._best(rows, k, banned)
-            items.append(found)
-            scores.append(self._clipped(values))
-        chosen, values = np.concatenate(items), np.concatenate(scores)
-        values[chosen < 0] = -np.inf
-        if self._ids is None:
-            return chosen, values
-        names = self._ids.cols if (chosen >= 0).all() else np.append(self._ids.cols.astype(object), None)
-        return names[chosen], values
-
-    def similar_items(self, items: Any, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
-        """The k columns whose factors have the largest cosine with those of each item, itself left out.
-
-        Args:
-            items: indices or names of columns.
-            k: how many.
-
-        Returns:
-            Columns (items, k), indices or names, and their cosines, falling; 0 for columns without observations.
-
-        Raises:
-            ValueError: an unknown item, or k not below the number of columns.
-        """
-        check_is_fitted(self)
-        place = self._place_of(items, 1)
-        if (place < 0).any():
-            raise InputError(f"items holds {int((place < 0).sum())} unknown names: give columns of the fit")
-        if not 1 <= k < self.n_features_in_:
-            raise InputError(
-                f"k is {k}: give a number from 1 to {self.n_features_in_ - 1}, the other columns"
-            )
-        columns = torch.as_tensor(self.components_.T.copy())
-        unit = columns / columns.norm(dim=1, keepdim=True).clamp_min(torch.finfo(columns.dtype).tiny)
-        cosine = unit[place] @ unit.mT
-        cosine[torch.arange(len(place)), torch.as_tensor(place)] = -torch.inf
-        top = cosine.topk(k)
-        return self._name(to_numpy(top.indices), 1), to_numpy(top.values)
-
-    def ranking_scores(self, X: Any, k: int = 10) -> dict[str, float]:
-        """nDCG, recall and MAP at k of `recommend`, entries of the fit excluded, by the entries of X: see `ranking`.
-
-        Args:
-            X: what was held out, in any form that `fit` takes, of rows and columns of the fit.
-            k: how many columns are recommended.
-        """
-        check_is_fitted(self)
+        if _forms.is_wide(X):
+            return type(X)(filled, X.index, self._in_order(X).columns)[list(X.columns)]
         if _forms.is_frame(X) and self._ids is not None:
-            users, items = _forms.pairs_of(X)
-            X = X[users.isin(self._ids.rows) & items.isin(self._ids.cols)]
-        relevant = self._mask(X)
-        users = np.flatnonzero(np.diff(relevant.indptr))
-        seen = sp.csr_array(
-            (np.ones(len(self._data.rows), bool), (self._data.rows, self._data.cols)), self._shape
-        )
-        chosen = [self._best(rows, k, seen)[0] for rows in np.array_split(users, -(-len(users) // ROWS) or 1)]
-        return ranking_scores(np.concatenate(chosen), relevant[users])
+            return type(X)(filled, np.sort(_forms.pairs_of(X)[0].unique()), self._ids.cols)
+        return filled
 
     def score(self, X: Any, y: Any = None) -> float:
         """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame; with ``implicit`` nDCG@10.
@@ -230,14 +150,6 @@ class CompletedMatrix(RecoveryTransformer):
             predicted = self.predict(self._name(data.rows, 0), self._name(data.cols, 1))
         return -float(np.sqrt(np.average((predicted - data.values) ** 2.0, weights=data.repeats)))
 
-    def _best(self, rows: np.ndarray, k: int, banned: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
-        """The k columns of the highest predictions, and these; −1 and −inf where fewer are left."""
-        whole = self.inverse_transform(self.row_factors_[rows]) + self.row_bias_[rows, None]
-        there = banned[rows].tocoo()
-        whole[there.row, there.col] = -np.inf
-        top = torch.as_tensor(whole).topk(k)
-        return np.where(top.values.isneginf(), -1, top.indices), to_numpy(top.values)
-
     @property
     def _shape(self) -> tuple[int, int]:
         return self.row_factors_.shape[0], self.n_features_in_
@@ -254,11 +166,6 @@ class CompletedMatrix(RecoveryTransformer):
                 f"X has {data.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input."
             )
-
-    def _mask(self, X: Any) -> sp.csr_array:
-        data, _ = _forms.read(X, all_observed=True, ids=self._ids, grow=False, shape=self._shape, clicks=True)
-        self._check_shape(data)
-        return sp.csr_array((np.ones(len(data.rows), bool), (data.rows, data.cols)), shape=self._shape)
 
     def _name(self, index: np.ndarray, axis: int) -> np.ndarray:
         return index if self._ids is None else (self._ids.rows, self._ids.cols)[axis][index]
@@ -282,9 +189,28 @@ class CompletedMatrix(RecoveryTransformer):
             ids = Ids(np.sort(users.unique()), self._ids.cols)
             return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False, clicks=self.implicit)[0]
         shape = (int(np.max(X[0])) + 1, self.n_features_in_) if isinstance(X, tuple) and len(X) == 3 else None
-        data, _ = _forms.read(X, all_observed=True, shape=shape)
+        data, _ = _forms.read(self._in_order(X), all_observed=True, shape=shape)
         self._check_width(data)
         return data
+
+    def _in_order(self, X: Any) -> Any:
+        """A frame with its columns in the order of the fit, where both have names.
+
+        Raises:
+            InputError: other names than those of the fit.
+        """
+        if not _forms.is_wide(X) or not hasattr(self, "feature_names_in_"):
+            return X
+        missing, extra = (
+            sorted(map(str, set(a) - set(b)))
+            for a, b in ((self.feature_names_in_, X.columns), (X.columns, self.feature_names_in_))
+        )
+        if missing or extra:
+            wrong = [f"lacks {', '.join(missing[:5])}"] * bool(missing) + [
+                f"has {', '.join(extra[:5])}"
+            ] * bool(extra)
+            raise InputError(f"X {' and '.join(wrong)}: give the columns of the fit, in any order")
+        return X[list(self.feature_names_in_)]
 
     @property
     def _biased(self) -> bool:

@@ -3,7 +3,7 @@
     scipy or torch sparse    stored entries are the observations, explicit zeros among them
     dense, masked            NaN or masked is missing
     (rows, cols, values)     triplets, with the shape of the matrix
-    a pandas frame           columns user, item and rating: ids of any kind
+    a pandas frame           columns user, item and rating: ids of any kind; other frames are matrices, NaN is missing
 
 An entry given more than once counts as that many observations of it.
 """
@@ -20,12 +20,17 @@ from sklearn.utils.validation import check_array
 from eckart.errors import InputError
 from eckart.recovery._ratings import Ids, Observations, merge, whole_numbers
 
-NAMES = (("user", "row"), ("item", "movie", "product", "col", "column"), ("rating", "value", "score"))
+NAMES = (("user",), ("item", "movie", "product"), ("rating", "value", "score"))
 
 
 def is_frame(X: Any) -> bool:
     """A pandas frame of (user, item, rating) or (user, item)."""
     return hasattr(X, "columns") and _named_columns(X) is not None
+
+
+def is_wide(X: Any) -> bool:
+    """A pandas frame that is a matrix, one column for each of its columns."""
+    return hasattr(X, "columns") and hasattr(X, "dtypes") and not is_frame(X)
 
 
 def pairs_of(X: Any) -> tuple[Any, Any]:
@@ -144,11 +149,20 @@ def _from_matrix(X: Any, all_observed: bool) -> tuple[np.ndarray, np.ndarray, np
         return coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data.astype(_float(coo.dtype)), X.shape
     if isinstance(X, np.ma.MaskedArray):
         X, all_observed = np.where(np.ma.getmaskarray(X), np.nan, X.data.astype(_float(X.dtype))), True
+    hint = ""
+    if is_wide(X):
+        hint = "; ratings need columns named user, item and rating"
+        words = [str(name) for name, kind in X.dtypes.items() if kind.kind not in "biuf"]
+        if words:
+            raise InputError(
+                f"X has columns {', '.join(map(str, X.columns))}, and {', '.join(words)} do not hold numbers: "
+                "name them user, item and rating, or give a frame of numbers"
+            )
     X = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", ensure_min_samples=0)
     there = ~np.isnan(X)
     if there.all() and not all_observed:
         raise InputError(
-            "X is dense and nothing in it is missing (NaN): pass all_observed=True if that is meant"
+            f"X is dense and nothing in it is missing (NaN): pass all_observed=True if that is meant{hint}"
         )
     rows, cols = there.nonzero()
     return rows, cols, X[there], X.shape

@@ -43,6 +43,8 @@ def ranking_scores(recommended: Any, relevant: Any) -> dict[str, float]:
     relevant.eliminate_zeros()
     count = np.diff(relevant.indptr)
     users = np.flatnonzero(count)
+    if not len(users):
+        return dict.fromkeys(("ndcg", "recall", "map"), float("nan")) | {"users": 0}
     recommended, count, k = recommended[users], count[users], recommended.shape[1]
     flat = relevant[np.repeat(users, k), np.maximum(recommended, 0).ravel()]
     hits = np.asarray(flat).reshape(recommended.shape) & (recommended >= 0)
@@ -55,6 +57,4 @@ def ranking_scores(recommended: Any, relevant: Any) -> dict[str, float]:
         "recall": hits.sum(1) / count,
         "map": (hits * precision).sum(1) / most,
     }
-    if not len(users):
-        return dict.fromkeys(scores, float("nan")) | {"users": 0}
     return {name: float(value.mean()) for name, value in scores.items()} | {"users": len(users)}

@@ -77,6 +77,7 @@ class MatrixCompletion(CompletedMatrix):
         inner_residual_: size of the gradient of the last half-step's regressions, relative to that of zero factors.
         row_ids_, col_ids_: names, where the data had them; else None.
         n_iter_, converged_, n_features_in_: iterations; whether ``tol`` was met; n.
+        feature_names_in_: names of the columns, where X was a frame with a column for each.
 
     Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; biases, ``solver="cg"``, ``implicit`` and fold-in are
     not theirs.
@@ -178,6 +179,9 @@ class MatrixCompletion(CompletedMatrix):
         if not np.isfinite(end.rmse[-1]):
             raise FloatingPointError(f"solver={self.solver!r} diverged: 'cholesky' or 'cg' do not")
         self._data, self._ids, self.reg_ = data, ids, reg
+        vars(self).pop("feature_names_in_", None)
+        if _forms.is_wide(X) and all(isinstance(name, str) for name in X.columns):
+            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
         self._set_model(end.U, end.V, end.biases)
         self.loss_history_ = np.array(end.rmse)
         self.n_iter_, self.converged_ = len(end.rmse), end.converged
