@@ -71,7 +71,7 @@ TABLES = "NaN is a missing entry of a table, which comes without y; measurements
 @pytest.mark.parametrize(
     ("estimator", "failing"),
     [
-        (RobustLowRank(1, max_iter=40), {"check_estimators_pickle": TABLES}),
+        (RobustLowRank(1, max_iter=10), {"check_estimators_pickle": TABLES}),
         (
             RobustLowRank(max_iter=10),
             {
@@ -80,7 +80,7 @@ TABLES = "NaN is a missing entry of a table, which comes without y; measurements
                 "check_sample_weight_equivalence_on_sparse_data": DRAWN,
             },
         ),
-        (MatrixSensingGD(), {}),
+        (MatrixSensingGD(max_iter=100), {}),
         (StreamingPCA(), {}),
         (FactorsOnly(1, all_observed=True, reg=1.0), OF_ROWS),
         (MatrixCompletion(1, all_observed=True, reg=1.0), OF_ROWS | dict.fromkeys(OF_PAIRS, PAIRS)),

@@ -192,17 +192,17 @@ def test_hidden_entries_are_scored_on_rows_folded_in_without_them() -> None:
 
 
 def test_a_grid_search_finds_the_rank() -> None:
-    X = masked(low_rank(90, 20, 3) + 0.005 * np.random.default_rng(0).normal(size=(90, 20)), 0.8)
+    X = masked(low_rank(45, 16, 3) + 0.005 * np.random.default_rng(0).normal(size=(45, 16)), 0.8)
     for estimator, knob, options in (
         (MatrixCompletion(reg=0.01, fit_bias=False, max_iter=40), "n_components", {}),
-        (RobustLowRank(max_iter=400), "rank", {}),
+        (RobustLowRank(max_iter=200), "rank", {}),
     ):
         grid = GridSearchCV(
             estimator.set_params(**options), {knob: [1, 3]}, scoring=HiddenEntries(), cv=3
         ).fit(X)
         assert grid.best_params_ == {knob: 3}
         framed = GridSearchCV(estimator, {knob: [3]}, scoring=HiddenEntries(), cv=3).fit(
-            pd.DataFrame(X, columns=[f"c{j}" for j in range(20)])
+            pd.DataFrame(X, columns=[f"c{j}" for j in range(16)])
         )
         assert framed.best_score_ == pytest.approx(grid.best_score_, rel=1e-6)
 

@@ -22,6 +22,8 @@ HELD_OUT = 0.1
 HIGHEST, HALVINGS, SWEEPS, RISES = 64.0, 20, 2, 2
 """Ridges tried: from this, in root mean squares of the data, halved so often, with so many iterations each, until the
 error on what is held out has risen so often in a row."""
+COLLAPSED = 1e-2
+"""Factors below this share of the start are given up: too high a ridge ends at zero, which alternation cannot leave."""
 NOISE_FREE = 1e-3
 """Where the error on what is held out falls to this share of the data, and still falls, the ridge is zero."""
 
@@ -58,12 +60,16 @@ class Alternation:
         self.rest = data.values - biases.of(data.rows, data.cols)
         k, init, clip = options.n_components, options.init, options.incoherence
         started = data.values * data.mass() if options.implicit else self.rest
-        self.start = initial_factor(data, started, k, init, clip, self._orthonormal(0.0), random, like)
+        self.start = initial_factor(data, started, k, init, clip, random, like)
         self.random, self.seed = random, int(random.randint(2**31 - 1))
 
     def _orthonormal(self, reg: float) -> bool:
         wanted = self.options.orthonormal
         return bool(reg == 0 and not self.options.implicit if wanted == "auto" else wanted)
+
+    def alive(self, found: Completed) -> bool:
+        """Whether the factors have not collapsed."""
+        return float(found.U.norm() * found.V.norm()) > COLLAPSED * float(self.start.square().sum())
 
     def run(
         self, reg: float, max_iter: int, tol: float, watch: Watch, after: Completed | None = None
@@ -159,11 +165,12 @@ def choose_reg(
     best, least, rises, after = HIGHEST * unit, math.inf, 0, None
     reg = best
     for _ in range(HALVINGS):
-        after = alternation.run(reg, SWEEPS, 0.0, lambda *_: None, after)
-        error = _error(after, test)
-        if not error >= least:
+        found = alternation.run(reg, SWEEPS, 0.0, lambda *_: None, after)
+        after = found if alternation.alive(found) else None
+        error = _error(found, test)
+        if error < least:
             best, least, rises = reg, error, 0
-        else:
+        elif error > least:
             rises += 1
         if rises == RISES:
             return best

@@ -44,7 +44,7 @@ class MatrixCompletion(CompletedMatrix):
         cg_steps: steps of an inexact solver.
         sketch_factor: rows of a sketch, in units of k.
         reg: λ, in units of M. "auto" takes the one that predicts a tenth of the observations best, on a path of
-            falling λ, each with two iterations from the last; 0, exact without noise, where it finds none. With
+            falling λ with two iterations each; 0, exact without noise, where it finds none. With
             ``implicit`` it is 8 mean confidences alpha r.
         reg_scaling: c_i = λ ("none") or λ times the observations of the row ("count").
         fit_bias: fit a mean, and row and column biases with the factors, as ratings need; a bias has a ridge of 3
