@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from eckart.errors import InputError
 from eckart.layers._recurrence import S4DRecurrence
 from eckart.layers._state_space import S4DKernel
-from eckart.linalg.convolution import causal_convolution, fixed, two_sided_convolution
+from eckart.linalg.convolution import causal_convolution, fixed, tracing, two_sided_convolution
 from eckart.linalg.state_space import recurrent_step
 
 Sequences = Float[Tensor, "batch length h"]
@@ -194,7 +194,7 @@ def as_mask(name: str, mask: object, shape: tuple[int, ...]) -> Bool[Tensor, ...
 
 def _traced() -> bool:
     """Whether the values of tensors cannot be looked at."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or tracing()
 
 
 def _kind(x: object) -> str:

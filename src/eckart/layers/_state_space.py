@@ -157,7 +157,7 @@ class S4DKernel(nn.Module):
             )
             return x.to(moved.device, torch.float32) if short else moved
 
-        super()._apply(keep, recurse)
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
         return self
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer
@@ -20,7 +22,7 @@ class S4DTrainer(Trainer):
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer: Optimizer = super().create_optimizer(model)
-        slow = {id(p) for p in dynamics(self.model if model is None else model)}
+        slow = {id(p) for p in dynamics(cast(nn.Module, self.model if model is None else model))}
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in slow]
             if apart:

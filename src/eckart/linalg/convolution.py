@@ -40,11 +40,16 @@ def two_sided_convolution(
 
 def fixed(size: int) -> int:
     """A size of a tensor as a plain number where `torch.jit.trace` gives another tensor: the trace is of this size."""
-    if not torch.jit.is_tracing():
+    if not tracing():
         return size
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore")  # TracerWarning: what is said above
         return int(size)
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` is at work."""
+    return bool(torch._C._is_tracing())
 
 
 def fft_length(least: int) -> int:

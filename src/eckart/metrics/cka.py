@@ -104,7 +104,7 @@ class LinearCKA:
         return cross / (rows.clamp_min(0).unsqueeze(1) * cols.clamp_min(0)).sqrt()
 
     def _grams(self, layers: Sequence[Tensor]) -> Float[Tensor, "layers n n"]:
-        grams = []
+        grams: list[Tensor] = []
         for layer in layers:
             x = _centred(layer, None)
             if x.dim() != 2 or len(x) < LEAST or (grams and len(x) != len(grams[0])):

@@ -66,8 +66,6 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         weights = None
         if sample_weight is not None:
             checked = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-            if not checked.any():
-                raise InputError("sample_weight is zero for every measurement: leave one at least")
             weights = torch.as_tensor(checked).to(device, dtype)
         target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, dtype)
         if rectangular and operator.shape_in[0] != operator.shape_in[1]:
