@@ -15,7 +15,7 @@ docs_EXTRAS    := docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help compare quick test lint types bench docs clean
+.PHONY: help compare quick test lint types bench mutants docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +38,10 @@ types: $(VENV)/dev.installed ## check types (mypy --strict on linalg and the pub
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.installed ## run every benchmark; each prints its claim as a ratio
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+mutants: $(VENV)/dev.installed ## change single places of the source and see which no test notices (a sample; minutes a room)
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 docs: $(VENV)/docs.installed ## renew the generated tables and build the site into site/
 	$(BIN)/python docs/generate.py

@@ -132,7 +132,7 @@ def subgm(output: Path, _: argparse.Namespace) -> Numbers:
             np.linalg.norm(RobustLowRank(scale=1.0, **options).fit(A, y).matrix_ - X) / np.linalg.norm(X)
         )
 
-    robust = {"eta0": 0.2, "decay": 0.985, "alpha": 1e-4, "max_iter": 900}
+    robust = {"eta0": 0.2, "decay": 0.985, "alpha": 1e-4, "max_iter": 900, "norm": "fro"}
     arms: dict[str, dict[str, Any]] = {f"ℓ1, r′ = {k}": {"rank": k, **robust} for k in (r, 2 * r, d)}
     arms["ℓ2, r′ = 20"] = {"loss": "l2", "step": "constant", "eta0": 0.1, "alpha": 0.1, "tol": 1e-6}
     series = {
@@ -140,7 +140,7 @@ def subgm(output: Path, _: argparse.Namespace) -> Numbers:
         for name, options in arms.items()
     }
     floors = [
-        (alpha, error(0.3, 0, **robust | {"alpha": alpha, "decay": 0.99, "max_iter": 1500}))
+        (alpha, error(0.3, 0, **robust | {"rank": d, "alpha": alpha, "decay": 0.99, "max_iter": 1500}))
         for alpha in (0.1, 0.01, 1e-3, 1e-4)
     ]
     line_chart(
