@@ -215,3 +215,15 @@ def test_knob_values_leave_room_for_what_is_given() -> None:
     assert next(iter(MoSConfig(private_rank=3).knob_values(shapes))) == 3
     # r = 10 of p + (e - p) L with p = 1, L = 4 needs e = 4
     assert next(iter(MoSConfig(r=10).knob_values(shapes))) == 4
+
+
+def test_blocks_of_one_type_draw_different_indices() -> None:
+    for kind in ("q", "up", "down"):
+        for name in ("index_A", "index_B"):
+            drawn = [getattr(a, name).flatten().tolist() for a in of(mos(private_rank=0), kind)]
+            assert len({tuple(d) for d in drawn}) == BLOCKS
+    first, again = (mos(seed=s) for s in (3, 3))
+    for a, b in zip(adapters(first), adapters(again), strict=True):
+        assert torch.equal(a.index_A, b.index_A) and torch.equal(a.index_B, b.index_B)
+    assert not torch.equal(adapters(first)[0].index_A, adapters(mos(seed=4))[0].index_A)
+    assert not torch.equal(adapters(first)[0].index_A, adapters(first)[0].index_B)
