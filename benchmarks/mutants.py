@@ -67,7 +67,7 @@ NEAR = {  # test files that are enough for a source file, first those that are l
         "hidden": ["tests/recovery/test_ranking.py"],
     },
 }
-LAST = {
+LAST = {"recovery": ["tests/recovery/test_equivariance.py"]}
     "recovery": ["tests/recovery/test_equivariance.py", "tests/recovery/test_contract.py", "tests/parity"]
 }
 SWAPS: dict[type, type] = {

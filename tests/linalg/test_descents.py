@@ -207,3 +207,25 @@ def test_a_careful_step_is_halved_until_the_loss_does_not_rise() -> None:
     assert math.log2(1e3 / eta) == pytest.approx(round(math.log2(1e3 / eta)), abs=1e-9)
     twice = factored_descent(operator, Y, U, V, eta=2 * eta, max_iter=1).losses
     assert twice[1] > twice[0]
+
+
+def test_the_switch_refactors_by_the_error_that_the_loss_tells() -> None:
+    operator, y = IdentityOperator((5, 7)), (U @ V.mT).flatten() + 0.05 * numbers(35, seed=9)
+    end = factored_descent(operator, y, U, V, eta=0.0, switch=Switch(at=0), max_iter=0)
+    loss, of_zero = float(((U @ V.mT).flatten() - y).square().mean()), float(y.square().mean())
+    error = (loss / of_zero) ** 0.5 * float(torch.linalg.matrix_norm(U @ V.mT))
+    F, G = refactor(U, V, None, error)
+    torch.testing.assert_close(end.F, F)
+    torch.testing.assert_close(end.G, G)
+    assert end.switch == 0 and end.losses == [pytest.approx(loss / 2)]
+
+
+def test_a_careful_step_after_refactoring_is_bounded_by_the_factors() -> None:
+    operator, y = IdentityOperator((5, 7)), 2 * (U @ V.mT).flatten()
+    F, G = refactor(U, V, 0.5)
+    wide = max(float(torch.linalg.matrix_norm(x, 2)) ** 2 for x in (F, G))
+    end = factored_descent(
+        operator, y, U, V, eta=9.0, careful=True, switch=Switch(beta=0.5, at=0), max_iter=1
+    )
+    E, _ = gradient(operator, (F @ G.mT).flatten() - y, torch.full_like(y, 1 / 35), F, G)
+    torch.testing.assert_close(end.F, F - 0.5 / wide * E)

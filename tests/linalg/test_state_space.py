@@ -130,3 +130,22 @@ def test_eigenvalues_on_the_boundary_have_finite_steps_and_gradients(how: str) -
     expected = [1.0, math.exp(-2)] if how == "zoh" else [1.0, 0.0]
     torch.testing.assert_close(dA.real[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     assert gain[0, 0].item() == 0.5 and A.grad.isfinite().all() and dt.grad.isfinite().all()
+
+
+def test_random_decays_of_real_states_reach_half_of_their_number() -> None:
+    torch.manual_seed(0)
+    plain, real = (
+        initial_spectrum(init, 64, 200, is_real=True, real_random=True).decay for init in ("lin", "real")
+    )
+    assert 0.99 < float(plain.max()) <= 1 and 0.99 * 32 < float(real.max()) <= 32
+    assert float(real.mean()) == pytest.approx(16, rel=0.02)
+
+
+def test_one_system_unless_told() -> None:
+    start = initial_spectrum("legs", 10)
+    assert start.decay.shape == start.frequency.shape == start.B.shape == (1, 5)
+    several = initial_spectrum("diag", 8, 5)
+    assert several.frequency.shape == (5, 4)
+    inv, lin = (initial_spectrum(init, 8).frequency[0] for init in ("inv", "lin"))
+    for row, wanted in enumerate((inv, inv, inv, lin, lin)):
+        torch.testing.assert_close(several.frequency[row], wanted)

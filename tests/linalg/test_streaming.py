@@ -127,3 +127,19 @@ def test_the_smallest_rate_that_grew_enough() -> None:
     state = type(state)(state.V, state.rates, growth, state.largest)
     assert grown_enough(state) == 2 and grown_enough(state, 0.9) == 1
     assert grown_enough(state, 2.0) == 0 and grown_enough(state, 3.1) == -1
+
+
+def test_before_the_first_row_there_is_nothing() -> None:
+    assert (START.energy, START.light, START.trace, START.seen, START.in_block, START.block) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert not START.acc.any() and len(START.heavy) == len(START.rayleigh) == 0
+    oja = start_oja(numbers(D, 1), torch.tensor([0.5, 0.1], dtype=DOUBLE))
+    assert (oja.energy, oja.seen) == (0, 0) and not oja.log_growth.any() and not oja.largest.any()
+    torch.testing.assert_close(oja.V.norm(dim=1), torch.ones(2, dtype=DOUBLE))
+    torch.testing.assert_close(oja.rates, torch.tensor([0.5, 0.1], dtype=DOUBLE))
