@@ -68,8 +68,6 @@ NEAR = {  # test files that are enough for a source file, first those that are l
     },
 }
 LAST = {"recovery": ["tests/recovery/test_equivariance.py"]}
-    "recovery": ["tests/recovery/test_equivariance.py", "tests/recovery/test_contract.py", "tests/parity"]
-}
 SWAPS: dict[type, type] = {
     ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,

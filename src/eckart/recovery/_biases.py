@@ -49,12 +49,20 @@ def fit_biases(data: Observations, wanted: bool) -> Biases:
     return Biases(mean, rows, cols)
 
 
-def solve_with_bias(solve: Solve, kappa: float) -> Solve:
-    """A solver of factors whose last column is β: what is known of the other side's bias is taken from the values."""
+def solve_with_bias(solve: Solve, kappa: float, cols: Tensor) -> Solve:
+    """A solver of factors whose last column is β: what is known of the other side's bias is taken from the values.
+
+    Args:
+        solve: of the factors without.
+        kappa: κ.
+        cols: b′, where the columns start.
+    """
 
     def both(data: Compressed, other: Tensor, ridge: Tensor, start: Tensor | None) -> Tensor:
         rest = replace(data, value=data.value - kappa * other[:, -1][data.column])
         design = torch.cat([other[:, :-1], torch.full_like(other[:, :1], kappa)], 1)
+        if start is None:
+            start = torch.cat([other.new_zeros(len(cols), other.shape[1] - 1), cols.unsqueeze(1) / kappa], 1)
         return solve(rest, design, ridge, start)
 
     return both

@@ -57,6 +57,7 @@ class Alternation:
         self, options: Any, data: Observations, biases: Biases, random: np.random.RandomState, like: Tensor
     ) -> None:
         self.options, self.data, self.biases, self.like = options, data, biases, like
+        self.solver = options.solver
         self.rest = data.values - biases.of(data.rows, data.cols)
         k, init, clip = options.n_components, options.init, options.incoherence
         started = data.values * data.mass() if options.implicit else self.rest
@@ -84,15 +85,16 @@ class Alternation:
         parts = None if options.sample_reuse else max_iter
         halves = halves_of(data, values, parts, self.random, like)
         solver = RowSolver(
-            options.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit
+            self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit
         )
         solve = spread(solver, options.n_jobs)
         U, biases = (self.start, self.biases) if after is None else (after.U, after.biases)
         if orthonormal:
             U = torch.linalg.qr(U).Q
         if kappa:
-            solve = solve_with_bias(solve, kappa)
-            U = torch.cat([U, torch.as_tensor(biases.rows).to(like).unsqueeze(1) / kappa], 1)
+            rows, cols = (torch.as_tensor(bias).to(like) for bias in (biases.rows, biases.cols))
+            solve = solve_with_bias(solve, kappa, cols)
+            U = torch.cat([U, rows.unsqueeze(1) / kappa], 1)
 
         def unpack(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Biases]:
             if not kappa:
@@ -162,6 +164,7 @@ def choose_reg(
     if not size or not len(test.values) or not len(train.values):
         return HIGHEST * unit
     alternation = Alternation(options, train, biases, random, like)
+    alternation.solver = "cholesky"  # a solver that stops early regularises too, and would hide the ridge
     best, least, rises, after = HIGHEST * unit, math.inf, 0, None
     reg = best
     for _ in range(HALVINGS):
