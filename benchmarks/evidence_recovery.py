@@ -134,7 +134,14 @@ def subgm(output: Path, _: argparse.Namespace) -> Numbers:
 
     robust = {"eta0": 0.2, "decay": 0.985, "alpha": 1e-4, "max_iter": 900, "norm": "fro"}
     arms: dict[str, dict[str, Any]] = {f"ℓ1, r′ = {k}": {"rank": k, **robust} for k in (r, 2 * r, d)}
-    arms["ℓ2, r′ = 20"] = {"rank": d, "loss": "l2", "step": "constant", "eta0": 0.1, "alpha": 0.1, "tol": 1e-6}
+    arms["ℓ2, r′ = 20"] = {
+        "rank": d,
+        "loss": "l2",
+        "step": "constant",
+        "eta0": 0.1,
+        "alpha": 0.1,
+        "tol": 1e-6,
+    }
     series = {
         name: [(p, float(np.median([error(p, seed, **options) for seed in range(3)]))) for p in shares]
         for name, options in arms.items()

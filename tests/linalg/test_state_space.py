@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.linalg.state_space import TRANSFORMS, discretize, initial_spectrum, legs_spectrum
+from eckart.linalg.state_space import TRANSFORMS, discretize, initial_spectrum, legs_spectrum, recurrent_step
 
 
 def dense_legs(n: int) -> Tensor:
@@ -149,3 +149,19 @@ def test_one_system_unless_told() -> None:
     inv, lin = (initial_spectrum(init, 8).frequency[0] for init in ("inv", "lin"))
     for row, wanted in enumerate((inv, inv, inv, lin, lin)):
         torch.testing.assert_close(several.frequency[row], wanted)
+
+
+@pytest.mark.parametrize("is_real", [False, True])
+def test_one_step_of_the_recurrence_written_out(is_real: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.float64 if is_real else torch.complex128
+    dA, dB, C = (torch.randn(3, 4, dtype=kind, generator=generator) for _ in range(3))
+    state = torch.randn(2, 3, 4, dtype=kind, generator=generator)
+    u, D = (
+        torch.randn(2, 3, dtype=torch.float64, generator=generator),
+        torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64),
+    )
+    y, after = recurrent_step(u, state, dA, dB, C, D)
+    torch.testing.assert_close(after, dA * state + dB * u.unsqueeze(-1))
+    inner = (C * after).sum(-1)
+    torch.testing.assert_close(y, 2 * (inner if is_real else inner.real) + D * u)

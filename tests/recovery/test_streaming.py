@@ -355,3 +355,10 @@ def test_whitened_columns_have_unit_variance_and_go_back() -> None:
         white.inverse_transform(Z), plain.inverse_transform(plain.transform(X)), rtol=1e-9
     )
     assert white.score(X) == pytest.approx(plain.score(X), rel=1e-12)
+
+
+def test_all_components_give_the_rows_back() -> None:
+    X = light_rows(300, 5, 4.0) + np.r_[3, -1, 0, 2, 5]
+    for options in ({"center": True}, {}, {"center": True, "whiten": True}):
+        pca = StreamingPCA(5, random_state=0, **options).fit(X)
+        np.testing.assert_allclose(pca.inverse_transform(pca.transform(X)), X, atol=1e-9)
