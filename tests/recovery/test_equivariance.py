@@ -48,7 +48,7 @@ LINEAR = {
         lambda y: RobustLowRank(2, loss="huber", max_iter=300).fit(A, y).matrix_,
         DIRTY,
     ),
-    "robust table, rank unknown": (lambda X: RobustLowRank(max_iter=300).fit(X).matrix_, SPOILT),
+    "robust table, rank unknown": (lambda X: RobustLowRank().fit(X).matrix_, SPOILT),
     "robust table, sparse part": (lambda X: RobustLowRank(2, max_iter=300).fit(X).sparse_.toarray(), SPOILT),
     "robust table, new rows": (
         lambda X: (m := RobustLowRank(2, max_iter=300).fit(X[:40])).inverse_transform(m.transform(X[40:])),

@@ -84,9 +84,7 @@ class Alternation:
         values = data.values - self.biases.mean if kappa else self.rest
         parts = None if options.sample_reuse else max_iter
         halves = halves_of(data, values, parts, self.random, like)
-        solver = RowSolver(
-            self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit
-        )
+        solver = RowSolver(self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit)
         solve = spread(solver, options.n_jobs)
         U, biases = (self.start, self.biases) if after is None else (after.U, after.biases)
         if orthonormal:
