@@ -21,7 +21,7 @@ lowest_EXTRAS  := compare,postgres,demo,quant,recovery,metrics,dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help compare quick test shapes lowest lint types bench evidence docs clean
+.PHONY: help compare quick test shapes lowest lint types bench evidence mutants docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,7 +54,10 @@ types: $(VENV)/dev.installed ## check types (mypy --strict)
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.installed ## run every benchmark; each prints its claim as a ratio
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+mutants: $(VENV)/dev.installed ## change single places of the source and see which no test notices (a sample; minutes a room)
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 evidence: $(VENV)/dev.installed ## measure a published claim again: make evidence ARGS=subgm; without ARGS lists them
 	$(BIN)/python -m evidence $(ARGS)

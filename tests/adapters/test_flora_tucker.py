@@ -197,3 +197,20 @@ def test_embedding_is_the_matrix() -> None:
 def test_refuses_ranks_no_dimension_has(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         flora(lambda: nn.Conv2d(5, 7, 3), **options)
+
+
+@pytest.mark.parametrize("r", [2, 8])
+def test_factors_start_normal_with_a_variance_of_half_over_the_rank(r: int) -> None:
+    _, adapter = flora(lambda: nn.Linear(400, 500), r=r)
+    factors = [p.detach() for p in adapter.parameters() if p.shape in ((400, r), (500, r))]
+    assert len(factors) == 2
+    for factor in factors:
+        assert float(factor.std()) == pytest.approx(math.sqrt(0.5 / r), rel=0.08)
+        assert abs(float(factor.mean())) < 0.1 * math.sqrt(0.5 / r)
+    assert not adapter.delta_weight().any()
+
+
+def test_orthonormal_factors_have_orthonormal_columns() -> None:
+    _, adapter = flora(lambda: nn.Linear(20, 30), r=4, factor_init="orthonormal")
+    for factor in (p.detach() for p in adapter.parameters() if p.shape in ((20, 4), (30, 4))):
+        torch.testing.assert_close(factor.mT @ factor, torch.eye(4, dtype=factor.dtype))

@@ -218,3 +218,15 @@ def test_ranks_are_caps() -> None:
     assert MoSConfig(equivalent_rank=100).sizes(shapes[0], 4)[0] == min(shapes[0].max_rank, 100)
     # p + (e − p) L with p = 1, e = 2, L = 4
     assert MoSConfig(r=10).sizes(shapes[0], 4)[2] == 5
+
+
+def test_blocks_of_one_type_draw_different_indices() -> None:
+    for kind in ("q", "up", "down"):
+        for name in ("index_A", "index_B"):
+            drawn = [getattr(a, name).flatten().tolist() for a in of(mos(private_rank=0), kind)]
+            assert len({tuple(d) for d in drawn}) == BLOCKS
+    first, again = (mos(seed=s) for s in (3, 3))
+    for a, b in zip(adapters(first), adapters(again), strict=True):
+        assert torch.equal(a.index_A, b.index_A) and torch.equal(a.index_B, b.index_B)
+    assert not torch.equal(adapters(first)[0].index_A, adapters(mos(seed=4))[0].index_A)
+    assert not torch.equal(adapters(first)[0].index_A, adapters(first)[0].index_B)

@@ -263,3 +263,18 @@ def test_two_adapters_of_different_rank_live_together() -> None:
     assert torch.equal(model(x), first)
     model.set_adapter("other")
     assert not torch.allclose(model(x), first)
+
+
+@pytest.mark.parametrize(("name", "bases", "most"), [("a", 3, 24), ("b", 3, 24), ("c", 6, 56)])
+def test_gamma_starts_at_one_over_the_larger_of_its_sides_and_lambda_at_zero(
+    name: str, bases: int, most: int
+) -> None:
+    adapter = dict(zip(NAMES, adapters(three()), strict=True))[name]
+    assert adapter.randlora_gamma.shape == (bases, most)
+    torch.testing.assert_close(
+        adapter.randlora_gamma.detach(), torch.full((bases, most), 1 / max(bases, most))
+    )
+    assert not adapter.randlora_lambda.any()
+    thin = adapters(three(r=1))[0]  # more bases than they are wide
+    n, m = thin.randlora_gamma.shape
+    assert float(thin.randlora_gamma[0, 0].detach()) == pytest.approx(1 / max(n, m))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,16 @@ def test_refused_options(options: dict, message: str) -> None:
 def test_r_lora_is_at_most_what_is_left() -> None:
     [layer] = layers(adapted("salt", seeded(MLP), target_modules=["down"], r=2, r_lora=5))
     assert layer.eckart_adapters["default"].trainable_X.shape == (4, 4)
+
+
+def test_the_low_rank_block_starts_as_stated() -> None:
+    _, zero, _ = one_layer(120, 150, r=10, r_lora=4)
+    bound = math.sqrt(6 / 4)
+    assert 0.97 * bound < float(zero.trainable_X.abs().max()) <= bound
+    assert float(zero.trainable_X.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not zero.trainable_Y.any()
+    _, near, _ = one_layer(120, 150, r=10, r_lora=4, init="small_random")
+    for factor in (near.trainable_X, near.trainable_Y):
+        assert float(factor.detach().std()) == pytest.approx(0.01, rel=0.15)
+    for adapter in (zero, near):
+        assert bool((adapter.trainable_scale_A == 1).all()) and not adapter.trainable_shift_B.any()

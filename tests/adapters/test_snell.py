@@ -187,3 +187,26 @@ def test_refused_options(options: dict, message: str) -> None:
 def test_budgets_take_multiples_of_the_number_of_distances() -> None:
     model = eckart.adapt(seeded(MLP), "snell", target_modules=["up", "down"], budget=330)
     assert model.peft_config["default"].r == 4  # 66 numbers for each unit of r
+
+
+@pytest.mark.parametrize("kernel", ["linear", "sigmoid"])
+@pytest.mark.parametrize("sparsify", ["square", "soft", "hard"])
+def test_a_smooth_kernel_differentiates_its_multiplier_only_where_told(kernel: str, sparsify: str) -> None:
+    """With ``detach`` dΔW = m dK; without it m = |K| or |K| − b of the kept entries moves too."""
+    grads = {}
+    for detach in (True, False):
+        _, adapter = one_layer(r=4, kernel=kernel, sparsify=sparsify, sparsity=0.6, detach=detach)
+        scaled(adapter, 30.0)
+        adapter.delta_weight().sum().backward()
+        grads[detach] = adapter.out_qs.grad[0].clone()
+        outer, inner = (p.detach()[0].clone().requires_grad_() for p in (adapter.out_qs, adapter.in_qs))
+        K = adapter._smooth_kernel(outer, inner)
+        size = K.abs()
+        update = adapter.delta_weight().detach()
+        m = torch.where(update != 0, update / K.detach(), 0.0)
+        kept = update != 0
+        bound = (size.detach() - m)[kept].max()
+        moving = {"square": size, "soft": size - bound, "hard": torch.ones_like(size)}[sparsify]
+        (wanted,) = torch.autograd.grad((K * (m if detach else torch.where(kept, moving, 0.0))).sum(), outer)
+        torch.testing.assert_close(grads[detach], wanted, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(grads[True], grads[False]) == (sparsify == "hard")

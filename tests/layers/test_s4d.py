@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any, get_args
 
@@ -418,9 +419,46 @@ def test_short_types_are_computed_in_float32(dtype: torch.dtype) -> None:
     y.float().sum().backward()
     assert all(p.grad.isfinite().all() for p in layer.parameters())
     short = copy.deepcopy(layer).to(dtype)
-    assert short.kernel(9).dtype == torch.float32 and short.initial_state(2).dtype == torch.complex64
+    assert short.D.dtype == short.output_linear.weight.dtype == dtype
+    assert {p.dtype for p in short.kernel.parameters()} == {torch.float32}
+    assert torch.equal(short.kernel(9), layer.kernel(9)) and short.initial_state(2).dtype == torch.complex64
     assert short(x).dtype == dtype and short.step(x[:, 0], short.initial_state(2))[0].dtype == dtype
-    torch.testing.assert_close(short(x).float(), layer(x.float()), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(short(x).float(), layer(x.float()), rtol=0.02, atol=0.02)
+
+
+def test_a_layer_in_double_becomes_single_not_half_and_moves_otherwise_as_told() -> None:
+    layer = make()
+    assert (
+        layer.kernel.A_imag.dtype == DOUBLE
+        and copy.deepcopy(layer).float().kernel.A_imag.dtype == torch.float32
+    )
+    single = copy.deepcopy(layer).half().kernel
+    assert torch.equal(single.A_imag, layer.kernel.A_imag.float())
+    assert layer.to("meta").kernel.A_imag.is_meta
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
+@pytest.mark.parametrize("cls", [S4D, S4DBlock])
+def test_a_trace_has_the_numbers_and_gradients_of_the_layer(cls: Any, options: dict[str, Any]) -> None:
+    layer, x = make(cls, dtype=torch.float32, **options), numbers(2, 21, 6, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(layer, (x,))
+    other = numbers(2, 21, 6, dtype=torch.float32, seed=5)
+    torch.testing.assert_close(traced(other), layer(other))
+    kernel = (layer.layer if cls is S4DBlock else layer).kernel
+    (found,) = torch.autograd.grad(traced(other).square().sum(), kernel.A_imag)
+    (wanted,) = torch.autograd.grad(layer(other).square().sum(), kernel.A_imag)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_mask_of_zeros_and_ones_is_one_of_booleans() -> None:
+    layer, x = make(), numbers(2, 9, 6)
+    mask = torch.arange(9) < torch.tensor([[4], [9]])
+    for kind in (torch.int64, torch.uint8):
+        assert torch.equal(layer(x, mask=mask.to(kind)), layer(x, mask=mask))
+    with pytest.raises(InputError, match="mask holds other numbers than 0 and 1"):
+        layer(x, mask=2 * mask.long())
 
 
 @torch.no_grad()
@@ -552,7 +590,11 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
         (torch.zeros(2, 5, 6), {"mask": [[True] * 5] * 2}, "mask is a list: give booleans"),
         (torch.zeros(2, 5, 6), {"state": ()}, "state is a tuple: give complex numbers"),
         (torch.zeros(2, 5, 6), {"mask": torch.ones(2, 5)}, "mask is torch.float32 of shape"),
-        (torch.zeros(2, 5, 6), {"mask": torch.ones(2, 6).bool()}, r"give booleans of shape \(2, 5\)"),
+        (
+            torch.zeros(2, 5, 6),
+            {"mask": torch.ones(2, 6).bool()},
+            r"give booleans, or 0 and 1, of shape \(2, 5\)",
+        ),
         (torch.zeros(1, 3, 6), {"mask": torch.tensor([[False, True, True]])}, "pad on the right"),
         (torch.zeros(1, 3, 6), {"mask": torch.tensor([[True, False, True]])}, "pad on the right"),
         (

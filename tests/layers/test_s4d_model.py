@@ -27,6 +27,7 @@ from eckart.layers import (
     S4DForSequenceClassification,
     S4DKernel,
     S4DModel,
+    S4DTrainer,
     param_groups,
 )
 
@@ -330,6 +331,27 @@ def test_trainer_resumes_to_the_same_weights(tmp_path: Path) -> None:
     expected = whole.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
     assert [group["initial_lr"] for group in resumed.optimizer.param_groups] == [0.02, 1e-3]
+
+
+def test_the_trainer_of_the_layers_spares_their_dynamics(tmp_path: Path) -> None:
+    plain = trainer(tmp_path, steps=6, groups=False, save_strategy="no", weight_decay=0.5)
+    run = S4DTrainer(model=plain.model, args=plain.args, train_dataset=waves(64))
+    run.create_optimizer_and_scheduler(6)
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    found = {
+        names[id(p)]: (g["lr"], g["weight_decay"]) for g in run.optimizer.param_groups for p in g["params"]
+    }
+    assert found.keys() == set(names.values())
+    for name, settings in found.items():
+        slow = ".kernel." in name and not name.endswith(".C")
+        bare = slow or "bias" in name or "norm" in name
+        assert settings == (1e-3 if slow else 0.02, 0.0 if bare else 0.5), name
+    start = run.model.s4d.layers[0].layer.kernel.A_imag.detach().clone()
+    run.train()
+    assert 0 < (run.model.s4d.layers[0].layer.kernel.A_imag - start).abs().max() < 0.01
+    given = torch.optim.SGD(run.model.parameters(), lr=1.0)
+    kept = S4DTrainer(model=run.model, args=plain.args, optimizers=(given, None))
+    assert kept.create_optimizer() is given and len(given.param_groups) == 1
 
 
 # Bad input

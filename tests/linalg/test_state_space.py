@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.linalg.state_space import TRANSFORMS, discretize, initial_spectrum, legs_spectrum
+from eckart.linalg.state_space import TRANSFORMS, discretize, initial_spectrum, legs_spectrum, recurrent_step
 
 
 def dense_legs(n: int) -> Tensor:
@@ -133,3 +133,38 @@ def test_eigenvalues_on_the_boundary_have_finite_steps_and_gradients(how: str) -
     expected = [1.0, math.exp(-2)] if how == "zoh" else [1.0, 0.0]
     torch.testing.assert_close(dA.real[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
     assert gain[0, 0].item() == 0.5 and A.grad.isfinite().all() and dt.grad.isfinite().all()
+
+
+def test_random_decays_of_real_states_reach_half_of_their_number() -> None:
+    torch.manual_seed(0)
+    plain, real = (
+        initial_spectrum(init, 64, 200, is_real=True, real_random=True).decay for init in ("lin", "real")
+    )
+    assert 0.99 < float(plain.max()) <= 1 and 0.99 * 32 < float(real.max()) <= 32
+    assert float(real.mean()) == pytest.approx(16, rel=0.02)
+
+
+def test_one_system_unless_told() -> None:
+    start = initial_spectrum("legs", 10)
+    assert start.decay.shape == start.frequency.shape == start.B.shape == (1, 5)
+    several = initial_spectrum("diag", 8, 5)
+    assert several.frequency.shape == (5, 4)
+    inv, lin = (initial_spectrum(init, 8).frequency[0] for init in ("inv", "lin"))
+    for row, wanted in enumerate((inv, inv, inv, lin, lin)):
+        torch.testing.assert_close(several.frequency[row], wanted)
+
+
+@pytest.mark.parametrize("is_real", [False, True])
+def test_one_step_of_the_recurrence_written_out(is_real: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.float64 if is_real else torch.complex128
+    dA, dB, C = (torch.randn(3, 4, dtype=kind, generator=generator) for _ in range(3))
+    state = torch.randn(2, 3, 4, dtype=kind, generator=generator)
+    u, D = (
+        torch.randn(2, 3, dtype=torch.float64, generator=generator),
+        torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64),
+    )
+    y, after = recurrent_step(u, state, dA, dB, C, D)
+    torch.testing.assert_close(after, dA * state + dB * u.unsqueeze(-1))
+    inner = (C * after).sum(-1)
+    torch.testing.assert_close(y, 2 * (inner if is_real else inner.real) + D * u)

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "EffectiveRank": ("effective_rank", {"power": 2.0, "normalise": False}),
     "EnergyRank": ("energy_rank", {"energy": 0.5, "normalise": False}),
     "StableRank": ("stable_rank", {"normalise": False}),
+    "ParticipationRatio": ("participation_ratio", {"normalise": False}),
+    "AlphaReQ": ("alpha_req", {"first": 2, "last": 3, "normalise": False}),
 }
 NEEDED = {"SchattenNorm": {"p": 3.0}}
 LENGTHS = torch.tensor([9, 1, 4, 6, 0, 7])

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -38,25 +39,51 @@ class FactorsOnly(MatrixCompletion):
     predict = score = property()
 
 
+PAIRS = "predict and score are about pairs of a row and a column, as ratings need, and not about rows of X"
+OF_PAIRS = (
+    "check_n_features_in_after_fitting",
+    "check_estimators_dtypes",
+    "check_dtype_object",
+    "check_estimator_sparse_array",
+    "check_estimator_sparse_matrix",
+    "check_estimators_pickle",
+    "check_f_contiguous_array_estimator",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_dict_unchanged",
+    "check_fit_idempotent",
+    "check_fit2d_predict1d",
+)
 SHAPES = "sample_weight may be one number for each entry, in the shape of X"
 REPEATS = "a repeated row is another row, with a ridge and a damped bias of its own; a weight leaves it one"
+OF_ROWS = {
+    "check_sample_weights_shape": SHAPES,
+    "check_sample_weight_equivalence_on_dense_data": REPEATS,
+    "check_sample_weight_equivalence_on_sparse_data": REPEATS,
+}
+
+
+DRAWN = "what is held out to find the rank is drawn from the rows"
+TABLES = "NaN is a missing entry of a table, which comes without y; measurements have none"
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("estimator", "failing"),
     [
-        (RobustLowRank(), {}),
-        (MatrixSensingGD(), {}),
-        (StreamingPCA(), {}),
+        (RobustLowRank(1, max_iter=10), {"check_estimators_pickle": TABLES}),
         (
-            FactorsOnly(1, all_observed=True),
+            RobustLowRank(max_iter=10),
             {
-                "check_sample_weights_shape": SHAPES,
-                "check_sample_weight_equivalence_on_dense_data": REPEATS,
-                "check_sample_weight_equivalence_on_sparse_data": REPEATS,
+                "check_estimators_pickle": TABLES,
+                "check_sample_weight_equivalence_on_dense_data": DRAWN,
+                "check_sample_weight_equivalence_on_sparse_data": DRAWN,
             },
         ),
+        (MatrixSensingGD(max_iter=100), {}),
+        (StreamingPCA(), {}),
+        (FactorsOnly(1, all_observed=True, reg=1.0), OF_ROWS),
+        (MatrixCompletion(1, all_observed=True, reg=1.0), OF_ROWS | dict.fromkeys(OF_PAIRS, PAIRS)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -215,3 +242,58 @@ def test_without_scikit_learn_one_line_says_what_to_install() -> None:
         "else: raise SystemExit('not refused')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_frame_with_a_column_for_each_feature_keeps_its_names() -> None:
+    X = pd.DataFrame(
+        masked(low_rank(20, 4, 2), 0.7), columns=list("dbca"), index=[f"r{i}" for i in range(20)]
+    )
+    model = MatrixCompletion(2, reg=0.1, random_state=0).fit(X)
+    assert list(model.feature_names_in_) == list("dbca")
+    turned = X[list("abcd")]
+    np.testing.assert_array_equal(model.transform(turned), model.transform(X))
+    filled = model.impute(turned)
+    assert isinstance(filled, pd.DataFrame) and list(filled.columns) == list("abcd")
+    assert list(filled.index) == list(X.index)
+    pd.testing.assert_frame_equal(filled[list("dbca")], model.impute(X))
+    np.testing.assert_array_equal(filled["c"][X["c"].notna()], X["c"].dropna())
+    assert isinstance(model.impute(X.to_numpy()), np.ndarray)
+    with pytest.raises(ValueError, match="X lacks b and has x: give the columns of the fit, in any order"):
+        model.transform(X.rename(columns={"b": "x"}))
+    assert not hasattr(model.fit(X.to_numpy()), "feature_names_in_")
+
+
+def test_a_frame_of_ratings_is_filled_to_a_frame_of_users_and_items() -> None:
+    frame = pd.DataFrame({"user": ["b", "a", "b", "c"], "item": [3, 1, 1, 3], "rating": [1.0, 2.0, 3.0, 4.0]})
+    model = MatrixCompletion(1, reg=1.0, random_state=0).fit(frame)
+    filled = model.impute(frame)
+    assert list(filled.index) == ["a", "b", "c"] and list(filled.columns) == [1, 3]
+    assert filled.loc["b", 3] == 1.0 and filled.loc["a", 1] == 2.0
+
+
+def test_a_wide_frame_is_no_list_of_ratings_whatever_its_columns_are_called() -> None:
+    wide = pd.DataFrame(masked(low_rank(20, 3, 1), 0.7), columns=["row", "col", "value"])
+    model = MatrixCompletion(1, reg=0.1, random_state=0).fit(wide)
+    assert model.row_factors_.shape == (20, 1) and model.row_ids_ is None
+    np.testing.assert_array_equal(
+        model.components_, MatrixCompletion(1, reg=0.1, random_state=0).fit(wide.to_numpy()).components_
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"customer": ["a", "b"], "sku": ["x", "y"], "stars": [1, 2]},
+            "customer, sku do not hold numbers: name them",
+        ),
+        (
+            {"customer": [1, 2], "sku": [3, 4], "stars": [1, 2]},
+            "ratings need columns named user, item and rating",
+        ),
+        ({"user": ["a"], "item": ["x"], "stars": [1]}, "one named rating, value or score is missing"),
+    ],
+)
+def test_a_frame_of_ratings_with_other_names_is_told_what_is_needed(columns, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MatrixCompletion(1).fit(pd.DataFrame(columns))

@@ -51,7 +51,9 @@ def test_a_subset_measures_less(case) -> None:
 
 def test_nothing_square_is_formed_by_products() -> None:
     assert isinstance(CASES["rank-one"][0].adjoint(torch.ones(M)), OuterSum)
-    assert CASES["entries"][0].adjoint(torch.ones(M)).is_sparse
+    few, many = EntryOperator([0, 2], [1, 2], (3, 11)), EntryOperator([0, 2, 2], [1, 2, 2], (4, 12))
+    assert few.adjoint(torch.ones(2)).is_sparse
+    assert not many.adjoint(torch.ones(3)).is_sparse and many.adjoint(torch.ones(3))[2, 2] == 2
 
 
 def test_symmetric_norms() -> None:
@@ -85,3 +87,11 @@ def test_symmetric_norms() -> None:
 def test_bad_operators(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@each
+def test_energy_is_the_weighted_sum_of_squares_of_the_measurement_matrices(case) -> None:
+    operator, A = case
+    w = torch.linspace(0.1, 1, operator.m, dtype=torch.float64)
+    expected = pytest.approx(float(w.numpy() @ np.square(A).sum((1, 2))), rel=1e-12)
+    assert operator.energy(w) == expected and DenseOperator(A).energy(w) == expected

@@ -299,3 +299,66 @@ def test_zeros() -> None:
         and (pca.singular_values_ == 0).all()
         and pca.score(np.zeros((2, 5))) == 1
     )
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_shares_of_the_variance_are_those_of_the_decomposition(center: bool, pieces: int) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2100, 12)) * np.r_[5, 4, 3, np.full(9, 0.2)] + 2.0
+    pca = StreamingPCA(3, center=center, n_samples=len(X), n_blocks=3, random_state=0)
+    for part in np.array_split(X, pieces):
+        pca.partial_fit(part)
+    kept = X - X.mean(0) if center else X
+    values = np.linalg.svd(kept, compute_uv=False) ** 2
+    np.testing.assert_allclose(pca.explained_variance_ratio_, (values / values.sum())[:3], rtol=0.1)
+    whole = StreamingPCA(3, center=center, n_blocks=3, random_state=0).fit(X)
+    np.testing.assert_allclose(whole.explained_variance_ratio_, (values / values.sum())[:3], rtol=0.1)
+    everything = StreamingPCA(12, center=center, n_blocks=3, random_state=0).fit(X)
+    assert everything.explained_variance_ratio_.sum() == pytest.approx(1, rel=1e-9)
+
+
+def test_half_a_stream_has_the_shares_of_its_rows() -> None:
+    X = light_rows(400, 6, 30.0)
+    pca = StreamingPCA(1, n_samples=400, n_blocks=4, random_state=0).partial_fit(X[:200])
+    values = np.linalg.svd(X[:200], compute_uv=False) ** 2
+    assert pca.explained_variance_ratio_[0] == pytest.approx(values[0] / values.sum(), rel=0.1)
+
+
+def test_a_fraction_takes_as_many_components_as_hold_it() -> None:
+    X = np.random.default_rng(0).normal(size=(3000, 10)) * np.r_[4, 3, 2, np.full(7, 0.1)]
+    share = np.cumsum(np.linalg.svd(X, compute_uv=False) ** 2) / np.square(X).sum()
+    for fraction, k in ((0.3, 1), (0.8, 2), (0.99, 3)):
+        assert share[k - 1] > fraction and (k == 1 or share[k - 2] < fraction)
+        pca = StreamingPCA(fraction, random_state=0).fit(X)
+        assert pca.n_components_ == k and pca.transform(X).shape == (3000, k)
+        assert list(pca.get_feature_names_out()) == [f"streamingpca{i}" for i in range(k)]
+    with pytest.raises(ValueError, match=r"n_components is 0\.5: method='oja' needs a whole number"):
+        StreamingPCA(0.5, method="oja").fit(X)
+
+
+def test_a_share_that_the_components_do_not_hold_is_reported() -> None:
+    X = np.random.default_rng(0).normal(size=(900, 200))
+    with pytest.warns(ConvergenceWarning, match=r"132 components hold 0\.\d+, n_components=0\.99 asks more"):
+        StreamingPCA(0.99, random_state=0, n_blocks=2).fit(X)
+
+
+def test_whitened_columns_have_unit_variance_and_go_back() -> None:
+    X = light_rows(3000, 6, 25.0) * 3 + 1
+    plain, white = (
+        StreamingPCA(2, center=True, whiten=w, n_blocks=3, random_state=0).fit(X) for w in (False, True)
+    )
+    Z = white.transform(X)
+    np.testing.assert_allclose(Z * np.sqrt(white.explained_variance_), plain.transform(X), rtol=1e-9)
+    assert Z[:, 0].std() == pytest.approx(1, rel=0.05)
+    np.testing.assert_allclose(
+        white.inverse_transform(Z), plain.inverse_transform(plain.transform(X)), rtol=1e-9
+    )
+    assert white.score(X) == pytest.approx(plain.score(X), rel=1e-12)
+
+
+def test_all_components_give_the_rows_back() -> None:
+    X = light_rows(300, 5, 4.0) + np.r_[3, -1, 0, 2, 5]
+    for options in ({"center": True}, {}, {"center": True, "whiten": True}):
+        pca = StreamingPCA(5, random_state=0, **options).fit(X)
+        np.testing.assert_allclose(pca.inverse_transform(pca.transform(X)), X, atol=1e-9)

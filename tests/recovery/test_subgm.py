@@ -53,7 +53,7 @@ def test_recovers_under_outliers_whatever_the_rank(share: float, rank) -> None:
     y = CLEAN + outliers(M, share)
     fitted = RobustLowRank(rank, eta0=0.2, alpha=1e-4, decay=0.985, max_iter=900).fit(A, y)
     assert error(fitted) < 5e-3 and fitted.effective_rank_ == R
-    assert fitted.factor_.shape == (D, rank or D) and fitted.converged_
+    assert fitted.factor_.shape == (D, R) and fitted.converged_
 
 
 def test_squares_fail_where_absolute_values_do_not() -> None:
@@ -71,7 +71,11 @@ def test_the_size_of_outliers_does_not_matter() -> None:
 
 def test_the_floor_falls_with_the_start() -> None:
     errors = [
-        error(RobustLowRank(eta0=0.2, decay=0.99, max_iter=1500, alpha=alpha, scale=1.0).fit(A, DIRTY))
+        error(
+            RobustLowRank(D, eta0=0.2, decay=0.99, max_iter=1500, alpha=alpha, scale=1.0, norm="fro").fit(
+                A, DIRTY
+            )
+        )
         for alpha in (1e-1, 1e-2, 1e-3, 1e-4)
     ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 5 * errors[-1]
@@ -162,6 +166,7 @@ def test_entries_with_outliers() -> None:
 def test_holding_out_ends_early_and_returns_the_best() -> None:
     noisy, course = CLEAN + np.random.default_rng(3).normal(size=M), []
     held = RobustLowRank(
+        D,
         max_iter=1500,
         decay=0.995,
         tol=0.0,
@@ -197,7 +202,9 @@ def test_score_is_minus_the_median() -> None:
 
 
 def test_too_few_steps_are_reported() -> None:
-    with pytest.warns(ConvergenceWarning, match=r"a start that never grew, .*raise eta0, decay or alpha"):
+    with pytest.warns(
+        ConvergenceWarning, match=r"a start that never grew: the steps add up to .*, raise eta0"
+    ):
         RobustLowRank(eta0=0.02).fit(A, CLEAN)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
+    from eckart.layers.s4d_trainer import S4DTrainer
 
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "S4DKernel",
     "S4DModel",
     "S4DRecurrence",
+    "S4DTrainer",
     "param_groups",
 ]
 

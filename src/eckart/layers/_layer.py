@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Inexact
+from jaxtyping import Bool, Float, Inexact, Shaped
 from torch import Tensor, nn
 
 from eckart.errors import InputError
 from eckart.layers._recurrence import S4DRecurrence
 from eckart.layers._state_space import S4DKernel
-from eckart.linalg.convolution import causal_convolution, two_sided_convolution
+from eckart.linalg.convolution import causal_convolution, fixed, tracing, two_sided_convolution
 from eckart.linalg.state_space import recurrent_step
 
 Sequences = Float[Tensor, "batch length h"]
@@ -25,8 +25,9 @@ class S4D(nn.Module):
     y_t = Σ_{s≤t} K_{t−s} u_s + D u_t, and out = a ⊙ σ(g) with (a, g) = W gelu(y) + b. With ``bidirectional`` a second
     kernel adds Σ_{s>t} K'_{s−t−1} u_s. Dropout leaves out whole channels of a sequence.
 
-    What is not float32 or float64 is computed in float32; the output has the type of the input. While the module is in
-    evaluation mode and no gradient is asked for, its kernel is kept until a parameter or the length changes.
+    What is not float32 or float64 is computed in float32; the output has the type of the input.
+    `torch.jit.trace` gives a module for sequences of the traced length. While the module is in evaluation mode and no
+    gradient is asked for, its kernel is kept until a parameter or the length changes.
 
     Args:
         d_model: H.
@@ -69,7 +70,7 @@ class S4D(nn.Module):
         state: States | None = None,
         *,
         rate: float = 1.0,
-        mask: Bool[Tensor, "batch length"] | None = None,
+        mask: Shaped[Tensor, "batch length"] | None = None,
     ) -> Sequences:
         """The output for a whole sequence, or for the next part of one.
 
@@ -77,8 +78,8 @@ class S4D(nn.Module):
             x: the input.
             state: where an earlier part ended.
             rate: how much longer a time step is than in training: 2 for a signal sampled half as often.
-            mask: True where x is real, False at the padding on the right. Outputs at real positions do not depend on
-                the padding; outputs at the padding mean nothing.
+            mask: True (1) where x is real, False (0) at the padding on the right. Outputs at real positions do not
+                depend on the padding; outputs at the padding mean nothing.
 
         Raises:
             InputError: input of another shape or type, an empty sequence or one above ``max_length``, padding on the
@@ -118,7 +119,7 @@ class S4D(nn.Module):
         self, u: Float[Tensor, "batch h length"], state: States | None = None, rate: float = 1.0
     ) -> Float[Tensor, "batch h length"]:
         """The linear part for a whole sequence, time last: y_t = Σ_s K_{t−s} u_s + D u_t + what the state adds."""
-        kernel = self.kernel(u.shape[-1], rate)
+        kernel = self.kernel(fixed(u.shape[-1]), rate)
         past = torch.cat([kernel[0, :, :1] + self.D.mT, kernel[0, :, 1:]], dim=-1)
         if state is None:
             return (
@@ -137,13 +138,13 @@ class S4D(nn.Module):
             InputError: it is something else.
         """
         width = self.kernel.d_model
-        shaped = isinstance(x, Tensor) and x.dim() == len(axes) + 1 and x.shape[-1] == width
+        shaped = isinstance(x, Tensor) and x.dim() == len(axes) + 1 and fixed(x.shape[-1]) == width
         if not shaped or not x.is_floating_point():
             raise InputError(f"x is {_kind(x)}: give real numbers ({', '.join(axes)}, {width})")
 
     def _signal(self, x: Tensor, mask: Tensor | None = None) -> Float[Tensor, "batch h length"]:
         self.check_input(x, "batch", "length")
-        length, most = x.shape[1], self.max_length
+        length, most = fixed(x.shape[1]), self.max_length
         if length == 0:
             raise InputError("x has no time step: give a sequence of at least one")
         if most is not None and length > most:
@@ -151,9 +152,8 @@ class S4D(nn.Module):
                 f"x has length {length}, max_length={most}: cut it, or pass parts of it with a state"
             )
         if mask is not None:
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != x.shape[:2]:
-                raise InputError(f"mask is {_kind(mask)}: give booleans of shape {tuple(x.shape[:2])}")
-            if not torch.compiler.is_compiling() and bool((mask[:, 1:] > mask[:, :-1]).any()):
+            mask = as_mask("mask", mask, tuple(map(fixed, x.shape[:2])))
+            if not _traced() and bool((mask[:, 1:] > mask[:, :-1]).any()):
                 raise InputError("mask has padding before a real position: pad on the right")
             x = x.masked_fill(~mask.unsqueeze(-1), 0)
         return x.to(self.kernel.dtype).mT
@@ -174,6 +174,27 @@ class S4D(nn.Module):
     def _mix(self, y: Float[Tensor, "batch h length"]) -> Sequences:
         y = self.dropout(F.gelu(y)).mT
         return F.glu(self.output_linear(y.to(self.output_linear.weight.dtype)), dim=-1)
+
+
+def as_mask(name: str, mask: object, shape: tuple[int, ...]) -> Bool[Tensor, ...]:
+    """A mask of booleans, or of whole numbers 0 and 1, as booleans.
+
+    Raises:
+        InputError: it is something else, or of another shape.
+    """
+    whole = isinstance(mask, Tensor) and not mask.is_floating_point() and not mask.is_complex()
+    if not isinstance(mask, Tensor) or not whole or tuple(map(fixed, mask.shape)) != shape:
+        raise InputError(f"{name} is {_kind(mask)}: give booleans, or 0 and 1, of shape {shape}")
+    if mask.dtype != torch.bool and not _traced() and bool(((mask != 0) & (mask != 1)).any()):
+        raise InputError(
+            f"{name} holds other numbers than 0 and 1: give 1 at real positions, 0 at the padding"
+        )
+    return mask.bool()
+
+
+def _traced() -> bool:
+    """Whether the values of tensors cannot be looked at."""
+    return torch.compiler.is_compiling() or tracing()
 
 
 def _kind(x: object) -> str:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from eckart.linalg.convolution import tracing
+
 T = TypeVar("T")
 
 
@@ -31,7 +33,7 @@ class Memory:
         """
         parameters = list(module.parameters())
         differentiated = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if module.training or differentiated or torch.compiler.is_compiling():
+        if module.training or differentiated or torch.compiler.is_compiling() or tracing():
             self._kept.clear()
             return make()
         key = key, torch.is_inference_mode_enabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -144,6 +145,20 @@ class S4DKernel(nn.Module):
         nn.init.normal_(self.C, std=1.0 if self.is_real else math.sqrt(0.5))
         dt = torch.empty_like(self.inv_dt).uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp()
         self.inv_dt.copy_(TRANSFORMS[self.dt_transform].inverse(dt))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> S4DKernel:
+        """Move the parameters, but let none become shorter than float32: eigenvalues and Δ do not bear it."""
+
+        def keep(x: Tensor) -> Tensor:
+            moved = fn(x)
+            short = (
+                moved.is_floating_point()
+                and moved.dtype.itemsize < torch.float32.itemsize <= x.dtype.itemsize
+            )
+            return x.to(moved.device, torch.float32) if short else moved
+
+        super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from eckart.errors import InputError
@@ -14,6 +14,8 @@ from eckart.layers._state_space import S4DKernel
 
 __all__ = ["S4D", "S4DBlock", "S4DKernel", "S4DRecurrence", "param_groups"]
 
+SSM_LR = 1e-3
+"""The highest learning rate of A, B and Δ."""
 _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
@@ -58,7 +60,7 @@ class S4DBlock(nn.Module):
         state: States | None = None,
         *,
         rate: float = 1.0,
-        mask: Bool[Tensor, "batch length"] | None = None,
+        mask: Shaped[Tensor, "batch length"] | None = None,
     ) -> Sequences:
         """As `S4D.forward`."""
         self.layer.check_input(x, "batch", "length")
@@ -92,10 +94,18 @@ class S4DBlock(nn.Module):
         return x if self.prenorm else self.norm(x)
 
 
+def dynamics(model: nn.Module) -> list[nn.Parameter]:
+    """A, B and Δ of all S4D layers."""
+    kernels = [module for module in model.modules() if isinstance(module, S4DKernel)]
+    return [p for kernel in kernels for name, p in kernel.named_parameters() if name != "C"]
+
+
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float = 0.01, ssm_lr: float = 1e-3
+    model: nn.Module, lr: float, weight_decay: float = 0.01, ssm_lr: float = SSM_LR
 ) -> list[dict[str, Any]]:
     """Parameter groups for a torch optimizer: A, B and Δ of all S4D layers slower and without weight decay.
+
+    `eckart.layers.S4DTrainer` makes them for `transformers.Trainer`.
 
     Args:
         model: has any number of S4D layers.
@@ -104,8 +114,7 @@ def param_groups(
         ssm_lr: A, B and Δ learn at the smaller of this and ``lr``. 0 freezes them; to freeze some of them, or the rest
             too, set their ``requires_grad`` to False: what needs no gradient is in no group.
     """
-    kernels = [module for module in model.modules() if isinstance(module, S4DKernel)]
-    slow = {id(p) for kernel in kernels for name, p in kernel.named_parameters() if name != "C"}
+    slow = {id(p) for p in dynamics(model)}
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if id(p) not in slow], "lr": lr, "weight_decay": weight_decay},

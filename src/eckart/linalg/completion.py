@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,13 +55,15 @@ class RowSolver:
     """How well each regression is solved: exactly by "cholesky", or ``steps`` steps of "cg", "sketch" or "sketch-unit".
 
     "auto" is "cholesky" up to rank `DIRECT_RANK` and for rows of at most `DIRECT_ROWS` observations per column, else
-    "cg". Both sketches have ``sketch_factor`` · k rows; shorter rows are solved exactly.
+    "cg". Both sketches have ``sketch_factor`` · k rows; shorter rows are solved exactly. With ``everywhere`` each row
+    also has a zero of weight one in every column: ‖V u‖² is added to its loss, as R of V = Q R stands for V.
     """
 
     kind: Solver = "auto"
     steps: int = 3
     sketch_factor: int = 4
     seed: int = 0
+    everywhere: bool = False
 
     def __call__(
         self,
@@ -79,6 +81,7 @@ class RowSolver:
             start: where "cg" starts; zero where None.
         """
         k = other.shape[1]
+        below = torch.linalg.qr(other).R if self.everywhere else other[:0]
         counts = data.pointer.diff()
         solved = other.new_zeros(len(counts), k)
         order = counts.argsort()
@@ -87,9 +90,12 @@ class RowSolver:
         while first < len(order):
             shortest = int(lengths[first])
             last = int(torch.searchsorted(lengths, max(shortest + shortest // 4, 8), right=True))
-            last = min(last, first + max(1, BATCH // (int(lengths[last - 1]) * k)))
+            last = min(last, first + max(1, BATCH // ((int(lengths[last - 1]) + len(below)) * k)))
             rows = order[first:last]
             A, b = _gather(data, rows, int(lengths[last - 1]), other)
+            if len(below):
+                A = torch.cat([A, below.expand(len(A), -1, -1)], 1)
+                b = torch.cat([b, b.new_zeros(len(b), len(below))], 1)
             x = None if start is None else start[rows]
             solved[rows] = self._solve(A, b, ridge[rows], x)
             first = last
@@ -188,6 +194,34 @@ def alternate(
     raise ValueError(f"max_iter is {max_iter}: at least one iteration")
 
 
+def least_absolute(
+    data: Compressed, V: Float[Tensor, "n k"], floor: float, max_iter: int = 100, tol: float = 1e-7
+) -> Float[Tensor, "m k"]:
+    """argmin_u Σ_j w_ij |M_ij − u · v_j| of every row, by least squares reweighted with 1/max(|residual|, floor).
+
+    Args:
+        data: the observed entries by row.
+        V: the known factor.
+        floor: residuals below it count as squares, in the unit of M.
+        max_iter: reweightings at most.
+        tol: a row has its end when its factor moves by no more than this share of its largest entry.
+    """
+    solver, ridge = RowSolver("cholesky"), V.new_zeros(len(data.pointer) - 1)
+    rows = torch.repeat_interleave(torch.arange(len(ridge), device=V.device), data.pointer.diff())
+    U = solver(data, V, ridge)
+    moving = torch.ones(len(U), 1, dtype=torch.bool, device=V.device)
+    for _ in range(max_iter):
+        weight = floor / (entries(U, V, rows, data.column) - data.value).abs().clamp_min(floor)
+        if data.weight is not None:
+            weight = weight * data.weight
+        new = solver(replace(data, weight=weight), V, ridge)
+        moving = moving & ((new - U).abs().amax(1, keepdim=True) > tol * new.abs().amax(1, keepdim=True))
+        U = torch.where(moving, new, U)
+        if not bool(moving.any()):
+            break
+    return U
+
+
 def clip_incoherent(U: Float[Tensor, "m k"], incoherence: float) -> Float[Tensor, "m k"]:
     """U with every entry above 2 μ √(k/m) in size set to zero.
 
@@ -209,7 +243,11 @@ def entries(
 
 
 def inner_residual(
-    data: Compressed, U: Float[Tensor, "m k"], V: Float[Tensor, "n k"], ridge: Float[Tensor, " m"]
+    data: Compressed,
+    U: Float[Tensor, "m k"],
+    V: Float[Tensor, "n k"],
+    ridge: Float[Tensor, " m"],
+    everywhere: bool = False,
 ) -> float:
     """How far U is from solving its regressions: ‖AᵀW(b − A u) − c u‖ of all rows, relative to ‖AᵀWb‖.
 
@@ -218,9 +256,12 @@ def inner_residual(
         U: what was solved for.
         V: the known factor.
         ridge: c_i.
+        everywhere: as of the `RowSolver`.
     """
     rows = torch.repeat_interleave(torch.arange(len(U), device=U.device), data.pointer.diff())
     slope, target = -ridge.unsqueeze(1) * U, torch.zeros_like(U)
+    if everywhere:
+        slope = slope - U @ (V.mT @ V)
     every = torch.arange(len(rows), device=U.device)
     for place in every.tensor_split(max(1, len(rows) * U.shape[1] // BATCH)):
         row, known, value = rows[place], V[data.column[place]], data.value[place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def causal_convolution(
         u: signals, in float32 or float64.
         k: one kernel for each of the h channels, from lag 0, in the same precision.
     """
-    return _convolve(u, k, fft_length(u.shape[-1] + k.shape[-1] - 1))
+    return _convolve(u, k, fft_length(fixed(u.shape[-1]) + fixed(k.shape[-1]) - 1))
 
 
 def two_sided_convolution(
@@ -31,10 +32,24 @@ def two_sided_convolution(
         past: one kernel for each of the h channels, from lag 0, in the same precision.
         future: one against the direction of time, from lag 1; its last entry meets no sample.
     """
-    length = u.shape[-1]
+    length = fixed(u.shape[-1])
     n = fft_length(2 * length - 1)
     gap = past.new_zeros(*past.shape[:-1], n - 2 * length + 1)
     return _convolve(u, torch.cat([past, gap, future[..., : length - 1].flip(-1)], dim=-1), n)
+
+
+def fixed(size: int) -> int:
+    """A size of a tensor as a plain number where `torch.jit.trace` gives another tensor: the trace is of this size."""
+    if not tracing():
+        return size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TracerWarning: what is said above
+        return int(size)
+
+
+def tracing() -> bool:
+    """Whether `torch.jit.trace` is at work."""
+    return bool(torch._C._is_tracing())
 
 
 def fft_length(least: int) -> int:

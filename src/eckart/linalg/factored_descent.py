@@ -120,7 +120,7 @@ def factored_descent(
         switch: when to re-factor, if ever; not for the symmetric model.
         momentum: share of the last move added to the next.
         max_iter: steps at most.
-        tol: end when a step is shorter than this share of the factors.
+        tol: end when a step is shorter than this share of the factors. A loss that is no number ends it too.
         watch: called with t, the loss and the factors at t = 0 … , after the re-factoring.
     """
     shares = torch.full_like(y, 1 / y.numel()) if weights is None else weights
@@ -143,7 +143,7 @@ def factored_descent(
             if careful:
                 eta = min(eta, 0.5 / float(max(torch.linalg.matrix_norm(x, 2).square() for x in (F, G))))
         watch(t, loss, F, F if G is None else G)
-        if t == max_iter or converged:
+        if t == max_iter or converged or not math.isfinite(loss):
             break
         left, right = gradient(operator, residual, shares, F, G)
         if momentum and velocity is not None:
@@ -154,7 +154,7 @@ def factored_descent(
         while True:
             F1, G1 = F - eta * left, None if G is None else G - eta * right
             residual, new = measure(F1, G1)
-            if not careful or momentum or new <= loss * (1 + 1e-9) or eta * length <= bound:
+            if not careful or momentum or new <= loss * (1 + 1e-9) or not eta * length > bound:
                 break
             eta /= 2
         F, G, loss, converged = F1, G1, new, eta * length <= bound

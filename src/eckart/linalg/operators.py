@@ -6,6 +6,7 @@ An operator has ``shape_in``, the shape of X; ``m``, how many numbers it measure
     adjoint(r)          Σ_i r_i A_i, something with ``@`` and ``.mT``: (d1, d2) itself only where it is the cheap form
     subset(index)       the operator of these measurements alone
     to(dtype, device)   the same in another precision or place
+    energy(w)           Σ_i w_i ‖A_i‖_F²: with weights 1/m it tells the size of X from that of y
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Operator(Protocol):
     def adjoint(self, r: Float[Tensor, " m"]) -> Tensor | OuterSum: ...
     def subset(self, index: Int[Tensor, " s"]) -> Operator: ...
     def to(self, dtype: torch.dtype, device: torch.device) -> Operator: ...
+    def energy(self, w: Float[Tensor, " m"]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ class DenseOperator:
     def to(self, dtype: torch.dtype, device: torch.device) -> DenseOperator:
         return DenseOperator(self.A.to(device, dtype))
 
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w @ self.A.square().sum((1, 2)))
+
 
 class RankOneOperator:
     """y_i = a_iᵀ X b_i for the rows a_i of ``a (m, d1)`` and b_i of ``b (m, d2)``; b = a where it is left out.
@@ -114,9 +119,16 @@ class RankOneOperator:
         a = self.a.to(device, dtype)
         return RankOneOperator(a, None if self.b is self.a else self.b.to(device, dtype))
 
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w @ (row_squares(self.a) * row_squares(self.b)))
+
+
+CROWDED = 16
+"""Where more than one entry in so many is measured, a whole product is faster than its entries one by one."""
+
 
 class EntryOperator:
-    """y_i = X[rows_i, cols_i]: products cost O(m k), and X is never formed."""
+    """y_i = X[rows_i, cols_i]: products cost O(m k), and X is not formed unless a sixteenth of it is measured."""
 
     def __init__(self, rows: Any, cols: Any, shape: tuple[int, int]) -> None:
         self.rows, self.cols = torch.as_tensor(rows).long(), torch.as_tensor(cols).long()
@@ -131,11 +143,19 @@ class EntryOperator:
                     f"{name} holds indices from {int(index.min())} to {int(index.max())}: they must lie in [0, {size})"
                 )
         self.m = self.rows.numel()
+        self.crowded = self.m * CROWDED >= self.shape_in[0] * self.shape_in[1]
 
     def forward(self, U: Float[Tensor, "d1 k"], V: Float[Tensor, "d2 k"]) -> Float[Tensor, " m"]:
+        if self.crowded:
+            return (U @ V.mT)[self.rows, self.cols]
         return (U[self.rows] * V[self.cols]).sum(1)
 
     def adjoint(self, r: Float[Tensor, " m"]) -> Float[Tensor, "d1 d2"]:
+        if self.crowded:
+            place = self.rows * self.shape_in[1] + self.cols
+            return (
+                r.new_zeros(self.shape_in[0] * self.shape_in[1]).index_add_(0, place, r).view(self.shape_in)
+            )
         index = torch.stack([self.rows, self.cols])
         return torch.sparse_coo_tensor(index, r, self.shape_in, check_invariants=False)
 
@@ -144,6 +164,9 @@ class EntryOperator:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> EntryOperator:
         return EntryOperator(self.rows.to(device), self.cols.to(device), self.shape_in)
+
+    def energy(self, w: Float[Tensor, " m"]) -> float:
+        return float(w.sum())
 
 
 class IdentityOperator(EntryOperator):
@@ -206,6 +229,14 @@ def as_tensor(x: Any) -> Tensor:
         values = torch.as_tensor(coo.data)
         return torch.sparse_coo_tensor(index, values, coo.shape, check_invariants=False).coalesce()
     return torch.as_tensor(x)
+
+
+def row_squares(X: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
+    """‖a_i‖² of every row, dense or sparse."""
+    if not X.is_sparse:
+        return X.square().sum(1)
+    X = X.coalesce()
+    return X.values().new_zeros(X.shape[0]).index_add_(0, X.indices()[0], X.values().square())
 
 
 def _check_finite(name: str, x: Tensor) -> None:

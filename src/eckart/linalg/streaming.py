@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eckart.linalg.operators import row_squares
+
 OJA_ROWS = 64
 """Rows of Oja's rule that one triangular system takes."""
 
@@ -44,7 +46,11 @@ class HeavyRows:
 
 @dataclass(frozen=True)
 class BlockState:
-    """The block power method between two chunks: (2ℓ + heavy) d numbers, whatever the length of the stream."""
+    """The block power method between two chunks: (2ℓ + heavy) d numbers, whatever the length of the stream.
+
+    ``energy`` is Σ ‖a_i − shift‖² of all rows, ``light`` that of the light ones of this block, and ``trace`` what the
+    last W stands for has on its diagonal: W = T Z, trace T.
+    """
 
     Z: Float[Tensor, "d l"]
     acc: Float[Tensor, "d l"]
@@ -56,6 +62,8 @@ class BlockState:
     total: Float[Tensor, " d"]
     rayleigh: Float[Tensor, "p l"]
     energy: float = 0.0
+    light: float = 0.0
+    trace: float = 0.0
     seen: int = 0
     in_block: int = 0
     block: int = 0
@@ -100,6 +108,7 @@ def absorb_rows(state: BlockState, X: Float[Tensor, "c d"], rule: HeavyRows) -> 
         heavy_row=torch.cat([state.heavy_row, state.seen + new]),
         total=state.total + (X.mT @ state.Z.new_ones(count, 1)).squeeze(1),
         energy=float(energy[-1]),
+        light=state.light + float(square[~heavy].sum()),
         seen=state.seen + count,
         in_block=state.in_block + count,
     )
@@ -129,6 +138,8 @@ def close_block(state: BlockState, rule: HeavyRows, centred: bool = False) -> Bl
         Z=q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q),
         image=W,
         acc=torch.zeros_like(state.acc),
+        light=0.0,
+        trace=n / state.in_block * state.light + n / state.seen * float(apart.double().square().sum()),
         rayleigh=torch.cat([state.rayleigh, (state.Z * W).sum(0, keepdim=True)]),
         shift=state.total / state.seen if centred else state.shift,
         in_block=0,
@@ -143,6 +154,7 @@ def _evict(state: BlockState, keep: Tensor) -> BlockState:
     return replace(
         state,
         acc=state.acc + (mine.mT @ (mine @ state.Z)),
+        light=state.light + float(mine.double().square().sum()),
         heavy=state.heavy[keep],
         heavy_norm=state.heavy_norm[keep],
         heavy_row=state.heavy_row[keep],
@@ -215,14 +227,6 @@ def grown_enough(state: OjaState, constant: float = 1.0) -> int:
     order = state.rates.argsort()
     passed = (state.log_growth[order] >= constant * math.log(state.V.shape[1])).nonzero()
     return int(order[passed[0]]) if len(passed) else -1
-
-
-def row_squares(X: Float[Tensor, "c d"]) -> Float[Tensor, " c"]:
-    """‖a_i‖² of every row."""
-    if not X.is_sparse:
-        return X.square().sum(1)
-    X = X.coalesce()
-    return X.values().new_zeros(X.shape[0]).index_add_(0, X.indices()[0], X.values().square())
 
 
 def _rows(X: Tensor, index: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Source: Ma & Fattahi, JMLR 2023, arXiv:2202.08788.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -42,7 +43,7 @@ class StepSize:
     eta0: float = 0.3
     decay: float = 0.98
     quantile: float = 0.5
-    norm: Norm = "fro"
+    norm: Norm = "spectral"
 
     def __call__(
         self,
@@ -157,7 +158,7 @@ def subgradient_descent(
         loss: ℓ; ``delta`` is the width within which "huber" is quadratic.
         step: η_t.
         max_iter: steps at most.
-        tol: end when a step is shorter than this share of the factor.
+        tol: end when a step is shorter than this share of the factor. A loss that is no number ends it too.
         watch: called with t, the loss and the factors at t = 0 … ; true ends the run.
     """
     symmetric = right is None
@@ -171,7 +172,7 @@ def subgradient_descent(
         value, slope = loss_and_slope(residual, loss, delta)
         losses.append(float(shares @ value))
         converged = bool(watch(t, losses[-1], left, right)) or converged
-        if t == max_iter or converged:
+        if t == max_iter or converged or not math.isfinite(losses[-1]):
             break
         D = operator.adjoint(shares * slope)
         move_left, move_right = direction(D, left, right, symmetric)

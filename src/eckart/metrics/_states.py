@@ -69,11 +69,11 @@ def read_states(
 
     Args:
         hidden: one matrix for each text, its rows the tokens; or any other matrices.
-        mask: True where a row is a token; None: everywhere.
+        mask: True (1) where a row is a token; None: everywhere.
         normalise: subtract the mean token and bring every row to unit length; False: the matrix as it is.
 
     Raises:
-        InputError: no floating-point tensor of at least two dimensions, or a mask of another type or shape.
+        InputError: no floating-point tensor of at least two dimensions, or a mask of another type, shape or values.
     """
     real = _checked(hidden, mask)
     if hidden.shape[-2] == 0:
@@ -115,7 +115,7 @@ def normalised_states(
         Z. A text with fewer than two tokens, with a token equal to the mean, or with NaN or Inf is NaN.
 
     Raises:
-        InputError: no floating-point tensor of at least two dimensions, or a mask of another type or shape.
+        InputError: no floating-point tensor of at least two dimensions, or a mask of another type, shape or values.
 
     Source: Li, Xia, Chang & Wu, arXiv:2410.10672.
     """
@@ -134,11 +134,13 @@ def _checked(hidden: Tensor, mask: Tensor | None) -> Bool[Tensor, "*batch n"]:
         )
     if mask is None:
         return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise InputError(f"mask is {kind}: give a tensor of booleans, True for real tokens, as mask.bool()")
+        raise InputError(f"mask is {kind}: give booleans or 0 and 1, as a tokenizer's attention_mask")
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise InputError("mask holds other numbers than 0 and 1: give 1 for real tokens, 0 for padding")
     if mask.shape != hidden.shape[:-1]:
         raise InputError(
             f"mask has the shape {tuple(mask.shape)}: hidden {tuple(hidden.shape)} needs {tuple(hidden.shape[:-1])}"
         )
-    return mask.to(hidden.device)
+    return mask.to(hidden.device, torch.bool)

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from eckart.metrics.alpha_req import alpha_req
 from eckart.metrics.entropy import matrix_entropy, renyi_entropy
+from eckart.metrics.geometry import anisotropy, two_nn
 from eckart.metrics.matrix_nuclear_norm import matrix_nuclear_norm
 from eckart.metrics.norms import nuclear_norm, schatten_norm
-from eckart.metrics.ranks import effective_rank, energy_rank, stable_rank
+from eckart.metrics.ranks import effective_rank, energy_rank, participation_ratio, rankme, stable_rank
 
 
 class TextMean(Metric):
@@ -143,3 +145,46 @@ class StableRank(TextMean):
 
     def __init__(self, *, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(stable_rank, {"normalise": normalise}, **kwargs)
+
+
+class ParticipationRatio(TextMean):
+    """Mean of `participation_ratio` over texts, with its options."""
+
+    is_differentiable = True
+
+    def __init__(self, *, normalise: bool = True, **kwargs: Any) -> None:
+        super().__init__(participation_ratio, {"normalise": normalise}, **kwargs)
+
+
+class AlphaReQ(TextMean):
+    """Mean of `alpha_req` over texts, with its options."""
+
+    is_differentiable = True
+
+    def __init__(
+        self, *, first: int = 1, last: int | None = None, normalise: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(alpha_req, {"first": first, "last": last, "normalise": normalise}, **kwargs)
+
+
+class RankMe(TextMean):
+    """Mean of `rankme` over sets of embeddings."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(rankme, {}, **kwargs)
+
+
+class Anisotropy(TextMean):
+    """Mean of `anisotropy` over texts."""
+
+    is_differentiable = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(anisotropy, {}, **kwargs)
+
+
+class TwoNN(TextMean):
+    """Mean of `two_nn` over texts, with its options."""
+
+    def __init__(self, *, discard: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(two_nn, {"discard": discard}, **kwargs)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg import spectrum
 from eckart.metrics._states import States, read_states
+from eckart.metrics.entropy import collision
+
+RANKME_SHARE = 1e-7
+"""What RankMe adds to every share."""
 
 
 def effective_rank(
@@ -24,7 +29,7 @@ def effective_rank(
     Args:
         hidden: hidden states of each text, float16 to float64; or matrices, with ``normalise=False``.
         mask: True where a row is a token.
-        power: 1 is Roy & Vetterli's, and RankMe with ``normalise=False``; 2 is exp of the `matrix_entropy` in nats.
+        power: 1 is Roy & Vetterli's (`rankme` takes embeddings as they are); 2 is exp of the `matrix_entropy` in nats.
         normalise: centre the tokens and bring them to unit length, as `normalised_states`.
 
     Returns:
@@ -33,7 +38,7 @@ def effective_rank(
     Raises:
         InputError: power not above 0, hidden states or a mask of the wrong type or shape.
 
-    Source: Roy & Vetterli, EUSIPCO 2007; Garrido et al., "RankMe", arXiv:2210.02885.
+    Source: Roy & Vetterli, EUSIPCO 2007.
     """
     if not 0 < power < math.inf:
         raise InputError(
@@ -93,6 +98,58 @@ def stable_rank(
     """
     states = read_states(hidden, mask, normalise)
     return states.answer(spectrum.stable_rank(states.singular_values))
+
+
+def participation_ratio(
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Bool[Tensor, "*batch n"] | None = None,
+    *,
+    normalise: bool = True,
+) -> Float[Tensor, "*batch"]:
+    """Participation ratio of normalised hidden states, (Σ λ_i)² / Σ λ_i², λ the eigenvalues of ZᵀZ. Differentiable.
+
+    The exponential of the `renyi_entropy`: k for k equal eigenvalues, moved by the large ones alone.
+
+    Args:
+        hidden: hidden states of each text, float16 to float64; or matrices, with ``normalise=False``.
+        mask: True where a row is a token.
+        normalise: centre the tokens and bring them to unit length, as `normalised_states`.
+
+    Returns:
+        float32, or float64 for float64; NaN for a text that cannot be normalised.
+
+    Raises:
+        InputError: hidden states or a mask of the wrong type or shape.
+
+    Source: Gao et al., bioRxiv 214262 (2017); for the number of modes, Bell & Dean, 1970.
+    """
+    states = read_states(hidden, mask, normalise)
+    return states.answer(collision(states).exp())
+
+
+def rankme(
+    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """RankMe of embeddings as they are, exp(−Σ p_i ln p_i) with p_i = σ_i/Σσ + 1e-7, neither centred nor normalised.
+
+    It tells collapsed embeddings from spread ones, not which of two spread ones is better; more rows give more.
+
+    Args:
+        hidden: embeddings, float16 to float64, one set for each text.
+        mask: True where a row is a token.
+
+    Returns:
+        float32, or float64 for float64; NaN for a set without rows, with NaN or Inf.
+
+    Raises:
+        InputError: hidden states or a mask of the wrong type or shape.
+
+    Source: Garrido, Balestriero, Najman & LeCun, ICML 2023, arXiv:2210.02885.
+    """
+    states = read_states(hidden, mask, normalise=False)
+    s = states.singular_values
+    shares = s / s.sum(-1, keepdim=True) + RANKME_SHARE
+    return states.answer(torch.special.entr(shares).sum(-1).exp())
 
 
 def leading(states: States, energy: float = 0.9) -> Float[Tensor, "*batch"]:

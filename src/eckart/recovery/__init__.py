@@ -1,6 +1,6 @@
 """Matrices recovered from measurements, ratings and streams, as scikit-learn estimators.
 
-`METHODS` lists them without importing scikit-learn; the estimators are imported when they are first asked for.
+`METHODS` lists them without importing scikit-learn; the rest is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from eckart.face import lazy
 from eckart.linalg.operators import DenseOperator, EntryOperator, IdentityOperator, RankOneOperator
 
 if TYPE_CHECKING:
+    from eckart.recovery.hidden import HiddenEntries
     from eckart.recovery.matrix_sensing_gd import MatrixSensingGD
+    from eckart.recovery.ranking import ranking_scores
     from eckart.recovery.robust_altmin import MatrixCompletion
     from eckart.recovery.streaming import StreamingPCA
     from eckart.recovery.subgm import RobustLowRank
@@ -21,12 +23,14 @@ __all__ = [
     "METHODS",
     "DenseOperator",
     "EntryOperator",
+    "HiddenEntries",
     "IdentityOperator",
     "MatrixCompletion",
     "MatrixSensingGD",
     "RankOneOperator",
     "RobustLowRank",
     "StreamingPCA",
+    "ranking_scores",
 ]
 
 METHODS: tuple[dict[str, str], ...] = (
@@ -70,9 +74,9 @@ METHODS: tuple[dict[str, str], ...] = (
         "paper": "Ma & Fattahi, 2023",
         "arxiv": "2202.08788",
         "knob": "rank",
-        "trains": "a factor U (d, r′) of X = U Uᵀ, r′ at least the rank",
-        "saves": "the factor",
-        "summary": "Sub-gradient descent on the ℓ1 loss from a small start: gross outliers, unknown rank.",
+        "trains": "factors of X = U Vᵀ or U Uᵀ, as many columns as the rank",
+        "saves": "the factors",
+        "summary": "Robust PCA of tables, and sensing, by sub-gradients of the ℓ1 loss: gross outliers, unknown rank.",
     },
 )
 """What `eckart.methods()` says of each method."""

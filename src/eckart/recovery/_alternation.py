@@ -28,11 +28,10 @@ def initial_factor(
     k: int,
     init: Any,
     incoherence: float | None,
-    orthonormal: bool,
     random: np.random.RandomState,
     like: Tensor,
 ) -> Tensor:
-    """The left factor (m, k) at the start: orthonormal, or balanced where the loop keeps the scale.
+    """The left factor (m, k) at the start, as long as in a balanced pair.
 
     Raises:
         InputError: k above a dimension, a factor of another shape, a clipping that leaves a column of zeros.
@@ -54,7 +53,7 @@ def initial_factor(
         U = clip_incoherent(U, incoherence)
         if not bool((U != 0).any(0).all()):
             raise InputError(f"incoherence is {incoherence}: clipping leaves a column of zeros, raise it")
-    return torch.linalg.qr(U).Q if orthonormal else U * scale.to(like).sqrt()
+    return U * scale.to(like).sqrt()
 
 
 def spectral_basis(observed: sp.csr_array, k: int, random: Any) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,25 @@
-"""Mean, row and column biases of ratings: damped means, alternated."""
+"""Mean, row and column biases of ratings: damped means to start from, then one more column of each factor.
+
+M_ij ≈ μ + κ β_i + κ β′_j + u_i · v_j        the ridge c of (u_i, β_i) is one of c/κ² on the bias κ β_i
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from eckart.linalg.completion import Compressed, Solve
 from eckart.recovery._ratings import Observations
 
-ROUNDS, ROW_DAMPING, COLUMN_DAMPING = 10, 15.0, 10.0
-"""Alternations, and how many observations of zero stand beside those of a row or column."""
+ROUNDS, DAMPING = 10, (15.0, 10.0)
+"""Alternations, and how many observations of zero stand beside those of a row and of a column."""
+
+
+BIAS_RIDGE = {"none": 3.0, "count": 0.03}
+"""Ridge of a bias beside the factors, in observations; where ridges go with the count, in shares of the row's."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +44,33 @@ def fit_biases(data: Observations, wanted: bool) -> Biases:
     mass = data.mass()
     mean = float(mass @ data.values / mass.sum())
     for _ in range(ROUNDS):
-        cols = column_biases(data, mean, rows)
-        rows = row_biases(data, mean, cols)
+        cols = damped_means(data, data.values - mean - rows[data.rows], 1)
+        rows = damped_means(data, data.values - mean - cols[data.cols], 0)
     return Biases(mean, rows, cols)
 
 
-def row_biases(data: Observations, mean: float, cols: np.ndarray) -> np.ndarray:
-    """The biases of rows, given those of the columns."""
-    return _damped(data, data.values - mean - cols[data.cols], 0, ROW_DAMPING)
+def solve_with_bias(solve: Solve, kappa: float, cols: Tensor) -> Solve:
+    """A solver of factors whose last column is β: what is known of the other side's bias is taken from the values.
+
+    Args:
+        solve: of the factors without.
+        kappa: κ.
+        cols: b′, where the columns start.
+    """
+
+    def both(data: Compressed, other: Tensor, ridge: Tensor, start: Tensor | None) -> Tensor:
+        rest = replace(data, value=data.value - kappa * other[:, -1][data.column])
+        design = torch.cat([other[:, :-1], torch.full_like(other[:, :1], kappa)], 1)
+        if start is None:
+            start = torch.cat([other.new_zeros(len(cols), other.shape[1] - 1), cols.unsqueeze(1) / kappa], 1)
+        return solve(rest, design, ridge, start)
+
+    return both
 
 
-def column_biases(data: Observations, mean: float, rows: np.ndarray) -> np.ndarray:
-    """The biases of columns, given those of the rows."""
-    return _damped(data, data.values - mean - rows[data.rows], 1, COLUMN_DAMPING)
-
-
-def _damped(data: Observations, rest: np.ndarray, axis: int, damping: float) -> np.ndarray:
+def damped_means(data: Observations, rest: np.ndarray, axis: int) -> np.ndarray:
+    """Σ w rest / (Σ w + damping) of each row (0) or column (1)."""
     index, size = (data.rows, data.cols)[axis], data.shape[axis]
     mass = data.mass()
     total = np.bincount(index, mass * rest, minlength=size)
-    return (total / (np.bincount(index, mass, minlength=size) + damping)).astype(data.values.dtype)
+    return (total / (np.bincount(index, mass, minlength=size) + DAMPING[axis])).astype(data.values.dtype)

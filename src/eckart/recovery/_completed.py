@@ -1,11 +1,11 @@
-"""What a completed matrix is good for: predictions, fold-in of new rows, filling, recommendations."""
+"""What a completed matrix is good for: predictions, fold-in of new rows, filling."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -14,14 +14,12 @@ from eckart.errors import InputError
 from eckart.linalg.completion import RowSolver
 from eckart.recovery import _forms
 from eckart.recovery._base import RecoveryTransformer, to_numpy
-from eckart.recovery._biases import Biases, row_biases
+from eckart.recovery._biases import BIAS_RIDGE, Biases, damped_means
+from eckart.recovery._ranked import Ranked
 from eckart.recovery._ratings import Ids, Observations, whole_numbers
 
-ROWS = 1024
-"""Rows whose scores are in memory at once."""
 
-
-class CompletedMatrix(RecoveryTransformer):
+class CompletedMatrix(Ranked, RecoveryTransformer):
     """The fitted side of `MatrixCompletion`. A row of zeros stands for whatever has no observation."""
 
     def __sklearn_tags__(self) -> Any:
@@ -115,8 +113,13 @@ class CompletedMatrix(RecoveryTransformer):
         check_is_fitted(self)
         return np.asarray(Z) @ self.components_ + (self.mean_ + self.col_bias_).astype(self.components_.dtype)
 
-    def impute(self, X: Any) -> np.ndarray:
-        """X as a dense array with the missing entries filled, each row folded in as by `transform`."""
+    def impute(self, X: Any) -> Any:
+        """X with the missing entries filled, each row folded in as by `transform`: dense, a frame where it was one.
+
+        Args:
+            X: in any form that `fit` takes, with the columns of the fit. A frame of user, item and rating gives one
+                with a row for each user and a column for each item of the fit.
+        """
         check_is_fitted(self)
         data = self._read_rows(X)
         factors, bias = self._fold_in(data)
@@ -124,52 +127,20 @@ class CompletedMatrix(RecoveryTransformer):
             self.inverse_transform(to_numpy(factors)) + bias[:, None].astype(self.row_bias_.dtype)
         )
         filled[data.rows, data.cols] = data.values
+        if _forms.is_wide(X):
+            return type(X)(filled, X.index, self._in_order(X).columns)[list(X.columns)]
+        if _forms.is_frame(X) and self._ids is not None:
+            return type(X)(filled, np.sort(_forms.pairs_of(X)[0].unique()), self._ids.cols)
         return filled
 
-    def recommend(self, rows: Any, k: int = 10, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """The k columns with the highest predictions for each row.
+    def score(self, X: Any, y: Any = None) -> float:
+        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame; with ``implicit`` nDCG@10.
 
-        Args:
-            rows: indices or names of rows.
-            k: how many.
-            exclude: entries not to recommend, such as the ratings of the fit, in any form that `fit` takes.
-
-        Returns:
-            Columns (rows, k), indices or names, and their predictions, falling. Where fewer are left: −1 or None, and
-            −inf.
-
-        Raises:
-            ValueError: an unknown row, or k above the number of columns.
+        Greater is better.
         """
         check_is_fitted(self)
-        place = self._place_of(rows, 0)
-        if (place < 0).any():
-            raise InputError(
-                f"rows holds {int((place < 0).sum())} unknown names: fold them in with partial_fit"
-            )
-        if not 1 <= k <= self.n_features_in_:
-            raise InputError(
-                f"k is {k}: give a number from 1 to {self.n_features_in_}, the number of columns"
-            )
-        banned = sp.csr_array(self._shape, dtype=bool) if exclude is None else self._mask(exclude)
-        items, scores = [], []
-        for rows in np.array_split(place, -(-len(place) // ROWS)):
-            whole = self.inverse_transform(self.row_factors_[rows]) + self.row_bias_[rows, None]
-            there = banned[rows].tocoo()
-            whole[there.row, there.col] = -np.inf
-            top = torch.as_tensor(whole).topk(k)
-            items.append(np.where(top.values.isneginf(), -1, top.indices))
-            scores.append(self._clipped(to_numpy(top.values)))
-        chosen, values = np.concatenate(items), np.concatenate(scores)
-        values[chosen < 0] = -np.inf
-        if self._ids is None:
-            return chosen, values
-        names = self._ids.cols if (chosen >= 0).all() else np.append(self._ids.cols.astype(object), None)
-        return names[chosen], values
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame: greater is better."""
-        check_is_fitted(self)
+        if self.implicit:
+            return self.ranking_scores(X, min(10, self.n_features_in_))["ndcg"]
         if _forms.is_frame(X):
             data, ids = _forms.read(X)
             predicted = self.predict(ids.rows[data.rows], ids.cols[data.cols])
@@ -196,11 +167,6 @@ class CompletedMatrix(RecoveryTransformer):
                 "features as input."
             )
 
-    def _mask(self, X: Any) -> sp.csr_array:
-        data, _ = _forms.read(X, all_observed=True, ids=self._ids, grow=False, shape=self._shape)
-        self._check_shape(data)
-        return sp.csr_array((np.ones(len(data.rows), bool), (data.rows, data.cols)), shape=self._shape)
-
     def _name(self, index: np.ndarray, axis: int) -> np.ndarray:
         return index if self._ids is None else (self._ids.rows, self._ids.cols)[axis][index]
 
@@ -221,24 +187,63 @@ class CompletedMatrix(RecoveryTransformer):
         if _forms.is_frame(X) and self._ids is not None:
             users, items = _forms.pairs_of(X)
             ids = Ids(np.sort(users.unique()), self._ids.cols)
-            return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False)[0]
+            return _forms.read(X[items.isin(self._ids.cols)], ids=ids, grow=False, clicks=self.implicit)[0]
         shape = (int(np.max(X[0])) + 1, self.n_features_in_) if isinstance(X, tuple) and len(X) == 3 else None
-        data, _ = _forms.read(X, all_observed=True, shape=shape)
+        data, _ = _forms.read(self._in_order(X), all_observed=True, shape=shape)
         self._check_width(data)
         return data
 
+    def _in_order(self, X: Any) -> Any:
+        """A frame with its columns in the order of the fit, where both have names.
+
+        Raises:
+            InputError: other names than those of the fit.
+        """
+        if not _forms.is_wide(X) or not hasattr(self, "feature_names_in_"):
+            return X
+        missing, extra = (
+            sorted(map(str, set(a) - set(b)))
+            for a, b in ((self.feature_names_in_, X.columns), (X.columns, self.feature_names_in_))
+        )
+        if missing or extra:
+            wrong = [f"lacks {', '.join(missing[:5])}"] * bool(missing) + [
+                f"has {', '.join(extra[:5])}"
+            ] * bool(extra)
+            raise InputError(f"X {' and '.join(wrong)}: give the columns of the fit, in any order")
+        return X[list(self.feature_names_in_)]
+
+    @property
+    def _biased(self) -> bool:
+        return not self.implicit if self.fit_bias == "auto" else self.fit_bias
+
     def _fold_in(self, data: Observations) -> tuple[Tensor, np.ndarray]:
         """Factors and biases of rows, with the columns as they are."""
-        V = torch.as_tensor(self.components_.T.copy())
-        bias = row_biases(data, self.mean_, self.col_bias_) if self.fit_bias else np.zeros(data.shape[0])
-        rest = data.values - self.mean_ - bias[data.rows] - self.col_bias_[data.cols]
-        by_row = data.compress(rest, 0, None, V)
-        return RowSolver("cholesky")(by_row, V, self._ridge(data.counts(0), V)), bias
+        return self._solve_side(data, 0, self.components_.T.copy(), self.col_bias_)
 
-    def _ridge(self, counts: np.ndarray, like: Tensor) -> Tensor:
+    def _solve_side(
+        self, data: Observations, axis: int, other: np.ndarray, bias: np.ndarray
+    ) -> tuple[Tensor, np.ndarray]:
+        """Factors and biases of rows (0) or columns (1), given those of the other side."""
+        used = data.confident(self.alpha) if self.implicit else data
+        V = torch.as_tensor(other)
+        ridge = self._ridge(used.counts(axis), V, self.reg_)
+        rest = used.values - self.mean_ - bias[(used.cols, used.rows)[axis]]
+        solver, own = RowSolver("cholesky", everywhere=self.implicit), np.zeros(used.shape[axis], bias.dtype)
+        if self._biased and self.reg_:
+            kappa = math.sqrt(self.reg_ / BIAS_RIDGE[self.reg_scaling])
+            design = torch.cat([V, torch.full_like(V[:, :1], kappa)], 1)
+            solved = solver(used.compress(rest, axis, None, V), design, ridge)
+            return solved[:, :-1].contiguous(), kappa * to_numpy(solved[:, -1])
+        if self._biased:
+            own = damped_means(used, rest, axis)
+            rest = rest - own[(used.rows, used.cols)[axis]]
+        return solver(used.compress(rest, axis, None, V), V, ridge), own
+
+    def _ridge(self, counts: np.ndarray, like: Tensor, reg: float) -> Tensor:
         """c_i of each row, from its number of observations."""
-        scaled = self.reg * (counts if self.reg_scaling == "count" else np.ones(len(counts)))
-        return torch.as_tensor(scaled).to(like)
+        return torch.as_tensor(reg * (counts if self.reg_scaling == "count" else np.ones(len(counts)))).to(
+            like
+        )
 
     def _clip_range(self) -> tuple[float, float]:
         if self.clip is None:

@@ -3,7 +3,7 @@
     scipy or torch sparse    stored entries are the observations, explicit zeros among them
     dense, masked            NaN or masked is missing
     (rows, cols, values)     triplets, with the shape of the matrix
-    a pandas frame           columns user, item and rating: ids of any kind
+    a pandas frame           columns user, item and rating: ids of any kind; other frames are matrices, NaN is missing
 
 An entry given more than once counts as that many observations of it.
 """
@@ -20,12 +20,17 @@ from sklearn.utils.validation import check_array
 from eckart.errors import InputError
 from eckart.recovery._ratings import Ids, Observations, merge, whole_numbers
 
-NAMES = (("user", "row"), ("item", "movie", "product", "col", "column"), ("rating", "value", "score"))
+NAMES = (("user",), ("item", "movie", "product"), ("rating", "value", "score"))
 
 
 def is_frame(X: Any) -> bool:
     """A pandas frame of (user, item, rating) or (user, item)."""
     return hasattr(X, "columns") and _named_columns(X) is not None
+
+
+def is_wide(X: Any) -> bool:
+    """A pandas frame that is a matrix, one column for each of its columns."""
+    return hasattr(X, "columns") and hasattr(X, "dtypes") and not is_frame(X)
 
 
 def pairs_of(X: Any) -> tuple[Any, Any]:
@@ -42,6 +47,7 @@ def read(
     all_observed: bool = False,
     ids: Ids | None = None,
     grow: bool = True,
+    clicks: bool = False,
 ) -> tuple[Observations, Ids | None]:
     """The observations of X, and the names of its rows and columns if it has any.
 
@@ -50,6 +56,7 @@ def read(
         shape: of the matrix, for triplets.
         sample_weight: one for each row of the matrix, or in the shape of X; one for each observation of triplets.
         all_observed: a dense X without NaN is meant.
+        clicks: a frame without ratings is meant, each row a count of one, and a dense X without NaN.
         ids: names that are already known; others follow them if ``grow``, else they are refused.
 
     Raises:
@@ -57,7 +64,7 @@ def read(
     """
     weights = None
     if is_frame(X):
-        rows, cols, values, shape, ids = _from_frame(X, ids, grow)
+        rows, cols, values, shape, ids = _from_frame(X, ids, grow, clicks)
         weights = _vector(sample_weight, len(values))
     elif isinstance(X, tuple) and len(X) == 3:
         rows, cols = (whole_numbers(name, index) for name, index in zip(("rows", "cols"), X[:2], strict=True))
@@ -69,7 +76,7 @@ def read(
         shape = shape or (int(rows.max(initial=-1)) + 1, int(cols.max(initial=-1)) + 1)
         weights = _vector(sample_weight, len(values))
     else:
-        rows, cols, values, shape = _from_matrix(X, all_observed)
+        rows, cols, values, shape = _from_matrix(X, all_observed or clicks)
         weights = _matrix_weights(sample_weight, rows, cols, shape)
     if 0 in shape:
         axis = "sample(s)" if shape[0] == 0 else "feature(s)"
@@ -93,9 +100,9 @@ def read(
     return merge(rows, cols, values, weights, None, (int(shape[0]), int(shape[1]))), ids
 
 
-def _from_frame(X: Any, ids: Ids | None, grow: bool) -> Any:
+def _from_frame(X: Any, ids: Ids | None, grow: bool, clicks: bool) -> Any:
     names = _named_columns(X)
-    if names[2] is None:
+    if names[2] is None and not clicks:
         raise InputError(
             f"X has columns {', '.join(map(str, X.columns))}: one named rating, value or score is missing"
         )
@@ -111,7 +118,7 @@ def _from_frame(X: Any, ids: Ids | None, grow: bool) -> Any:
         found.append(np.concatenate([known, new]) if len(known) else np.asarray(new))
     ids = Ids(*found)
     index = [ids.find(axis, X[names[axis]]).astype(np.int64) for axis in (0, 1)]
-    values = X[names[2]].to_numpy()
+    values = np.ones(len(X)) if names[2] is None else X[names[2]].to_numpy()
     try:
         values = values.astype(_float(values.dtype))
     except (TypeError, ValueError) as error:
@@ -142,11 +149,20 @@ def _from_matrix(X: Any, all_observed: bool) -> tuple[np.ndarray, np.ndarray, np
         return coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data.astype(_float(coo.dtype)), X.shape
     if isinstance(X, np.ma.MaskedArray):
         X, all_observed = np.where(np.ma.getmaskarray(X), np.nan, X.data.astype(_float(X.dtype))), True
+    hint = ""
+    if is_wide(X):
+        hint = "; ratings need columns named user, item and rating"
+        words = [str(name) for name, kind in X.dtypes.items() if kind.kind not in "biuf"]
+        if words:
+            raise InputError(
+                f"X has columns {', '.join(map(str, X.columns))}, and {', '.join(words)} do not hold numbers: "
+                "name them user, item and rating, or give a frame of numbers"
+            )
     X = check_array(X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", ensure_min_samples=0)
     there = ~np.isnan(X)
     if there.all() and not all_observed:
         raise InputError(
-            "X is dense and nothing in it is missing (NaN): pass all_observed=True if that is meant"
+            f"X is dense and nothing in it is missing (NaN): pass all_observed=True if that is meant{hint}"
         )
     rows, cols = there.nonzero()
     return rows, cols, X[there], X.shape

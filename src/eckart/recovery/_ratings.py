@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,29 @@ class Observations:
         return Compressed(
             *(t.to(like.device) for t in tensors), torch.as_tensor(values[order]).to(like), weights
         )
+
+    def only(self, kept: np.ndarray) -> Observations:
+        """These entries of the same matrix alone."""
+        weights, repeats = (None if x is None else x[kept] for x in (self.weights, self.repeats))
+        return Observations(self.rows[kept], self.cols[kept], self.values[kept], weights, repeats, self.shape)
+
+    def confident(self, alpha: float) -> Observations:
+        """Counts r as confidences: c (1 − x)² with c = 1 + α r is α r (1 + 1/(α r) − x)² + x² and a constant.
+
+        The x² is what `RowSolver` adds for every entry.
+
+        Raises:
+            InputError: a count below zero, or none above.
+        """
+        if (self.values < 0).any():
+            raise InputError(
+                f"implicit=True takes counts: X holds {self.values.min():.6g}, drop what is below zero"
+            )
+        seen = self.only(self.values > 0)
+        if not len(seen.values):
+            raise InputError("implicit=True takes counts: X holds none above zero")
+        extra = alpha * seen.values * seen.mass()
+        return replace(seen, values=(1 + 1 / extra).astype(self.values.dtype), weights=extra)
 
     def joined(self, other: Observations, shape: tuple[int, int]) -> Observations:
         """These observations and others of a matrix of that shape."""

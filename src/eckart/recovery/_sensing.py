@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,8 @@ from torch import Tensor
 from eckart.errors import InputError
 from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
 from eckart.recovery._base import FLOATS, RecoveryEstimator, real, to_numpy, whole
+
+OPERATOR = ("forward", "adjoint", "subset", "to", "energy", "shape_in", "m")
 
 
 class SensingEstimator(RegressorMixin, RecoveryEstimator):
@@ -44,7 +45,7 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
 
         ``rectangular`` says what recovers a matrix that is not square, where this fit does not.
         """
-        if _is_operator(A):
+        if is_operator(A):
             operator, dtype = A, np.asarray(y).dtype
         elif getattr(A, "ndim", np.ndim(A) if isinstance(A, list) else 2) == 3:
             A = check_array(A, allow_nd=True, dtype=FLOATS)
@@ -113,7 +114,7 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         """
         check_is_fitted(self)
         left, right = self._factors()
-        if _is_operator(A):
+        if is_operator(A):
             operator = A
         elif getattr(A, "ndim", np.ndim(A) if isinstance(A, list) else 2) == 3:
             operator = DenseOperator(check_array(A, allow_nd=True, dtype=FLOATS))
@@ -127,35 +128,6 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         return to_numpy(operator.to(left.dtype, left.device).forward(left, right))
 
 
-class HoldOut:
-    """Reports each iteration, and keeps the best factors by the ℓ1 loss on what was held out."""
-
-    def __init__(
-        self,
-        estimator: SensingEstimator,
-        scale: float,
-        held: Operator,
-        target: Tensor,
-        weights: Tensor | None,
-    ) -> None:
-        self.report, self.patience, self.scale = estimator._reporter(), estimator.patience, scale
-        self.loss_unit = scale ** (2 if estimator.loss == "l2" else 1)
-        self.held, self.target, self.weights = held, target, weights
-        self.best: tuple[Tensor, Tensor] | None = None
-        self.lowest, self.since = math.inf, 0
-
-    def __call__(self, t: int, loss: float, left: Tensor, right: Tensor) -> bool:
-        root = math.sqrt(self.scale)
-        self.report(t, {"loss": self.loss_unit * loss, "factor": root * left, "right_factor": root * right})
-        if not self.held.m:
-            return False
-        residual = (self.held.forward(left, right) - self.target).abs()
-        mean = float(residual.mean() if self.weights is None else self.weights @ residual)
-        self.since += 1
-        if mean < self.lowest:
-            self.lowest, self.best, self.since = mean, (left, right), 0
-        return self.since > self.patience
-
-
-def _is_operator(A: Any) -> bool:
-    return all(hasattr(A, name) for name in ("forward", "adjoint", "subset", "to", "shape_in", "m"))
+def is_operator(A: Any) -> bool:
+    """Whether A is what `eckart.linalg.operators` describes."""
+    return all(hasattr(A, name) for name in OPERATOR)

@@ -16,6 +16,9 @@ from eckart.linalg import streaming
 from eckart.linalg.streaming import HeavyRows
 from eckart.recovery._base import FLOATS, RecoveryTransformer, to_numpy
 
+MOST = 128
+"""Components that are looked for where a share of the variance is asked for."""
+
 
 class StreamResults(RecoveryTransformer):
     """Everything is read off the state when it is asked for, so that taking rows in costs nothing more."""
@@ -33,10 +36,10 @@ class StreamResults(RecoveryTransformer):
             value = state.log_growth[pick] / state.rates[pick] if pick >= 0 else state.largest.square().sum()
             rows, values = vector[None], value.reshape(1).to(vector)
         else:
-            provisional = state.in_block and (not state.block or state.in_block >= len(state.Z))
-            image = streaming.close_block(state, self._rule(self._n)).image if provisional else state.image
-            u, s, _ = torch.linalg.svd(image, full_matrices=False)
-            rows, values = u.mT[: self.n_components], s[: self.n_components]
+            state = self._closed()
+            u, s, _ = torch.linalg.svd(state.image, full_matrices=False)
+            k = self._enough(s) if isinstance(self.n_components, float) else self.n_components
+            rows, values = u.mT[:k], s[:k]
         largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
         return rows * torch.where(largest < 0, -1.0, 1.0).to(rows), values.clamp_min(0)
 
@@ -51,6 +54,33 @@ class StreamResults(RecoveryTransformer):
     @property
     def explained_variance_(self) -> np.ndarray:
         return to_numpy(self._estimate()[1] / (self._n or self._state.seen))
+
+    @property
+    def explained_variance_ratio_(self) -> np.ndarray:
+        return to_numpy(self._ratio(self._estimate()[1]))
+
+    @property
+    def n_components_(self) -> int:
+        return len(self._estimate()[0])
+
+    def _closed(self) -> Any:
+        """The state as if its last block ended here, if it is long enough."""
+        state = self._state
+        provisional = state.in_block and (not state.block or state.in_block >= len(state.Z))
+        return streaming.close_block(state, self._rule(self._n)) if provisional else state
+
+    def _ratio(self, values: Tensor) -> Tensor:
+        """Shares of the energy that these eigenvalues are of: that of the last block and the heavy rows, or of all."""
+        whole = self._closed().trace if self.method == "block" else self._state.energy
+        return values / whole if whole > 0 else torch.zeros_like(values)
+
+    def _enough(self, values: Tensor) -> int:
+        """How many components hold the share ``n_components``: all of them where they do not."""
+        return min(int((self._ratio(values).cumsum(0) < self.n_components).sum()) + 1, len(values))
+
+    def _columns(self, d: int) -> int:
+        """Components to look for among d features."""
+        return min(MOST, d) if isinstance(self.n_components, float) else self.n_components
 
     @property
     def mean_(self) -> np.ndarray:
@@ -150,10 +180,15 @@ class StreamResults(RecoveryTransformer):
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_components
+        return self.n_components_ if isinstance(self.n_components, float) else self.n_components
+
+    def _scale(self) -> np.ndarray:
+        """What ``whiten`` divides by: the standard deviations, one for a component without variance."""
+        deviation = np.sqrt(self.explained_variance_)
+        return np.where(deviation > 0, deviation, 1) if self.whiten else np.ones_like(deviation)
 
     def transform(self, X: Any) -> np.ndarray:
-        """(X − mean_) components_ᵀ, (rows, k).
+        """(X − mean_) components_ᵀ, (rows, k); with ``whiten`` divided by the root of `explained_variance_`.
 
         Raises:
             NotFittedError: before any row.
@@ -161,16 +196,16 @@ class StreamResults(RecoveryTransformer):
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
-        components = self.components_.astype(X.dtype, copy=False)
+        components = (self.components_ / self._scale()[:, None]).astype(X.dtype, copy=False)
         return safe_sparse_dot(X, components.T, dense_output=True) - self.mean_.astype(X.dtype) @ components.T
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
-        """Z components_ + mean_, (rows, d)."""
-        return np.asarray(Z) @ self.components_ + self.mean_
+        """Z components_ + mean_, (rows, d), Z scaled back where it was whitened."""
+        return (np.asarray(Z) * self._scale()) @ self.components_ + self.mean_
 
     def score(self, X: Any, y: Any = None) -> float:
         """Share of ‖X − mean_‖_F² that the components hold, in [0, 1]."""
-        held = float(np.square(self.transform(X), dtype=np.float64).sum())
+        held = float(np.square(self.transform(X) * self._scale(), dtype=np.float64).sum())
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         mean = self.mean_.astype(np.float64)
         crossed = safe_sparse_dot(X, mean[:, None], dense_output=True).sum()

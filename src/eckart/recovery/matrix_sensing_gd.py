@@ -120,8 +120,14 @@ class MatrixSensingGD(SensingEstimator):
         operator, target, weights = self._read(A, y, sample_weight, rectangular)
         shares = torch.ones_like(target) if weights is None else weights
         shares = shares / shares.sum() * (operator.m if isinstance(operator, IdentityOperator) else 1)
+        even = math.frexp(float(target.abs().max()))[1] // 2
+        scale, root = (
+            4.0**even,
+            2.0**even,
+        )  # powers of two round nothing, and squares of y/scale stay in range
+        target = target / scale
         top = float(spectral_norm(operator.adjoint(shares * target), symmetric)) or 1.0
-        left, right = self._initial(operator, target, top)
+        left, right = self._initial(operator, target, top, root)
         report = self._reporter()
         end = factored_descent(
             operator,
@@ -129,40 +135,49 @@ class MatrixSensingGD(SensingEstimator):
             left,
             right,
             weights=shares,
-            eta=STEP / top if self.eta == "auto" else self.eta,
+            eta=STEP / top if self.eta == "auto" else self.eta * scale,
             careful=self.eta == "auto",
-            switch=Switch(self.switch_tol, None if self.beta == "auto" else self.beta, self.switch_iter)
+            switch=Switch(
+                self.switch_tol, None if self.beta == "auto" else self.beta / root, self.switch_iter
+            )
             if self.rebalance == "once"
             else None,
             momentum=self.momentum,
             max_iter=self.max_iter,
             tol=self.tol,
-            watch=lambda t, loss, F, G: report(t, {"loss": loss, "left": F, "right": G}),
+            watch=lambda t, loss, F, G: report(
+                t, {"loss": loss * scale * scale, "left": F * root, "right": G * root}
+            ),
         )
         if not math.isfinite(end.losses[-1]):
             raise FloatingPointError(
                 f"the descent diverged: eta={self.eta} is too large, eta='auto' finds one"
             )
-        self.left_, self.right_ = to_numpy(end.F), to_numpy(end.G)
-        self.imbalance_ = to_numpy(imbalance(end.F, end.G))
+        self.left_, self.right_ = to_numpy(end.F * root), to_numpy(end.G * root)
+        self.imbalance_ = to_numpy(imbalance(end.F, end.G) * scale)
         self.switch_iter_ = end.switch
-        self.loss_history_ = np.array(end.losses)
+        self.loss_history_ = np.array(end.losses) * scale * scale
         self.n_iter_, self.converged_ = len(end.losses) - 1, end.converged
         if not end.converged:
             self._warn(f"steps are still above tol={self.tol} after max_iter={self.max_iter}")
         return self
 
-    def _initial(self, operator: Operator, like: Tensor, top: float) -> tuple[Tensor, Tensor | None]:
-        """F and G at the start; no G in the symmetric form."""
+    def _initial(
+        self, operator: Operator, like: Tensor, top: float, root: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """F and G at the start, divided by ``root``; no G in the symmetric form."""
         shape, symmetric = operator.shape_in, self.parametrization == "symmetric"
         if self.init is not None:
             start = self._given(shape, symmetric, like)
-            return start[0], None if symmetric else start[1]
+            return start[0] / root, None if symmetric else start[1] / root
         if self.n_components > min(shape):
             raise InputError(
                 f"n_components is {self.n_components}: at most {min(shape)} for matrices of shape {shape}"
             )
-        random, unit = check_random_state(self.random_state), math.sqrt(top) if self.eta == "auto" else 1.0
+        random, unit = (
+            check_random_state(self.random_state),
+            math.sqrt(top) if self.eta == "auto" else 1 / root,
+        )
         sizes = (self.alpha * unit, self.alpha * unit * self.g_scale)
         F, G = (
             torch.as_tensor(size * random.normal(size=(rows, self.n_components))).to(like)

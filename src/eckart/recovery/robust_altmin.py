@@ -2,10 +2,11 @@
 
     M_ij ≈ μ + b_i + b′_j + u_i · v_j for (i, j) ∈ Ω
     v_j = argmin Σ_{i∈Ω_j} w_ij (u_i · v − M_ij)² + c′_j ‖v‖²        u_i likewise
+    implicit: v_j = argmin Σ_i (1 + α M_ij) (u_i · v − [M_ij > 0])² + c′_j ‖v‖², over all i
 
     rows u_i (m, k)   columns v_j (n, k)   one iteration costs O(|Ω| k) inexactly, O(|Ω| k²) exactly
 
-Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068.
+Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; implicit feedback: Hu, Koren & Volinsky, ICDM 2008.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.linalg.completion import RowSolver, Solver, alternate, entries, inner_residual
+from eckart.linalg.completion import Solver
 from eckart.recovery import _forms
-from eckart.recovery._alternation import halves_of, initial_factor, spread
 from eckart.recovery._base import fitting, real, to_numpy, whole, whole_or_nothing
-from eckart.recovery._biases import Biases, column_biases, fit_biases, row_biases
+from eckart.recovery._biases import Biases, fit_biases
 from eckart.recovery._completed import CompletedMatrix
+from eckart.recovery._fit import Alternation, choose_reg
 from eckart.recovery._ratings import Ids, Observations, relabel
+
+IMPLICIT_REG = 8.0
+"""λ of implicit feedback in mean extra confidences α r, chosen for nDCG on MovieLens: there is nothing to predict."""
 
 
 class MatrixCompletion(CompletedMatrix):
@@ -40,9 +43,16 @@ class MatrixCompletion(CompletedMatrix):
             the theory, which needs sketch_factor > 12; "auto", exact up to rank 64 and for short rows, else "cg".
         cg_steps: steps of an inexact solver.
         sketch_factor: rows of a sketch, in units of k.
-        reg: λ. 15 suits ratings from 1 to 5; data without noise need 0.
+        reg: λ, in units of M. "auto" takes the one that predicts a tenth of the observations best, on a path of
+            falling λ with two iterations each; 0, exact without noise, where it finds none. With
+            ``implicit`` it is 8 mean confidences alpha r.
         reg_scaling: c_i = λ ("none") or λ times the observations of the row ("count").
-        fit_bias: fit the mean and damped row and column biases first, as ratings need; the factors fit what they leave.
+        fit_bias: fit a mean, and row and column biases with the factors, as ratings need; a bias has a ridge of 3
+            observations, with "count" of 3 % of its row's. With λ = 0 they are damped means that stay. "auto": unless
+            ``implicit``.
+        implicit: the entries are counts of what was seen, clicked or bought, all others are zeros of weight one: counts
+            r are fitted as 1 with the weight 1 + alpha r. Entries are ranked, not predicted.
+        alpha: confidence of a count, with ``implicit``.
         init: "spectral", "random", or the left factor (m, k) itself.
         incoherence: μ; entries of the start above 2 μ √(k/m) are set to zero. None clips nothing.
         sample_reuse: False splits the observations into 2 max_iter + 1 parts, a fresh one for each half-step.
@@ -60,13 +70,17 @@ class MatrixCompletion(CompletedMatrix):
     Attributes:
         row_factors_, components_: U (m, k) and Vᵀ (k, n).
         mean_, row_bias_, col_bias_: a number, (m) and (n); zero without ``fit_bias``.
+        reg_: λ.
         singular_values_: of U Vᵀ (k).
-        loss_history_, train_rmse_: RMSE on the observed entries after each iteration, and at the end.
+        loss_history_, train_rmse_: RMSE on the observed entries after each iteration, and at the end; with ``implicit``
+            on all entries, by their weights.
         inner_residual_: size of the gradient of the last half-step's regressions, relative to that of zero factors.
         row_ids_, col_ids_: names, where the data had them; else None.
         n_iter_, converged_, n_features_in_: iterations; whether ``tol`` was met; n.
+        feature_names_in_: names of the columns, where X was a frame with a column for each.
 
-    Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; biases, ``solver="cg"`` and fold-in are ours.
+    Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; biases, ``solver="cg"``, ``implicit`` and fold-in are
+    not theirs.
     """
 
     _states = (Observations, Ids)
@@ -75,9 +89,11 @@ class MatrixCompletion(CompletedMatrix):
         "solver": [StrOptions({"auto", "cholesky", "cg", "sketch", "sketch-unit"})],
         "cg_steps": [whole(1)],
         "sketch_factor": [whole(2)],
-        "reg": [real(0)],
+        "reg": [StrOptions({"auto"}), real(0)],
         "reg_scaling": [StrOptions({"none", "count"})],
-        "fit_bias": ["boolean"],
+        "fit_bias": [StrOptions({"auto"}), "boolean"],
+        "implicit": ["boolean"],
+        "alpha": [real(0, closed="neither")],
         "init": [StrOptions({"spectral", "random"}), "array-like"],
         "incoherence": [None, real(0, closed="neither")],
         "sample_reuse": ["boolean"],
@@ -96,9 +112,11 @@ class MatrixCompletion(CompletedMatrix):
         solver: Solver = "auto",
         cg_steps: int = 3,
         sketch_factor: int = 4,
-        reg: float = 15.0,
+        reg: float | Literal["auto"] = "auto",
         reg_scaling: Literal["none", "count"] = "none",
-        fit_bias: bool = True,
+        fit_bias: bool | Literal["auto"] = "auto",
+        implicit: bool = False,
+        alpha: float = 1.0,
         init: Any = "spectral",
         incoherence: float | None = None,
         sample_reuse: bool = True,
@@ -134,45 +152,40 @@ class MatrixCompletion(CompletedMatrix):
             ValueError: nothing observed, NaN or infinity, indices out of range, n_components above a dimension.
             FloatingPointError: the solver diverged; nothing is fitted.
         """
-        data, ids = _forms.read(X, shape=shape, sample_weight=sample_weight, all_observed=self.all_observed)
+        if self.implicit and self.fit_bias is True:
+            raise InputError("fit_bias=True with implicit=True: counts have no biases, leave it out")
+        data, ids = _forms.read(
+            X, shape=shape, sample_weight=sample_weight, all_observed=self.all_observed, clicks=self.implicit
+        )
         self._clip_range()
         random = check_random_state(self.random_state)
         dtype, device = self._place(data.values.dtype)
         like = torch.empty(0, dtype=dtype, device=device)
-        biases = fit_biases(data, self.fit_bias)
-        rest = data.values - biases.of(data.rows, data.cols)
-        start = initial_factor(
-            data, rest, self.n_components, self.init, self.incoherence, self._orthonormal, random, like
-        )
-        halves = halves_of(data, rest, None if self.sample_reuse else self.max_iter, random, like)
-        solver = RowSolver(self.solver, self.cg_steps, self.sketch_factor, int(random.randint(2**31 - 1)))
-        rows, cols = (torch.as_tensor(index).to(device) for index in (data.rows, data.cols))
-        target, repeats = torch.as_tensor(rest).to(like), torch.as_tensor(data.repeated()).to(like)
-
-        def measure(U: Tensor, V: Tensor) -> float:
-            square = (entries(U, V, rows, cols) - target).square()
-            return float((square * repeats).sum() / repeats.sum()) ** 0.5
-
-        report, ridge = self._reporter(), self._ridge(data.counts(0), like)
-        end = alternate(
-            halves,
-            start,
-            spread(solver, self.n_jobs),
-            measure,
-            ridge,
-            self._ridge(data.counts(1), like),
-            orthonormal=self._orthonormal,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            watch=lambda t, rmse, U, V: report(t, {"rmse": rmse, "row_factors": U, "col_factors": V}),
+        used = data.confident(self.alpha) if self.implicit else data
+        biases = fit_biases(used, self._biased)
+        if self.reg != "auto":
+            reg = float(self.reg)
+        elif self.implicit:
+            reg = IMPLICIT_REG * float(used.mass().mean())
+        else:
+            reg = choose_reg(self, used, biases, random, like)
+        report = self._reporter()
+        end = Alternation(self, used, biases, random, like).run(
+            reg,
+            self.max_iter,
+            self.tol,
+            lambda t, rmse, U, V: report(t, {"rmse": rmse, "row_factors": U, "col_factors": V}),
         )
         if not np.isfinite(end.rmse[-1]):
             raise FloatingPointError(f"solver={self.solver!r} diverged: 'cholesky' or 'cg' do not")
-        self._data, self._ids = data, ids
-        self._set_model(end.U, end.V, biases)
+        self._data, self._ids, self.reg_ = data, ids, reg
+        vars(self).pop("feature_names_in_", None)
+        if _forms.is_wide(X) and all(isinstance(name, str) for name in X.columns):
+            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
+        self._set_model(end.U, end.V, end.biases)
         self.loss_history_ = np.array(end.rmse)
         self.n_iter_, self.converged_ = len(end.rmse), end.converged
-        self.inner_residual_ = inner_residual(halves(self.n_iter_ - 1)[1], end.U, end.V, ridge)
+        self.inner_residual_ = end.residual
         if not end.converged:
             self._warn(f"the RMSE still changes by more than tol={self.tol} after max_iter={self.max_iter}")
         return self
@@ -197,7 +210,14 @@ class MatrixCompletion(CompletedMatrix):
             return self.fit(X, sample_weight=sample_weight)
         named = _forms.is_frame(X) and self._ids is not None
         shape = self._shape if isinstance(X, tuple) and len(X) == 3 else None
-        new, ids = _forms.read(X, sample_weight=sample_weight, all_observed=True, ids=self._ids, shape=shape)
+        new, ids = _forms.read(
+            X,
+            sample_weight=sample_weight,
+            all_observed=True,
+            ids=self._ids,
+            shape=shape,
+            clicks=self.implicit,
+        )
         if not named:
             ids = self._ids
             if cols is None:
@@ -208,25 +228,16 @@ class MatrixCompletion(CompletedMatrix):
         size = tuple(max(known, int(index.max()) + 1) for known, index in zip(self._shape, at, strict=True))
         moved = Observations(*at, new.values, new.weights, new.repeats, size)
         data = self._data.joined(moved, size)
-        like = torch.as_tensor(self.row_factors_)
         factors = [_grown(f, s) for f, s in zip((self.row_factors_, self.components_.T), size, strict=True)]
         bias = [_grown(b, s) for b, s in zip((self.row_bias_, self.col_bias_), size, strict=True)]
-        for axis, again in enumerate((row_biases, column_biases)):
-            touched, other = np.unique(at[axis]), factors[1 - axis]
-            if self.fit_bias:
-                bias[axis][touched] = again(data, self.mean_, bias[1 - axis])[touched]
-            rest = data.values - Biases(self.mean_, *bias).of(data.rows, data.cols)
+        for axis in (0, 1):
+            touched = np.unique(at[axis])
             kept = np.isin((data.rows, data.cols)[axis], touched)
-            part = data.compress(rest, axis, kept, like)
-            solved = RowSolver("cholesky")(part, torch.as_tensor(other), self._ridge(data.counts(axis), like))
-            factors[axis][touched] = to_numpy(solved)[touched]
+            solved, biases = self._solve_side(data.only(kept), axis, factors[1 - axis], bias[1 - axis])
+            factors[axis][touched], bias[axis][touched] = to_numpy(solved)[touched], biases[touched]
         self._data, self._ids = data, ids
         self._set_model(*(torch.as_tensor(f) for f in factors), Biases(self.mean_, *bias))
         return self
-
-    @property
-    def _orthonormal(self) -> bool:
-        return self.reg == 0 if self.orthonormal == "auto" else self.orthonormal
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:

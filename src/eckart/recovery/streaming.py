@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from eckart.errors import InputError
 from eckart.linalg import streaming
-from eckart.linalg.operators import as_tensor
+from eckart.linalg.operators import as_tensor, row_squares
 from eckart.linalg.streaming import BlockState, OjaState
 from eckart.recovery._base import FLOATS, fitting, real, whole
 from eckart.recovery._stream import StreamResults
@@ -38,7 +38,8 @@ class StreamingPCA(StreamResults):
     """Block power method on a stream of rows in random order, rows of large norm kept apart. AᵀA is *not* centred.
 
     Args:
-        n_components: singular vectors to find; 1 for "oja-grid".
+        n_components: singular vectors to find; 1 for "oja-grid". For "block" also a share in (0, 1): as many as hold
+            this share of the variance, of the 128 and ``oversample`` that are looked for.
         method: "block", "oja" (one rate) or "oja-grid" (many rates at once, the smallest that grew enough: Price–Xun).
         n_samples: rows of the whole stream. Without it blocks double in size, which is less robust to heavy rows.
         n_blocks: "auto" takes ⌈ln d⌉, fewer where a block would have less than d/4 rows.
@@ -49,6 +50,7 @@ class StreamingPCA(StreamResults):
         eta: rate of "oja", rates of "oja-grid"; None takes 2ⁱ ln d/‖A‖_F², i = 0 … ⌈log₂ d⌉ + 2, or their middle one.
         growth_constant: "oja-grid" accepts a rate whose log growth is at least this times ln d.
         center: subtract the mean: that of X in `fit`, in `partial_fit` that of the blocks before.
+        whiten: `transform` divides by the root of ``explained_variance_``.
         shuffle_buffer: rows held back and released in random order, for streams that are not shuffled.
         init: the start (d, n_components + oversample), or (d, n_components) for Oja's rule.
         random_state: seed of the start and of the shuffling.
@@ -60,6 +62,8 @@ class StreamingPCA(StreamResults):
         components_: right singular vectors (k, d), the entry of largest size positive.
         singular_values_, explained_variance_: estimates of σ and σ²/n (k); Oja's from its growth, for one
             component a lower bound.
+        explained_variance_ratio_: share of ‖A‖_F² that each holds, as the last block has it (k).
+        n_components_: k.
         mean_: what `transform` subtracts (d).
         n_samples_seen_, n_heavy_, heavy_indices_: rows so far; how many are kept apart, and which.
         basis_, block_rayleigh_, block_starts_: Z (d, l); diag(ZᵀW) (p, l) and first row (p) of every block.
@@ -73,7 +77,7 @@ class StreamingPCA(StreamResults):
 
     _states = (BlockState, OjaState)
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "n_components": [whole(1)],
+        "n_components": [whole(1), real(0, 1, closed="neither")],
         "method": [StrOptions({"block", "oja", "oja-grid"})],
         "n_samples": [None, whole(1)],
         "n_blocks": [StrOptions({"auto"}), whole(1)],
@@ -84,13 +88,14 @@ class StreamingPCA(StreamResults):
         "eta": [None, real(0, closed="neither"), "array-like"],
         "growth_constant": [real(0)],
         "center": ["boolean"],
+        "whiten": ["boolean"],
         "shuffle_buffer": [whole(0)],
         "init": [None, "array-like"],
     }
 
     def __init__(
         self,
-        n_components: int = 1,
+        n_components: float = 1,
         *,
         method: Literal["block", "oja", "oja-grid"] = "block",
         n_samples: int | None = None,
@@ -102,6 +107,7 @@ class StreamingPCA(StreamResults):
         eta: Any = None,
         growth_constant: float = 1.0,
         center: bool = False,
+        whiten: bool = False,
         shuffle_buffer: int = 0,
         init: Any = None,
         random_state: int | None = None,
@@ -159,6 +165,12 @@ class StreamingPCA(StreamResults):
             self._buffer = None
         if self.method == "oja-grid" and self.chosen_ < 0:
             self._warn("no rate grew enough, the gap is too small: the row of the largest norm is taken")
+        if isinstance(self.n_components, float):
+            held = float(self.explained_variance_ratio_.sum())
+            if held < self.n_components and self.n_components_ < self.n_features_in_:
+                self._warn(
+                    f"{self.n_components_} components hold {held:.3g}, n_components={self.n_components} asks more"
+                )
         if self.method == "block" and (drift := self._drift()) > DRIFT:
             warnings.warn(
                 f"StreamingPCA: blocks differ {drift:.3g}-fold in their Rayleigh quotients, so that the rows are "
@@ -169,6 +181,10 @@ class StreamingPCA(StreamResults):
 
     def _validate(self, X: Any, reset: bool) -> Any:
         X = validate_data(self, X, reset=reset, accept_sparse="csr", dtype=FLOATS)
+        if isinstance(self.n_components, float) and self.method != "block":
+            raise InputError(
+                f"n_components is {self.n_components}: method={self.method!r} needs a whole number"
+            )
         if self.n_components > X.shape[1]:
             raise InputError(f"n_components is {self.n_components}: at most the {X.shape[1]} features")
         if self.method == "oja-grid" and self.n_components > 1:
@@ -204,19 +220,20 @@ class StreamingPCA(StreamResults):
     def _begin(self, X: Any, n: int | None, random: Any) -> tuple[BlockState | OjaState, bool]:
         """The state before the first row, and whether X is the whole matrix."""
         d, (dtype, device), whole = X.shape[1], self._place(X.dtype), n == X.shape[0]
-        columns = min(self.n_components + self.oversample, d) if self.method == "block" else self.n_components
+        wanted = self._columns(d)
+        columns = min(wanted + self.oversample, d) if self.method == "block" else wanted
         if self.init is None:
             start = random.normal(size=(d, columns))
         else:
             start = check_array(self.init, ensure_2d=False, input_name="init")
             start = start.reshape(len(start), -1)
-            if start.shape[0] != d or not self.n_components <= start.shape[1] <= d:
+            if start.shape[0] != d or not wanted <= start.shape[1] <= d:
                 raise InputError(f"init has shape {start.shape}: it must be ({d}, l) with l ≥ n_components")
         Z = torch.as_tensor(start).to(device, dtype)
         if self.method != "block":
-            energy = float(streaming.row_squares(as_tensor(X)).double().sum()) / X.shape[0]
+            energy = float(row_squares(as_tensor(X)).double().sum()) / X.shape[0]
             rates = torch.as_tensor(self._rates(energy, n, d))
-            return streaming.start_oja(Z[:, : self.n_components], rates), whole
+            return streaming.start_oja(Z[:, :wanted], rates), whole
         state = streaming.start_blocks(Z if self.init is not None else torch.linalg.qr(Z).Q)
         if self.center and whole:
             mean = torch.as_tensor(np.asarray(X.mean(axis=0)).ravel()).to(device, dtype)

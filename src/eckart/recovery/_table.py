@@ -1,0 +1,107 @@
+"""Tables with outliers and missing entries as measurements of their low-rank part, and rows placed in its row space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from eckart.errors import InputError
+from eckart.linalg.completion import least_absolute
+from eckart.linalg.operators import EntryOperator
+from eckart.linalg.subgradient import weighted_quantile
+from eckart.recovery import _forms
+from eckart.recovery._base import FLOATS, to_numpy
+from eckart.recovery._ratings import Observations
+from eckart.recovery._sensing import SensingEstimator, is_operator
+
+SQUARE = 1e-6
+"""Residuals of a new row below this share of the table's typical entry count as squares, so that a fit has an end."""
+
+
+class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingEstimator):
+    """The side of `RobustLowRank` that reads tables (n, d): NaN, or what a sparse matrix does not store, is missing."""
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = False
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _read_table(
+        self, X: Any, sample_weight: Any, rectangular: str | None
+    ) -> tuple[EntryOperator, Tensor, Tensor | None]:
+        """The observed entries as measurements, their values and weights."""
+        data = self._observed(X, reset=True, sample_weight=sample_weight)
+        if rectangular and data.shape[0] != data.shape[1]:
+            raise InputError(f"X is a table of shape {data.shape}: {rectangular}")
+        dtype, device = self._place(data.values.dtype)
+        target = torch.as_tensor(data.values).to(device, dtype)
+        weights = None if data.weights is None else torch.as_tensor(data.weights).to(device, dtype)
+        return EntryOperator(data.rows, data.cols, data.shape).to(dtype, device), target, weights
+
+    def _observed(self, X: Any, reset: bool, sample_weight: Any = None) -> Observations:
+        if reset and (X is None or getattr(X, "ndim", 2) != 2 or is_operator(X)):
+            raise InputError("y is None: give y with measurements, or a table (n, d) alone")
+        X = validate_data(
+            self, X, reset=reset, accept_sparse="csr", dtype=FLOATS, ensure_all_finite="allow-nan"
+        )
+        return _forms.read(X, sample_weight=sample_weight, all_observed=True)[0]
+
+    def _lay_out(self, operator: EntryOperator, target: Tensor) -> None:
+        """`outlier_mask_` in the shape of the table, and `sparse_`."""
+        gross = self.outlier_mask_
+        rows, cols = (to_numpy(index)[gross] for index in (operator.rows, operator.cols))
+        rest = to_numpy(target - operator.forward(*(factor.to(target) for factor in self._factors())))
+        self.sparse_ = sp.csr_array((rest[gross], (rows, cols)), shape=operator.shape_in)
+        self.outlier_mask_ = np.zeros(operator.shape_in, bool)
+        self.outlier_mask_[rows, cols] = True
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.components_.shape[0]
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Coordinates of rows in the row space of the matrix, (rows, r′): argmin Σ_j |x_j − (z components_)_j|.
+
+        Args:
+            X: (rows, d), with outliers and missing entries.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: another width than that of the matrix.
+        """
+        check_is_fitted(self)
+        return self._coordinates(self._observed(X, reset=False))
+
+    def _coordinates(self, data: Observations) -> np.ndarray:
+        if data.shape[1] != self.components_.shape[1]:
+            raise InputError(f"X has {data.shape[1]} columns: the matrix has {self.components_.shape[1]}")
+        V = torch.as_tensor(self.components_.T.copy())
+        floor = (
+            SQUARE
+            * float(
+                np.sqrt(np.square(self.eigenvalues_).sum() / (len(self.factor_) * len(self.right_factor_)))
+            )
+            or 1.0
+        )
+        return to_numpy(least_absolute(data.compress(data.values, 0, None, V), V, floor))
+
+    def inverse_transform(self, Z: Any) -> np.ndarray:
+        """Z components_, (rows, d): the low-rank part of rows from their coordinates."""
+        check_is_fitted(self)
+        return np.asarray(Z) @ self.components_
+
+    def _score_table(self, X: Any, sample_weight: Any) -> float:
+        check_is_fitted(self)
+        data = self._observed(X, reset=False, sample_weight=sample_weight)
+        fitted = self.inverse_transform(self._coordinates(data))
+        residual = torch.as_tensor(np.abs(data.values - fitted[data.rows, data.cols]))
+        weights = None if data.weights is None else torch.as_tensor(data.weights).to(residual)
+        return -float(weighted_quantile(residual, 0.5, weights))
