@@ -66,6 +66,8 @@ def dct2(x: Tensor) -> Tensor:
     Args:
         x: (…, n), float32 or float64.
     """
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
     n = x.shape[-1]
     v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
     w = torch.fft.rfft(v).mul_(_twiddle(n, x, -1))
@@ -84,6 +86,8 @@ def dct3(y: Tensor) -> Tensor:
     Args:
         y: (…, n), float32 or float64.
     """
+    if y.numel() == 0:
+        return torch.empty_like(y, memory_format=torch.contiguous_format)
     n = y.shape[-1]
     half = n // 2 + 1
     real = y[..., :half] * math.sqrt(n / 2)

@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eckart.optim.dct_adamw import DCTAdamW
+    from eckart.optim.galore import GaLore
+    from eckart.optim.groups import hidden_groups
+    from eckart.optim.per_layer import PerLayer
     from eckart.optim.trion import Trion
 
-_FACE = {"DCTAdamW": "dct_adamw", "Trion": "trion"}
+_FACE = {
+    "DCTAdamW": "dct_adamw",
+    "GaLore": "galore",
+    "PerLayer": "per_layer",
+    "Trion": "trion",
+    "hidden_groups": "groups",
+}
 
-__all__ = ["METHODS", "DCTAdamW", "Trion"]
+__all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Trion", "hidden_groups"]
 
 METHODS: tuple[dict[str, str], ...] = (
     {
@@ -27,6 +36,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "all weights; two moments of r coordinates of each gradient",
         "saves": "the moments and r integers a layer; the basis follows from its size",
         "summary": "AdamW in the r vectors of a fixed cosine basis that hold most of each gradient.",
+    },
+    {
+        "slug": "galore",
+        "name": "GaLore",
+        "family": "optim",
+        "paper": "Zhao et al., 2024",
+        "arxiv": "2403.03507",
+        "knob": "rank",
+        "trains": "all weights; two moments of r coordinates of each gradient",
+        "saves": "the moments and a projector (min(out, in), r) a layer",
+        "summary": "AdamW in the leading singular vectors of each gradient, found anew every few hundred steps.",
     },
     {
         "slug": "trion",

@@ -46,7 +46,10 @@ def adam_direction(g: Tensor, m: Tensor, v: Tensor, adam: Adam) -> Tensor:
 
 def descend(p: Tensor, update: Tensor, lr: Tensor, decay: Tensor) -> None:
     """p ← decay · p − lr · update in place, rounded to p's type once."""
-    p.copy_(p.to(update.dtype) * decay - update * lr)
+    if p.dtype == update.dtype:
+        p.mul_(decay).sub_(update * lr)
+    else:
+        p.copy_(p.to(update.dtype).mul_(decay).sub_(update * lr))
 
 
 def adamw_update(

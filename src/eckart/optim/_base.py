@@ -35,15 +35,15 @@ class LowRankOptimizer(Optimizer):
 
     Args:
         params: parameters, or groups of them; ``{"params": …, "low_rank": False}`` leaves a group to AdamW.
-        options: the defaults of all groups.
-        compile: None compiles the updates of parameters on an accelerator.
+        arguments: the subclass's own, `locals()`: ``compile`` and the defaults of all groups.
 
     Raises:
         InputError: an option out of its range, a rank above a parameter's shorter side, a parameter given twice.
     """
 
-    def __init__(self, params: Params, options: dict[str, Any], compile: bool | None) -> None:
-        self.compile = compile
+    def __init__(self, params: Params, arguments: dict[str, Any]) -> None:
+        self.compile: bool | None = arguments["compile"]
+        options = {k: v for k, v in arguments.items() if k not in ("self", "params", "compile", "__class__")}
         super().__init__(params, {**options, "low_rank": True})
 
     def entries(self, group: dict[str, Any], p: Tensor) -> dict[str, Entry]:
@@ -121,9 +121,9 @@ class LowRankOptimizer(Optimizer):
                 part = Layout.of(p).parameter_part(self.update(group, p, state), p)
                 self.run(descend, p)(local(p), part, *rates)
             else:
-                moments = local(state["m"]), local(state["v"])
-                adam = Adam.at(group, int(state["step"]))
-                self.run(adamw_update, p)(local(p), local(p.grad), *moments, adam, *rates)
+                # torch.compile loses in-place changes of tensors without dimensions (2.13)
+                parts = (torch.atleast_1d(local(t)) for t in (p, p.grad, state["m"], state["v"]))
+                self.run(adamw_update, p)(*parts, Adam.at(group, int(state["step"])), *rates)
         return loss
 
     def rate(self, group: dict[str, Any], p: Tensor) -> Any:
@@ -174,7 +174,9 @@ class LowRankOptimizer(Optimizer):
     def _check_state(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
-            raise InputError("the state is of other parameter groups: group the same parameters in the same way")
+            raise InputError(
+                "the state is of other parameter groups: group the same parameters in the same way"
+            )
         for i, (theirs, ours) in enumerate(zip(groups, self.param_groups, strict=True)):
             for option in STRUCTURE:
                 if option in ours and theirs.get(option) != ours[option]:

@@ -70,7 +70,8 @@ class Layout:
         flat: Any = tensor.flatten(1)
         if self.mesh is not None:
             flat = flat.redistribute(placements=self.placements).to_local()
-        return flat.mT if self.left else flat
+        part: Tensor = flat.mT if self.left else flat
+        return part
 
     def zeros(
         self, shape: tuple[int, ...], dtype: torch.dtype, by_rows: bool, device: torch.device

@@ -47,8 +47,10 @@ def check_options(group: Mapping[str, Any]) -> None:
     for name, known in CHOICES.items():
         if name in group and group[name] not in known:
             raise InputError(f"{name}={group[name]!r}: choose one of {', '.join(map(str, known))}")
-    if group["basis"] == "random_qr" and group["transform"] == "fft":
-        raise InputError("transform='fft' with basis='random_qr': only the cosine bases have a fast transform")
+    if group.get("basis") == "random_qr" and group["transform"] == "fft":
+        raise InputError(
+            "transform='fft' with basis='random_qr': only the cosine bases have a fast transform"
+        )
     if group["rank_ratio"] == 0:
         raise InputError("rank_ratio=0: give a share above 0")
     if group["low_rank"] and (group["rank"] is None) == (group["rank_ratio"] is None):

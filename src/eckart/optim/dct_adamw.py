@@ -79,8 +79,7 @@ class DCTAdamW(LowRankOptimizer):
         max_shape: int = 32_000,
         compile: bool | None = None,
     ) -> None:
-        options = {k: v for k, v in locals().items() if k not in ("self", "params", "compile", "__class__")}
-        super().__init__(params, options, compile)
+        super().__init__(params, locals())
 
     def entries(self, group: dict[str, Any], p: Tensor) -> dict[str, Entry]:
         """Moments of r coordinates, their indices, and what error feedback keeps."""

@@ -76,8 +76,7 @@ class Trion(LowRankOptimizer):
         eps: float = 1e-10,
         compile: bool | None = None,
     ) -> None:
-        options = {k: v for k, v in locals().items() if k not in ("self", "params", "compile", "__class__")}
-        super().__init__(params, options, compile)
+        super().__init__(params, locals())
 
     def entries(self, group: dict[str, Any], p: Tensor) -> dict[str, Entry]:
         """The momentum and the indices."""
@@ -104,7 +103,8 @@ class Trion(LowRankOptimizer):
         b = scores[:, indices]
         self.run(forget, p)(momentum, b, indices, basis, 1 - group["momentum"])
         o = layout.scattered(self.run(newton_schulz, p)(layout.gathered(b), group["ns_steps"]))
-        return basis.back(o, indices) * _SCALES[group["scale"]](layout.rows, layout.columns)
+        scale: float = _SCALES[group["scale"]](layout.rows, layout.columns)
+        return basis.back(o, indices) * scale
 
 
 def forget(
