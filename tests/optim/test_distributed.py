@@ -74,9 +74,7 @@ def ddp(make: Any, rank: int, zero: bool) -> dict[str, Tensor]:
     if zero:
         example = make([torch.zeros(4, 4, requires_grad=True)])
         options = {k: v for k, v in example.defaults.items() if k != "low_rank"}
-        optimizer: Any = ZeroRedundancyOptimizer(
-            model.parameters(), optimizer_class=type(example), **options
-        )
+        optimizer: Any = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=type(example), **options)
     else:
         optimizer = make(model.parameters())
     train(model, optimizer, range(STEPS), rank)
@@ -163,7 +161,14 @@ def work(report: Path) -> None:
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What failed in either process, by optimiser and kind."""
     report = tmp_path_factory.mktemp("torchrun")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}", __file__, str(report)]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={WORLD}",
+        __file__,
+        str(report),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False

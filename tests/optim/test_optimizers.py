@@ -106,7 +106,9 @@ def test_state_comes_back_bit_by_bit_through_a_file_read_without_unpickling(
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for p, q in zip(model.parameters(), again.parameters(), strict=True):
         for name, tensor in optimizer.state.get(p, {}).items():
-            assert resumed.state[q][name].dtype == tensor.dtype and torch.equal(resumed.state[q][name], tensor)
+            assert resumed.state[q][name].dtype == tensor.dtype and torch.equal(
+                resumed.state[q][name], tensor
+            )
             assert resumed.state[q][name].data_ptr() != tensor.data_ptr()
     train(model, optimizer, range(3, 6))
     train(again, resumed, range(3, 6))
@@ -266,7 +268,9 @@ def test_hidden_groups_tell_matrices_from_tables_and_vectors() -> None:
         assert [len(g["params"]) for g in (hidden, tables, vectors)] == [7, 1 if tied else 2, 3]
         assert (hidden["weight_decay"], tables["weight_decay"], vectors["weight_decay"]) == (0.3, 0.3, 0.0)
         assert "low_rank" not in hidden and not tables["low_rank"] and not vectors["low_rank"]
-        assert len({id(p) for g in (hidden, tables, vectors) for p in g["params"]}) == len(list(model.parameters()))
+        assert len({id(p) for g in (hidden, tables, vectors) for p in g["params"]}) == len(
+            list(model.parameters())
+        )
         Trion([hidden, tables, vectors], rank=4)
     with pytest.raises(InputError, match="no hidden matrix"):
         hidden_groups(nn.Embedding(3, 2))
@@ -279,7 +283,10 @@ P = torch.zeros(6, 4, requires_grad=True)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 5}, r"rank=5: params\[0\] of shape \(6, 4\) holds at most 4; lower rank, or give rank_ratio"),
+        (
+            {"rank": 5},
+            r"rank=5: params\[0\] of shape \(6, 4\) holds at most 4; lower rank, or give rank_ratio",
+        ),
         ({"rank": 0}, "rank=0: give a whole number from 1 up"),
         ({"rank": 1.5}, "rank=1.5: give a whole number"),
         ({"rank": None}, "rank=None and rank_ratio=None: give one"),
@@ -321,7 +328,7 @@ def test_bad_options_of_one_optimizer_are_refused() -> None:
         DCTAdamW([P], rank=2, update_gap=0)
     with pytest.raises(InputError, match="scale='big': choose one of kj, none, kimi, dion"):
         Trion([P], rank=2, scale="big")
-    with pytest.raises(InputError, match="momentum=1.5: give a number from 0 to 1"):
+    with pytest.raises(InputError, match=r"momentum=1.5: give a number from 0 to 1"):
         Trion([P], rank=2, momentum=1.5)
     with pytest.raises(InputError, match="ns_steps=0: give a whole number"):
         Trion([P], rank=2, ns_steps=0)

@@ -122,7 +122,7 @@ class LowRankOptimizer(Optimizer):
                 self.run(descend, p)(local(p), part, *rates)
             else:
                 # torch.compile loses in-place changes of tensors without dimensions (2.13)
-                parts = (torch.atleast_1d(local(t)) for t in (p, p.grad, state["m"], state["v"]))
+                parts = (flat(local(t)) for t in (p, p.grad, state["m"], state["v"]))
                 self.run(adamw_update, p)(*parts, Adam.at(group, int(state["step"])), *rates)
         return loss
 
@@ -193,6 +193,11 @@ class LowRankOptimizer(Optimizer):
                             f"the state of parameter {key} has the shapes {shapes}, this optimizer's {wanted}: load "
                             "the state of the same model and options"
                         )
+
+
+def flat(t: Tensor) -> Tensor:
+    """A view with at least one dimension."""
+    return t.unsqueeze(0) if t.ndim == 0 else t
 
 
 def wide(p: Tensor) -> torch.dtype:

@@ -78,4 +78,5 @@ class GaLore(LowRankOptimizer):
         m, v = (local(state[name]).mT if layout.left else local(state[name]) for name in ("m", "v"))
         direction: Tensor = self.run(adam_direction, p)(g @ projector, m, v, Adam.at(group, step))
         scale: float = group["galore_scale"]
-        return (direction @ projector.mT) * scale
+        update: Tensor = (direction @ projector.mT) * scale
+        return update

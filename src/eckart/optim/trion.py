@@ -126,7 +126,7 @@ def newton_schulz(b: Float[Tensor, "m r"], steps: int) -> Float[Tensor, "m r"]:
         steps: five bring singular values of X from [0.003, 1] to [0.6, 1.3].
     """
     first, second, third = _QUINTIC
-    x = b.mT if b.shape[0] > b.shape[1] else b
+    x: Tensor = b.mT if b.shape[0] > b.shape[1] else b
     x = x / (torch.linalg.matrix_norm(x) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
