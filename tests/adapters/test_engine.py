@@ -323,7 +323,7 @@ def test_counts_leave_heads_out_and_name_adapters() -> None:
     assert trainable_parameters(model, "other") == 2 * one
     assert saved_bytes(model) == 4 * one
     assert saved_bytes(model, "other") == 8 * one
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="no active adapter"):
         trainable_parameters(seeded(MLP))
 
 

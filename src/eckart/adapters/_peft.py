@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +30,9 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from eckart.adapters._base import Adapter, AdapterConfig
+from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._checkpoint import MODEL_PREFIX, compare_shapes, differs, same_size, weight_check
+from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
 from eckart.adapters._peft_layer import PLAIN_LAYERS, EckartLayer
 from eckart.errors import InputError
@@ -63,6 +65,7 @@ class EckartTuner(BaseTuner):
             _maybe_include_all_linear_layers(config, model)
             targets = list(find_targets(model, config, state_dict))
             self._prepared = self._build(targets, config, adapter_name, low_cpu_mem_usage)
+            self._follow_forwards(model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _build(
@@ -74,6 +77,7 @@ class EckartTuner(BaseTuner):
             config.check(shape)
             shapes.append(shape)
             contexts.append((shape, op, frozen))
+        _check_pattern(config, shapes)
         pool = Pool(shapes)
         prepared = {}
         for shape, op, frozen in contexts:
@@ -92,6 +96,13 @@ class EckartTuner(BaseTuner):
                             parameter.to("meta"), parameter.requires_grad
                         )
         return prepared
+
+    def _follow_forwards(self, model: nn.Module) -> None:
+        """Let the shared modules of the adapter know when a forward pass of the model begins and ends."""
+        pool = next(adapter.layer.pool for adapter, *_ in self._prepared.values())
+        if pool.has_outputs:
+            model.register_forward_pre_hook(pool.enter)
+            model.register_forward_hook(pool.leave, always_call=True)
 
     def _describe(self, key: str, module: nn.Module) -> tuple[LayerShape, LayerOp, FrozenWeight]:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -117,7 +128,8 @@ class EckartTuner(BaseTuner):
         if type(base) not in PLAIN_LAYERS or type(base.weight) not in (nn.Parameter, Tensor):
             kwargs = {"get_apply_tensor_subclass": _requantiser(base), **get_quantization_kwargs(self.model)}
             backend = resolve_quantization_backend(base, **kwargs)
-        return shape, op, FrozenWeight(base, op, backend)
+        frozen = FrozenWeight(base, op, backend)
+        return replace(shape, frozen=frozen), op, frozen
 
     def _create_and_replace(
         self,
@@ -199,6 +211,15 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
     return adapter
 
 
+def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:
+    """Refuse a `rank_pattern` of which a part fits no layer."""
+    for pattern in config.rank_pattern or ():
+        if not any(find_pattern([pattern], shape.name) for shape in shapes):
+            raise InputError(
+                f"rank_pattern names {pattern!r}, which fits none of the layers that are adapted"
+            )
+
+
 def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> None:
     """Compare a checkpoint with the adapters of each layer and load what it holds into them, all before the model is
     touched: PEFT loads only afterwards.
@@ -207,6 +228,9 @@ def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> No
         InputError: other tensors than the adapters have, or numbers that they refuse.
     """
     stems = {name: f"{MODEL_PREFIX}{name}.eckart_adapters." for name in adapters}
+    for name, adapter in adapters.items():
+        if isinstance(adapter, LowRankAdapter) and f"{stems[name]}active" in checkpoint:
+            adapter.set_active(torch.ones(adapter.factor_rank, dtype=torch.bool))
     states = {name: adapter.state_dict() for name, adapter in adapters.items()}
     expected = {stems[name] + key: value for name, state in states.items() for key, value in state.items()}
     compare_shapes(checkpoint, expected)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapters._base import Adapter, AdapterConfig
+from eckart.adapters._base import Adapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import FrozenWeight, LayerOp, LayerShape
 from eckart.errors import InputError
 
@@ -20,11 +22,34 @@ PLAIN_LAYERS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding
 _WIDE = (torch.float32, torch.float64)
 
 
+class Seam(Protocol):
+    """What a rule puts between an adapter and its layer: it sees what the adapter gives and the gradient that comes
+    back. A gradient that it changes reaches the adapter's parameters alone; that of the layer's input stays exact."""
+
+    def branch(self, adapter: Adapter, output: Tensor) -> Tensor:
+        """On the factored route: the adapter's output, before its scaling."""
+
+    def delta(self, adapter: Adapter, delta: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """On the folded route: ΔW."""
+
+
+class Companion(Protocol):
+    """A change of the weight that acts beside an adapter while training, and is never saved, counted or merged."""
+
+    def delta_weight(self) -> Float[Tensor, "out in"]:
+        """What is added to the weight in this forward pass."""
+
+
 class EckartLayer(nn.Module, BaseTunerLayer):
-    """A frozen layer and its adapters: y = base(x) + Σ x ΔWᵀ, by the cheaper of two routes to the same numbers."""
+    """A frozen layer and its adapters: y = base(x) + Σ x ΔWᵀ, by the cheaper of two routes to the same numbers.
+
+    Attributes:
+        seams: by adapter, what stands between it and this layer.
+        companions: by adapter, what acts beside it while training.
+    """
 
     adapter_layer_names = ("eckart_adapters",)
-    other_param_names = ("scaling", "configs", "fold_gains")
+    other_param_names = ("scaling", "configs", "seams", "companions")
 
     def __init__(self, base_layer: nn.Module, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
         super().__init__()
@@ -34,10 +59,12 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.configs: dict[str, AdapterConfig] = {}
-        self.fold_gains: dict[str, tuple[int, int]] = {}
+        self.seams: dict[str, Seam] = {}
+        self.companions: dict[str, Companion] = {}
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True  # turned off by peft.helpers.disable_input_dtype_casting
         self.merged_adapters: list[str] = []
+        self._bias_before: nn.Parameter | None = None
         self._foldable = type(base_layer) in PLAIN_LAYERS and frozen.backend is None
 
     def add(self, name: str, adapter: Adapter, config: AdapterConfig) -> None:
@@ -45,17 +72,13 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters[name] = adapter
         self.scaling[name] = 1.0
         self.configs[name] = config
-        # Multiply–adds saved by folding, which are affine in the number of tokens: at none, and for each.
-        saved = [factored - folded for factored, folded in map(adapter.multiply_adds, (0, 1))]
-        self.fold_gains[name] = saved[0], saved[1] - saved[0]
         self._move_adapter_to_device_of_base_layer(name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        adapters = self.eckart_adapters
-        names = [name for name in self.active_adapters if name in adapters]
+        names = [name for name in self.active_adapters if name in self.eckart_adapters]
         if self._disable_adapters or self.merged_adapters or not names:
             return self.base_layer(x, *args, **kwargs)
         if not args and not kwargs and self._is_plain():
@@ -69,22 +92,12 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             result = self.frozen.backend.maybe_clone_base_result(result)
         scale = self._get_embed_scale() if self.op.kind == "embedding" else None
         for name in names:
-            adapter, branch = adapters[name], x
-            if x.is_floating_point():
-                p = self.configs[name].dropout
-                branch = nn.functional.dropout(x, p) if p and self.training else x
-                branch = self._cast_input_dtype(branch, adapter.dtype)
-            if scale is None:
-                result = adapter.add_to(result, branch, self.scaling[name])
-            else:
-                result = result + self.scaling[name] * scale.to(result.dtype) * adapter(branch)
+            result = self._add_branch(result, x, name, scale)
         return result.to(dtype)
 
     def _is_plain(self) -> bool:
         """Whether the base layer is nothing but its weight, its bias and its operation."""
-        base = self.base_layer
-        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__
-        return self._foldable and not hooked
+        return self._foldable and not _hooked(self.base_layer) and "forward" not in self.base_layer.__dict__
 
     def _folds(self, x: Tensor, names: list[str]) -> bool:
         """Whether one product with W₀ + ΔW is asked for or, when the route is free, cheaper without losing digits."""
@@ -93,26 +106,68 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             config = self.configs[name]
             if config.route == "factored" or (config.dropout and self.training):
                 return False
+            if _hooked(self.eckart_adapters[name]):
+                return False
             asked = asked or config.route == "folded"
         weight = self.base_layer.weight
         if asked or weight.dtype not in _WIDE or torch.is_autocast_enabled(weight.device.type):
             return asked
         tokens = x.numel() if self.op.kind == "embedding" else x.numel() // x.shape[self.op.channels]
-        return sum(self.fold_gains[name][0] + self.fold_gains[name][1] * tokens for name in names) > 0
+        costs = [self.eckart_adapters[name].multiply_adds(tokens) for name in names]
+        return sum(factored - folded for factored, folded in costs) > 0
 
     def _folded(self, x: Tensor, names: list[str]) -> Tensor:
-        adapters = [(self.eckart_adapters[name], self.scaling[name]) for name in names]
+        adapters = [self.eckart_adapters[name] for name in names]
 
         def product(x: Tensor) -> Tensor:
-            weight = self.frozen()
-            for adapter, scaling in adapters:
-                weight = adapter.fold(weight, scaling)
-            bias = getattr(self.base_layer, "bias", None)
+            weight, bias = self.frozen(), getattr(self.base_layer, "bias", None)
+            for name, adapter in zip(names, adapters, strict=True):
+                scaling, seam = self.scaling[name], self.seams.get(name)
+                if seam is None:
+                    weight = adapter.fold(weight, scaling)
+                else:
+                    delta = seam.delta(adapter, adapter.delta_weight())
+                    weight = torch.add(weight, delta.to(weight.dtype), alpha=scaling)
+                if (companion := self._companion(name)) is not None:
+                    weight = weight + companion.to(weight.dtype)
+                if (change := adapter.delta_bias()) is not None:
+                    bias = scaling * change if bias is None else torch.add(bias, change, alpha=scaling)
             return self.op.apply(x, weight.reshape(self.shape.weight), bias)
 
-        if torch.is_grad_enabled() and any(adapter.recompute for adapter, _ in adapters):
+        if torch.is_grad_enabled() and any(adapter.recompute for adapter in adapters):
             return checkpoint(product, x, use_reentrant=False, preserve_rng_state=False)
         return product(x)
+
+    def _add_branch(self, result: Tensor, x: Tensor, name: str, embed_scale: Tensor | None) -> Tensor:
+        """The result and one adapter's branch, by the factored route."""
+        adapter, scaling, seam, branch = (
+            self.eckart_adapters[name],
+            self.scaling[name],
+            self.seams.get(name),
+            x,
+        )
+        if x.is_floating_point():
+            p = self.configs[name].dropout
+            branch = nn.functional.dropout(x, p) if p and self.training else x
+            branch = self._cast_input_dtype(branch, adapter.dtype)
+        if seam is None and embed_scale is None and not _hooked(adapter):
+            result = adapter.add_to(result, branch, scaling)
+        else:
+            y = adapter(branch) if seam is None else _seamed(seam, adapter, branch)
+            result = torch.add(
+                result, y if embed_scale is None else embed_scale.to(y.dtype) * y, alpha=scaling
+            )
+        if (companion := self._companion(name)) is not None:
+            result = result + self.op.apply(branch, companion.reshape(self.shape.weight).to(branch.dtype))
+        if (bias := adapter.delta_bias()) is not None:
+            over = [1] * (len(self.shape.weight) - 2) if self.op.kind == "conv" else []
+            result = result + scaling * bias.to(result.dtype).view(-1, *over)
+        return result
+
+    def _companion(self, name: str) -> Tensor | None:
+        """What acts beside an adapter in this pass: only in training, and only where gradients are recorded."""
+        companion = self.companions.get(name)
+        return companion.delta_weight() if companion and self.training and torch.is_grad_enabled() else None
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW of one adapter, scaled, in the layout of the base layer's weight."""
@@ -157,8 +212,16 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 raise
             if self.frozen.original is None:
                 self.frozen.original = before
+                self._bias_before = getattr(base, "bias", None)
             self.frozen.module = self.get_base_layer()
+            if (change := self.eckart_adapters[name].delta_bias()) is not None:
+                self._add_to_bias(self.scaling[name] * change.detach())
             self.merged_adapters.append(name)
+
+    def _add_to_bias(self, change: Float[Tensor, " out"]) -> None:
+        base = self.get_base_layer()
+        bias = change.to(base.weight.dtype) if base.bias is None else base.bias + change.to(base.bias.dtype)
+        base.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
     def unmerge(self) -> None:
         """Put back the very bits the base weight had before the first merge."""
@@ -167,6 +230,8 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             return
         self._put_back(self.frozen.original)
         self.frozen.original = None
+        if self._bias_before is not getattr(self.get_base_layer(), "bias", None):
+            self.get_base_layer().bias = self._bias_before
         self.merged_adapters.clear()
 
     def _put_back(self, weight: Tensor) -> None:
@@ -209,3 +274,28 @@ class EckartLayer(nn.Module, BaseTunerLayer):
 
     def extra_repr(self) -> str:
         return f"{self.shape.kind}, out={self.shape.out_features}, in={self.shape.in_features}"
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the calls of a module, which must then be made."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
+
+
+def _seamed(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
+    """An adapter's output through a seam, with the exact gradient of its input."""
+    y = seam.branch(adapter, adapter(x.detach()))
+    if not x.requires_grad:
+        return y
+    if any(p.requires_grad for module in adapter.shared.values() for p in module.parameters()):
+        delta = adapter.delta_weight().detach().reshape(adapter.layer.shape.weight)
+        through = adapter.layer.op.apply(x, delta.to(x.dtype))
+    else:
+        constant = {name: parameter.detach() for name, parameter in adapter.named_parameters()}
+        through = torch.func.functional_call(adapter, constant, (x,))
+    return y + (through - through.detach())

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
+from peft import MissConfig as PeftMissConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
+from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._budget import target_shapes
+from eckart.adapters._checkpoint import MODEL_PREFIX
+from eckart.adapters._config import AdapterConfig
+from eckart.adapters._from_peft import our_key, peft_options
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -45,8 +50,8 @@ class BoneConfig(AdapterConfig):
     """Bone (MiSS): one zero-initialised block D, added to every r-wide slice of the weight's inputs.
 
     Args:
-        r: width of the block, at most ``min(out, in)``; must divide both for "bat" and "bat-row", and the outputs for
-            "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
+        r: width of the block, at most the inputs; must divide inputs and outputs for "bat" and "bat-row", and the
+            outputs for "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
         variant: "miss", "mini" (its block repeated along the outputs too), "shard_out" (the paper's first form), "bat"
             (full rank, one B for each block of outputs) or "bat-row" (one for each block of inputs).
         mini_r: columns of the block for "mini", a divisor of the outputs. None is the largest that is at most r.
@@ -62,6 +67,8 @@ class BoneConfig(AdapterConfig):
     mini_r: int | None = None
 
     default_r: ClassVar[int] = 64
+    monotone: ClassVar[bool] = False
+    peft_types: ClassVar[tuple[str, ...]] = ("MISS", "BONE")
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
 
     def __post_init__(self) -> None:
@@ -78,8 +85,8 @@ class BoneConfig(AdapterConfig):
         return self.variant.startswith("bat")
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None:
-            return super().rank(shape)
+        if (r := self.pattern(shape.name) or self.r) is not None:
+            return min(r, *(getattr(shape, side) for side in _DIVIDED.get(self.variant, _BOTH[1:])))
         largest = min(self.default_r, shape.max_rank)
         return next(r for r in range(largest, 0, -1) if self._suits(shape, r))
 
@@ -95,8 +102,8 @@ class BoneConfig(AdapterConfig):
                 )
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
-        largest = min(shape.max_rank for shape in shapes)
-        return [r for r in range(1, largest + 1) if all(self._suits(shape, r) for shape in shapes)]
+        values = range(1, max(shape.max_rank for shape in shapes) + 1)
+        return [r for r in values if all(self._suits(s, replace(self, r=r).rank(s)) for s in shapes)]
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(math.prod(self.block(shape)) for shape in shapes)
@@ -114,6 +121,35 @@ class BoneConfig(AdapterConfig):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         block = torch.zeros(self.block(layer.shape), dtype=dtype, device=weight.device)
         return kinds[self.variant](layer, block)
+
+    @classmethod
+    def read_peft(
+        cls, saved: dict[str, Any], tensors: dict[str, Tensor], base: nn.Module
+    ) -> tuple[BoneConfig, dict[str, Tensor]]:
+        """PEFT's MiSS, and Bone of its earlier versions. Rows of a block beyond the inputs of a layer have no part in
+        its output and are left out."""
+        old = "bone" if saved["peft_type"] == "BONE" else "miss"
+        options = peft_options(saved, PeftMissConfig, ("r", f"{old}_dropout", "mini_r", "init_weights"))
+        start = saved.get("init_weights", True)
+        config = cls(
+            r=saved["r"],
+            variant=start if isinstance(start, str) else "miss",
+            dropout=saved.get(f"{old}_dropout") or 0.0,
+            **({"mini_r": saved["mini_r"]} if start == "mini" else {}),
+            **options,
+        )
+        ranks = {shape.name: config.rank(shape) for shape in target_shapes(base, config)}
+        state = {}
+        for key, value in tensors.items():
+            layer, _, name = key.rpartition(".")
+            ours = name == f"{old}_block"
+            rows = (
+                ranks.get(layer.removeprefix(MODEL_PREFIX))
+                if ours and config.variant in ("miss", "mini")
+                else None
+            )
+            state[our_key(layer, "miss_block") if ours else key] = value[:rows]
+        return config, state
 
 
 class Bone(LowRankAdapter):
@@ -133,7 +169,7 @@ class Bone(LowRankAdapter):
         return self.miss_block
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
-        return self._repeat(self.output_block().t())
+        return self._repeat(self._active(self.output_block(), 0).t())
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.layer.op.kind != "linear":
@@ -182,7 +218,7 @@ class ShardOut(Bone):
         return self.miss_block, self._spread(torch.eye(self.factor_rank), 0).to(self.miss_block)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
-        return self._spread(self.miss_block, 0)
+        return self._spread(self._active(self.miss_block, 0), 0)
 
     def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
         return super().expand(h, b_t) if self.layer.op.kind == "conv" else self._spread(h, -1)

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -73,19 +74,19 @@ class FLoRATuckerConfig(AdapterConfig):
         """(r_in, r_out, r_k1, …) of a layer.
 
         Raises:
-            InputError: a rank above its dimension, or too few of them.
+            InputError: too few ranks.
         """
         out, inner, *kernel = shape.weight
         sizes = (inner, out) if self.freeze_spatial else (inner, out, *kernel)
         full = tuple(kernel) if self.freeze_spatial else ()
         if not isinstance(self.r, list | tuple):
             return (*(min(self.rank(shape), size) for size in sizes), *full)
-        if len(self.r) < len(sizes) or any(r > size for r, size in zip(self.r, sizes, strict=False)):
+        if len(self.r) < len(sizes):
             raise InputError(
                 f"r is {list(self.r)}, but layer {shape.name} has the dimensions {sizes} (in, out, kernel): give each "
-                "a rank that is no larger"
+                "a rank"
             )
-        return (*self.r[: len(sizes)], *full)
+        return (*(min(r, size) for r, size in zip(self.r, sizes, strict=False)), *full)
 
     def check(self, shape: LayerShape) -> None:
         """Its ranks."""

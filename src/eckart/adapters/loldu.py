@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import DiagonalAdapter, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
+from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import own
 from eckart.adapters._layers import LayerContext, LayerShape
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
@@ -45,7 +45,7 @@ class SALTConfig(AdapterConfig):
     Args:
         r: how many leading singular values are scaled and shifted, at most ``min(out, in)``.
         ratio: instead of r, that share of ``min(out, in)``, in (0, 1]; 0.1 when both are None.
-        r_lora: rank of X Y on the other values; 0 leaves it out. None is 8, lowered where fewer values are left.
+        r_lora: rank of X Y on the other values, at most as many as there are; 8 when None, 0 leaves it out.
         relu: clamp the core element by element at zero (the paper's). Without it ΔW has rank r + r_lora.
         init: "zero" starts at W₀ (Y = 0), "small_random" near it (X, Y ~ 0.01 N(0, 1), the authors' first code).
 
@@ -78,30 +78,16 @@ class SALTConfig(AdapterConfig):
             raise InputError(f"init is {self.init!r}: give 'zero' or 'small_random'")
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None:
+        if self.r is not None or self.pattern(shape.name) is not None:
             return super().rank(shape)
         return max(1, int(shape.max_rank * (0.1 if self.ratio is None else self.ratio)))
 
     def trailing_rank(self, shape: LayerShape) -> int:
-        """Columns of X for one layer.
-
-        Raises:
-            InputError: r_lora above the number of values that are left.
-        """
-        left = shape.max_rank - self.rank(shape)
-        if self.r_lora is None:
-            return min(8, left)
-        if self.r_lora > left > 0:
-            raise InputError(
-                f"r_lora is {self.r_lora}, above min(out, in) − r = {left} of layer {shape.name}: lower r_lora or r"
-            )
-        return self.r_lora
-
-    def check(self, shape: LayerShape) -> None:
-        self.trailing_rank(shape)
+        """Columns of X for one layer: at most as many as values are left."""
+        return min(8 if self.r_lora is None else self.r_lora, shape.max_rank - self.rank(shape))
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
-        return range(min(shape.max_rank - self.rank(shape) for shape in shapes) + 1)
+        return range(max(shape.max_rank - self.rank(shape) for shape in shapes) + 1)
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(2 * self.rank(s) + 2 * self.trailing_rank(s) * (s.max_rank - self.rank(s)) for s in shapes)
@@ -190,21 +176,3 @@ class SALT(LowRankAdapter):
 def _clamp(change: Tensor, start: Tensor) -> Tensor:
     """ReLU(start + change) − start without the rounding of that sum; NaN stays NaN."""
     return torch.where(change <= -start, -start, change)
-
-
-def regularization(model: nn.Module) -> Float[Tensor, ""]:
-    """The sum of `SALT.regularization` over the active adapters of a model, to be added to the loss times a factor.
-
-    Raises:
-        InputError: no active adapter has one.
-    """
-    terms = [
-        adapter.regularization()
-        for layer in model.modules()
-        if isinstance(layer, EckartLayer)
-        for name, adapter in layer.eckart_adapters.items()
-        if name in layer.active_adapters and isinstance(adapter, SALT)
-    ]
-    if not terms:
-        raise InputError("this model has no active SALT adapter, the method that has a regularization term")
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -1,0 +1,202 @@
+"""Any adapter as a plain PEFT LoRA checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
+from eckart.adapters._config import AdapterConfig
+from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._walk import walk
+from eckart.errors import InputError
+from eckart.files import atomic_directory, check_output
+from eckart.linalg.spectrum import svd_within
+
+EXACT = 1e-6
+"""Relative Frobenius error up to which an export counts as exact (for 16-bit adapters: their rounding)."""
+
+
+@dataclass(frozen=True)
+class LayerExport:
+    """One layer of an export: its numerical rank, the rank written and ‖ΔW − B A‖_F / ‖ΔW‖_F of what was written."""
+
+    name: str
+    kind: str
+    rank: int
+    r: int
+    error: float
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_lora` wrote. ``exact`` says whether every layer's error is within rounding."""
+
+    path: str
+    method: str
+    r: int
+    exact: bool
+    error: float
+    layers: list[LayerExport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def export_lora(
+    model: PeftModel,
+    path: str | Path,
+    r: int | None = None,
+    *,
+    adapter_name: str = "default",
+    overwrite: bool = False,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> ExportReport:
+    """Write an adapter as a PEFT LoRA checkpoint, ΔW ≈ B A by truncated SVD, which PEFT loads without this library.
+
+    Linear and Conv1D layers become ``lora_A (r, in)``, ``lora_B (out, r)``; convolutions ``(r, in, *kernel)`` and
+    ``(out, r/groups, 1, …)``; embeddings ``lora_embedding_A (r, num)``, ``lora_embedding_B (dim, r)``. The scaling
+    is in the factors: ``lora_alpha`` equals ``r``. Modules trained in full are copied.
+
+    Args:
+        model: the model with the adapter; unchanged.
+        path: the directory to write.
+        r: the rank of every layer. None takes for each layer the smallest that is exact (to `EXACT`), written as
+            ``rank_pattern`` where layers differ.
+        adapter_name: which adapter.
+        overwrite: replace what is at ``path``.
+        on_layer: called after every layer with how many are done and how many there are.
+
+    Raises:
+        InputError: no such adapter, one that is not of this library, a rank below 1, above what any layer can have or
+            not divisible by the groups of a convolution, NaN or Inf in an adapter, or a directory that is not empty.
+    """
+    if r is not None and r < 1:
+        raise InputError(f"r is {r}: give a rank of at least 1")
+    check_output(path, overwrite=overwrite, name="path")
+    layers = _adapted_layers(model, adapter_name)
+    highest = max(layer.shape.max_rank * layer.op.groups for layer in layers.values())
+    if r is not None and r > highest:
+        raise InputError(f"r is {r}, above {highest}, the highest rank an adapted layer can have: lower r")
+    state, reports, ranks = _saved_modules(model, adapter_name), [], {}
+    for done, (name, layer) in enumerate(layers.items(), start=1):
+        factors, report = _factorise(name, layer, adapter_name, r)
+        state.update(factors)
+        reports.append(report)
+        ranks[name] = report.r
+        if on_layer is not None:
+            on_layer(done, len(layers))
+    config = _lora_config(model, adapter_name, ranks)
+    with atomic_directory(path, overwrite=overwrite) as folder:
+        save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        base = type(model.get_base_model())
+        mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
+    return ExportReport(
+        path=str(path),
+        method=model.peft_config[adapter_name].slug,
+        r=config.r,
+        exact=all(report.r >= report.rank for report in reports),
+        error=max(report.error for report in reports),
+        layers=reports,
+    )
+
+
+def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLayer]:
+    if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
+        there = (
+            ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none, it is not a PeftModel"
+        )
+        raise InputError(f"adapter {adapter_name!r} is not in this model; adapters there are: {there}")
+    if not isinstance(model.peft_config[adapter_name], AdapterConfig):
+        kind = model.peft_config[adapter_name].peft_type
+        raise InputError(
+            f"adapter {adapter_name!r} is PEFT's own {kind}: load it with eckart.adapters.from_peft first"
+        )
+    return {name: layer for name, layer, _, _ in walk(model, adapter_name)}
+
+
+@torch.no_grad()
+def _factorise(
+    name: str, layer: EckartLayer, adapter_name: str, r: int | None
+) -> tuple[dict[str, Tensor], LayerExport]:
+    delta = layer.get_delta_weight(adapter_name)
+    if not torch.isfinite(delta).all():
+        raise InputError(f"the adapter of layer {name} holds NaN or Inf: it cannot be exported")
+    groups, (out, inner, *kernel) = layer.op.groups, layer.shape.weight
+    if r is not None and r % groups:
+        raise InputError(
+            f"r is {r}, not divisible by the {groups} groups of layer {name}: PEFT's LoRA needs that"
+        )
+    matrix = layer.op.to_matrix(delta)
+    tolerance = max(EXACT, torch.finfo(delta.dtype).eps) if delta.dtype.itemsize < 4 else EXACT
+    blocks = [svd_within(block, tolerance) for block in matrix.chunk(groups)]
+    rank = max(svd.S.numel() for svd in blocks)
+    width = max(rank, 1) if r is None else r // groups
+    lora_a = matrix.new_zeros(groups, width, groups, matrix.shape[1])
+    lora_b = matrix.new_zeros(groups, out // groups, width)
+    for index, (u, s, vh) in enumerate(blocks):
+        kept = min(width, s.numel())
+        lora_a[index, :kept, index] = (s[:kept].sqrt().unsqueeze(1) * vh[:kept]).to(matrix.dtype)
+        lora_b[index, :, :kept] = (u[:, :kept] * s[:kept].sqrt()).to(matrix.dtype)
+    written = torch.cat([lora_b[i].double() @ lora_a[i, :, i].double() for i in range(groups)])
+    norm = torch.linalg.matrix_norm(matrix.double())
+    error = (torch.linalg.matrix_norm(matrix.double() - written) / norm).item() if norm else 0.0
+    lora_b = lora_b.reshape(out, width)
+    if layer.op.kind == "conv":
+        lora_a = lora_a.reshape(groups * width, groups * inner, *kernel)
+        lora_b = lora_b.reshape(out, width, *(1 for _ in kernel))
+    else:
+        lora_a = lora_a.reshape(width, -1)
+    infix, suffix = ("lora_embedding", "") if layer.op.kind == "embedding" else ("lora", ".weight")
+    factors = {
+        f"{MODEL_PREFIX}{name}.{infix}_{letter}{suffix}": factor.contiguous().cpu()
+        for letter, factor in (("A", lora_a), ("B", lora_b))
+    }
+    return factors, LayerExport(name, layer.op.kind, groups * rank, groups * width, error)
+
+
+def _saved_modules(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
+    """The tensors of modules trained in full, such as a classification head, under their checkpoint names."""
+    return {
+        f"{name}.{key}": value.detach().contiguous().cpu()
+        for name, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for key, value in module.adapter_state_dict(adapter_name, module.state_dict()).items()
+    }
+
+
+def _lora_config(model: PeftModel, adapter_name: str, ranks: dict[str, int]) -> LoraConfig:
+    ours = model.peft_config[adapter_name]
+    most = max(ranks.values())
+    # PEFT takes the first pattern that fits the end of a layer's name: longer names go first.
+    pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != most}
+    layers = {name: module.get_base_layer() for name, module in _adapted_layers(model, adapter_name).items()}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=most,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=sorted(ranks),
+        modules_to_save=ours.modules_to_save,
+        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
+        task_type=ours.task_type,
+        base_model_name_or_path=ours.base_model_name_or_path,
+        revision=ours.revision,
+        inference_mode=True,
+    )
+    inner = [name for name, _ in model.get_base_model().named_modules() if ".base_layer" not in name]
+    strangers = [name for name in inner if name not in ranks and check_target_module_exists(config, name)]
+    config.exclude_modules = sorted(strangers) or None
+    return config

@@ -1,0 +1,96 @@
+"""Merging: the weights of a model with those of an adapter, from files to files."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from eckart.adapters._loading import base_model, load_adapted, local_directory, read_adapter_config
+from eckart.errors import InputError, first_line
+from eckart.files import atomic_directory, check_output
+
+PREPROCESSING = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge_checkpoint` wrote."""
+
+    path: str
+    model: str
+    adapter: str
+    layers: int
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def merge_checkpoint(
+    model: str | Path | None, adapter: str | Path, output: str | Path, *, overwrite: bool = False
+) -> MergeReport:
+    """Save the model with W + ΔW for its weights, in the base's own dtype, with the files of its tokenizer.
+
+    Tied embeddings of which only one side was adapted are untied first, so that the outputs stay those of the adapter.
+
+    Args:
+        model: directory or hub name of the base model; what the adapter's configuration names when None.
+        adapter: directory or hub name of the adapter.
+        output: the directory to write.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: as `load_adapted`; a merged weight that is not finite; a directory that is not empty.
+    """
+    check_output(output, overwrite=overwrite)
+    _, config = read_adapter_config(adapter)
+    model = base_model(model, adapter, config)
+    adapted = load_adapted(model, adapter)
+    layers = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
+    untie(adapted.get_base_model())
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise InputError(f"adapter {adapter} cannot be merged into {model}: {first_line(error)}") from None
+    with atomic_directory(output, overwrite=overwrite) as folder:
+        merged.save_pretrained(folder)
+        copy_preprocessing(model, folder)
+    return MergeReport(
+        str(output), str(model), str(adapter), layers, str(merged.dtype).removeprefix("torch.")
+    )
+
+
+def copy_preprocessing(model: str | Path, folder: Path) -> None:
+    """Copy the files of a model's tokenizer or image processor, whichever there are."""
+    source = local_directory(model, PREPROCESSING)
+    for file in {file for pattern in PREPROCESSING for file in source.glob(pattern) if file.is_file()}:
+        shutil.copy(file, folder)
+
+
+def untie(model: nn.Module) -> None:
+    """Give the output embedding a weight of its own where it shares one with the input and only one is adapted."""
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    if last is None or isinstance(first, BaseTunerLayer) == isinstance(last, BaseTunerLayer):
+        return
+    if first.weight is last.weight:
+        layer = last.get_base_layer() if isinstance(last, BaseTunerLayer) else last
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
