@@ -53,7 +53,10 @@ class Basis:
         """a Q[:, I]ᵀ; with the FFT by the inverse transform, so that nothing (n, n) is formed."""
         if self.matrix is not None:
             return a @ self.matrix[:, indices].mT
-        spread = a.new_zeros(a.shape[0], self.n).index_copy_(1, indices, a)
+        if a.stride(0) == 1:  # whole rows are copied, in memory as they are
+            spread = a.new_zeros(self.n, a.shape[0]).index_copy_(0, indices, a.mT).mT
+        else:
+            spread = a.new_zeros(a.shape[0], self.n).index_copy_(1, indices, a)
         restored: Tensor = (dct3 if self.kind == "dct2" else dct2)(spread)
         return restored
 

@@ -116,6 +116,8 @@ class DCTAdamW(LowRankOptimizer):
         else:
             indices, coordinates, moved = previous, basis.project(a, previous), False
         m, v = (local(state[name]).mT if layout.left else local(state[name]) for name in ("m", "v"))
+        if layout.left:  # in memory as the moments are
+            coordinates = coordinates.mT.contiguous().mT
         if moved:
             self.run(move, p)(m, previous, indices)
             self.run(move, p)(v, previous, indices)
@@ -154,8 +156,7 @@ def move(moment: Float[Tensor, "m r"], previous: Int[Tensor, " r"], indices: Int
         indices: rising.
     """
     place = torch.searchsorted(previous, indices).clamp(max=len(previous) - 1)
-    kept = previous[place] == indices
-    moment.copy_(torch.where(kept, moment[:, place], 0))
+    moment.copy_(torch.where(previous[place] == indices, moment.index_select(1, place), 0))
 
 
 def projected_update(
