@@ -48,7 +48,9 @@ def test_the_factors_are_the_best_approximation_and_the_columns_what_it_misses(s
     wanted = residual.norm(dim=0).topk(count).indices.sort().values
     assert layer.selected_columns.tolist() == wanted.tolist()
     assert wanted.tolist() != weight.norm(dim=0).topk(count).indices.sort().values.tolist()
-    assert torch.equal(layer.sparse_values, weight[:, wanted]) and torch.equal(layer.bias, linear_of(*size).bias)
+    assert torch.equal(layer.sparse_values, weight[:, wanted]) and torch.equal(
+        layer.bias, linear_of(*size).bias
+    )
 
 
 def test_other_ways_to_choose_columns() -> None:
@@ -147,12 +149,16 @@ def test_fine_tuning_form() -> None:
     assert not torch.allclose(start.weight, linear.weight)
 
 
-@pytest.mark.parametrize(("width", "sparsity", "count"), [(8, 0.3, 2), (8, 0.05, 1), (40, 0.05, 2), (8, 0.125, 1)])
+@pytest.mark.parametrize(
+    ("width", "sparsity", "count"), [(8, 0.3, 2), (8, 0.05, 1), (40, 0.05, 2), (8, 0.125, 1)]
+)
 def test_counts(width: int, sparsity: float, count: int) -> None:
     layer = layer_of((12, width), sparsity=sparsity)
     assert layer.selected_columns.numel() == count
     trained = sum(p.numel() for p in layer.parameters())
-    assert LOSTLinear.count(width, 12, r=3, sparsity=sparsity) == 3 * (width + 12) + 12 * count == trained - 12
+    assert (
+        LOSTLinear.count(width, 12, r=3, sparsity=sparsity) == 3 * (width + 12) + 12 * count == trained - 12
+    )
 
 
 @pytest.mark.parametrize("activation", ["silu", "identity"])
@@ -196,7 +202,10 @@ def test_half_precision_autocast_and_compiling() -> None:
         ({"init": "zero"}, "init='zero': choose one of svd, cola"),
         ({"sparse_svd_rank": 0}, "sparse_svd_rank=0: give a whole number"),
         ({"zero_start": True}, "zero_start=True without finetune=True"),
-        ({"zero_start": True, "finetune": True, "activation": "silu"}, "zero_start=True with activation='silu'"),
+        (
+            {"zero_start": True, "finetune": True, "activation": "silu"},
+            "zero_start=True with activation='silu'",
+        ),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -46,7 +46,9 @@ def test_output_and_gradients_are_those_of_the_dense_weight(
     scale = float(torch.ones(()).tanh()) if train_scaling else 2.0
     weight = by_hand(layer, scale)
     x = numbers(2, 5, size[1])
-    torch.testing.assert_close(layer(x), x @ weight.mT + layer.bias, rtol=0, atol=1e-6 if train_scaling else 1e-12)
+    torch.testing.assert_close(
+        layer(x), x @ weight.mT + layer.bias, rtol=0, atol=1e-6 if train_scaling else 1e-12
+    )
     torch.testing.assert_close(layer.dense_weight(), weight, rtol=0, atol=1e-6 if train_scaling else 1e-12)
     inputs = [x[0].clone().requires_grad_(), *layer.parameters()]
     names = [n for n, _ in layer.named_parameters()]
@@ -227,7 +229,10 @@ def test_a_mask_is_the_support_and_is_saved() -> None:
         ({"sparsity": 0.0}, r"sparsity=0\.0: give a share above 0 and below 1"),
         ({"sparsity": 1.0}, r"sparsity=1\.0: give a share above 0 and below 1"),
         ({"sparsity": float("nan")}, "sparsity=nan: give a share"),
-        ({"sparsity": 0.01}, r"sparsity=0\.01: a layer of shape \(12, 8\) keeps no entry; give at least 0\.0104"),
+        (
+            {"sparsity": 0.01},
+            r"sparsity=0\.01: a layer of shape \(12, 8\) keeps no entry; give at least 0\.0104",
+        ),
         ({"lora_alpha": 0.0}, r"lora_alpha=0\.0: give a positive number"),
         ({"support": "rows"}, "support='rows': choose one of random, row_balanced, explicit"),
         ({"route": "fast"}, "route='fast': choose one of auto, dense, factored"),

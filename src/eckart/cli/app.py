@@ -13,6 +13,7 @@ import typer
 from eckart import __version__
 from eckart.cli.console import fail, progress, quiet, show, show_json, table
 from eckart.cli.options import Config, Debug, Json, Overwrite, layers, limits, options, rates, targets
+from eckart.cli.pretrain import pretrain
 from eckart.cli.recover import recover
 from eckart.errors import InputError
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recover)
+app.command()(pretrain)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -79,6 +79,4 @@ def _bands(shingles: frozenset[bytes]) -> list[tuple[int, bytes]]:
         min((number * (2 * i + 3) + (i + 1) * 0x9E3779B97F4A7C15) % prime for number in numbers)
         for i in range(BANDS * ROWS)
     ]
-    return [
-        (band, repr(signature[band * ROWS : (band + 1) * ROWS]).encode()) for band in range(BANDS)
-    ]
+    return [(band, repr(signature[band * ROWS : (band + 1) * ROWS]).encode()) for band in range(BANDS)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -112,19 +112,14 @@ def targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dic
     Raises:
         InputError: none, or one that cannot be replaced: another kind of layer, or a weight that is shared.
     """
-    pattern = HIDDEN if target_modules is None else target_modules
-    ends = None if isinstance(pattern, str) else tuple(pattern)
+    matches = _matcher(target_modules)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found = {}
     for name, module in model.named_modules():
-        if ends is None:
-            matches = re.fullmatch(str(pattern), name) is not None
-        else:
-            matches = any(name == end or name.endswith(f".{end}") for end in ends)
-        if not matches or (target_modules is None and type(module) is not nn.Linear):
+        if not matches(name):
             continue
         if type(module) is not nn.Linear:
-            if any(True for _ in module.children()):
+            if isinstance(target_modules, str | None) or any(True for _ in module.children()):
                 continue
             raise InputError(f"{name} is a {type(module).__name__}: only nn.Linear layers can be replaced")
         if uses[id(module.weight)] > 1:
@@ -136,6 +131,17 @@ def targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dic
             f"target_modules={target_modules!r} matches no linear layer: the model has {', '.join(some) or 'none'}"
         )
     return found
+
+
+def _matcher(target_modules: str | Sequence[str] | None) -> Callable[[str], bool]:
+    if not isinstance(target_modules, str | None):
+        ends = tuple(target_modules)
+        return lambda name: any(name == end or name.endswith(f".{end}") for end in ends)
+    try:
+        pattern = re.compile(HIDDEN if target_modules is None else target_modules)
+    except re.error as error:
+        raise InputError(f"target_modules={target_modules!r}: no regular expression ({error})") from None
+    return lambda name: pattern.fullmatch(name) is not None
 
 
 def install(model: nn.Module, name: str, layer: nn.Module) -> None:

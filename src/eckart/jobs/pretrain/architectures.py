@@ -27,7 +27,9 @@ def check_arch(arch: str) -> None:
         InputError: neither.
     """
     if arch not in LLAMA and not Path(arch).is_file():
-        raise InputError(f"--arch {arch}: choose one of {', '.join(LLAMA)}, or give the path of a config.json")
+        raise InputError(
+            f"--arch {arch}: choose one of {', '.join(LLAMA)}, or give the path of a config.json"
+        )
 
 
 def config_of(arch: str, vocabulary: int, length: int, end: int) -> Any:

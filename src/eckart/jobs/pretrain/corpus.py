@@ -80,7 +80,9 @@ def _read(path: Path, column: str) -> Iterator[tuple[str, str | list[int]]]:
     if path.suffix == ".parquet":
         file = require("pyarrow.parquet", extra="compare").ParquetFile(path)
         if column not in file.schema_arrow.names:
-            raise InputError(f"--column {column}: {path} has the columns {', '.join(file.schema_arrow.names)}")
+            raise InputError(
+                f"--column {column}: {path} has the columns {', '.join(file.schema_arrow.names)}"
+            )
         row = 0
         for batch in file.iter_batches(batch_size=1024, columns=[column]):
             for value in batch.column(0).to_pylist():
@@ -234,7 +236,11 @@ class _Writer:
         data = torch.tensor(ids, dtype=torch.int32).numpy().tobytes()
         self.file.write(data)
         self.digest.update(data)
-        self.documents, self.tokens, self.bytes = self.documents + 1, self.tokens + len(ids), self.bytes + size
+        self.documents, self.tokens, self.bytes = (
+            self.documents + 1,
+            self.tokens + len(ids),
+            self.bytes + size,
+        )
 
     def finish(self) -> Stored:
         self.file.flush()

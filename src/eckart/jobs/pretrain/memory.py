@@ -136,7 +136,10 @@ def kept_bytes(model: nn.Module, forward: Callable[[], None]) -> int:
 
     def pack(t: Tensor) -> Tensor:
         if (key := _storage(t)) not in own and not isinstance(t, nn.Parameter):
-            kept[key] = (t, t.untyped_storage().nbytes())  # the tensor is held, so that its storage is not used again
+            kept[key] = (
+                t,
+                t.untyped_storage().nbytes(),
+            )  # the tensor is held, so that its storage is not used again
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -99,7 +99,9 @@ def check_same(given: Mapping[str, Any], directory: Path) -> None:
     try:
         there = json.loads((directory / ABOUT).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise InputError(f"--resume: {directory} holds no run to go on with; start one without --resume") from None
+        raise InputError(
+            f"--resume: {directory} holds no run to go on with; start one without --resume"
+        ) from None
     here = json.loads(json.dumps(_identity(given)))
     for name, value in here.items():
         if there.get(name) != value:

@@ -148,7 +148,9 @@ def _check(given: Mapping[str, Any]) -> None:
             f"--per-layer with --clip {given['clip']:g}: the norm of all gradients is never known; pass --clip 0"
         )
     if given["per_layer"] and _world() > 1:
-        raise InputError("--per-layer in several processes: a step would come before the gradients are averaged")
+        raise InputError(
+            "--per-layer in several processes: a step would come before the gradients are averaged"
+        )
 
 
 def _world() -> int:
@@ -243,7 +245,11 @@ def _write(
     with atomic_write(directory / METRICS) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     with atomic_write(directory / CONFIG) as temporary:
-        told = {name.replace("_", "-"): value for name, value in given.items() if value not in (None, {}, False)}
+        told = {
+            name.replace("_", "-"): value for name, value in given.items() if value not in (None, {}, False)
+        }
         told["option"] = told.pop("options", None)
         told["optimizer-option"] = told.pop("optimizer-options", None)
-        temporary.write_text(yaml.safe_dump({k: v for k, v in told.items() if v is not None}, sort_keys=False))
+        temporary.write_text(
+            yaml.safe_dump({k: v for k, v in told.items() if v is not None}, sort_keys=False)
+        )

@@ -41,7 +41,9 @@ def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Mo
     if method != FULL and method not in STRUCTURED:
         raise InputError(f"--method {method}: choose one of {', '.join((FULL, *sorted(STRUCTURED)))}")
     if method == FULL and options:
-        raise InputError(f"--option {next(iter(options))}: the full model has no options; choose another --method")
+        raise InputError(
+            f"--option {next(iter(options))}: the full model has no options; choose another --method"
+        )
     set_seed(seed)
     model: nn.Module = AutoModelForCausalLM.from_config(config)
     return model if method == FULL else convert(model, method, seed=seed, **options)
@@ -149,7 +151,9 @@ class Pace(TrainerCallback):
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Look at the loss."""
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
