@@ -15,14 +15,16 @@ from eckart.errors import InputError
 if TYPE_CHECKING:
     from eckart.adapters import adapt
     from eckart.catalog import MethodInfo, methods
+    from eckart.layers import convert
 
 _FACE = {
     "MethodInfo": "eckart.catalog",
     "adapt": "eckart.adapters",
     "compare": "eckart.jobs.compare.comparison",
+    "convert": "eckart.layers",
     "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
+_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "optim", "recovery", "tasks")
 
 try:
     __version__ = version("eckart")
@@ -36,12 +38,14 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
+    "convert",
     "data",
     "jobs",
     "layers",
     "linalg",
     "methods",
     "metrics",
+    "optim",
     "recovery",
     "tasks",
 ]

@@ -61,8 +61,8 @@ def predicted(
 
     Args:
         model: of transformers, on the meta device or not; a copy of it that holds nothing is run.
-        optimizer: ``"adamw"``, ``"adamw-8bit"``, or an optimiser over a model of these shapes: what is not ours is taken
-            for AdamW, in 8 bits where its name says so.
+        optimizer: ``"adamw"``, ``"adamw-8bit"``, or an optimiser over a model of these shapes: what is not ours
+            is taken for AdamW, in 8 bits where its name says so.
         batch: sequences of one forward pass.
         length: tokens of a sequence.
         per_layer: gradients are freed one by one.
