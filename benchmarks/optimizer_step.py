@@ -2,7 +2,8 @@
 
     python benchmarks/optimizer_step.py [--shapes 768x768,3072x768,768x3072] [--ranks 16,32,64,128] [--seconds 6]
 
-Each arm updates one matrix with one gradient, the arms of a shape taking turns within one process; medians. GaLore with
+Each arm updates one matrix with one gradient, the arms of a shape taking turns within one process; medians of the time
+of one thread. GaLore with
 a new subspace at every step is the projection by singular value decomposition. State bytes are counted in what the
 optimiser holds after a step, beside the formula of docs/optim/dct-lowrank.md.
 """
@@ -10,6 +11,7 @@ optimiser holds after a step, beside the formula of docs/optim/dct-lowrank.md.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -61,7 +63,7 @@ def measure(rows: int, columns: int, ranks: list[int], seconds: float) -> list[d
         p.grad = gradient.clone()
         arms[name, r] = make([p])
         steps[f"{name}/{r}"] = arms[name, r].step
-    times = interleave(steps, seconds)
+    times = interleave(steps, seconds, clock=time.thread_time)
     decomposed = max(times[f"GaLore, every step/{r}"] for r in ranks)
     found = []
     for (name, r), optimizer in arms.items():
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="16,32,64,128")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each shape, at least five rounds")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     ranks = [int(r) for r in options.ranks.split(",")]
     found: list[dict[str, Any]] = []
     for shape in options.shapes.split(","):

@@ -53,7 +53,7 @@ def pretrain(
     optimizer: Annotated[
         str,
         typer.Option(
-            help="adamw, adamw-8bit, adamw-4bit, dct-adamw, trion, galore, or a name of transformers' optim."
+            help="adamw, adamw-8bit, adamw-4bit, dct-adamw, trion, galore, spectron, or a name of transformers' optim."
         ),
     ] = "adamw",
     optimizer_option: OptimizerOptions = None,

@@ -181,18 +181,20 @@ class SLTrainLinear(StructuredLinear):
         if self.sparse_index.device.type == "meta" or int(self.support_seed) != self.options["seed"]:
             self.restore()
 
-    def scale(self) -> Tensor | float:
-        """s."""
+    def scaled_factor(self) -> tuple[Float[Tensor, "r in"], float]:
+        """A and s; where s is trained, s A and 1."""
         if self.scaling is not None:
-            return self.scaling.tanh()
-        return float(self.options["lora_alpha"] / self.options["r"])
+            return self.scaling.tanh() * self.lora_A, 1.0
+        return self.lora_A, float(self.options["lora_alpha"] / self.options["r"])
 
     def branch(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        x, a, b, values = cast_for(x, self.scale() * self.lora_A, self.lora_B, self.sparse_value)
+        factor, scale = self.scaled_factor()
+        x, a, b, values = cast_for(x, factor, self.lora_B, self.sparse_value)
         flat = x.reshape(-1, self.in_features)
+        dense = self._dense(len(flat), x.device.type)
         with torch.autocast(x.device.type, enabled=False):
             y: Tensor = LowRankSparseLinear.apply(  # type: ignore[no-untyped-call]
-                flat, a, b, values, self.sparse_index, self._dense(len(flat), x.device.type)
+                flat, a, b, values, self.sparse_index, scale, dense
             )
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -207,8 +209,9 @@ class SLTrainLinear(StructuredLinear):
 
     def structured_weight(self) -> Float[Tensor, "out in"]:
         wide = torch.promote_types(self.lora_A.dtype, torch.float32)
-        factors = (self.scale() * self.lora_A.to(wide), self.lora_B.to(wide), self.sparse_value.to(wide))
-        return low_rank_plus_sparse(*factors, self.sparse_index)
+        factor, scale = self.scaled_factor()
+        parts = (factor.to(wide), self.lora_B.to(wide), self.sparse_value.to(wide))
+        return low_rank_plus_sparse(*parts, self.sparse_index, scale)
 
 
 def entries(in_features: int, out_features: int, sparsity: float) -> int:

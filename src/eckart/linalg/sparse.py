@@ -128,16 +128,20 @@ def _(g: Tensor, x: Tensor, support: Tensor) -> Tensor:
 
 
 def low_rank_plus_sparse(
-    a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], values: Float[Tensor, " nnz"], support: Tensor
+    a: Float[Tensor, "r in"],
+    b: Float[Tensor, "out r"],
+    values: Float[Tensor, " nnz"],
+    support: Tensor,
+    scale: float = 1.0,
 ) -> Float[Tensor, "out in"]:
-    """B A + S as a dense matrix."""
-    weight = b @ a
+    """s B A + S as a dense matrix."""
+    weight = (b @ a).mul_(scale)
     weight.view(-1).index_add_(0, support.long(), values.to(weight.dtype))
     return weight
 
 
 class LowRankSparseLinear(torch.autograd.Function):
-    """y = x (B A + S)ᵀ; x, the factors and S's values are kept for the backward pass, nothing of out × in or n × r.
+    """y = x (s B A + S)ᵀ; x, the factors and S's values are kept for the backward pass, nothing of out × in or n × r.
 
     With ``dense`` the matrix is formed for each pass and freed: 2 n·out·in + 2 r·out·in multiply–adds a product.
     Without, x goes through the factors and S: 2 n (r (in + out) + nnz).
@@ -151,32 +155,35 @@ class LowRankSparseLinear(torch.autograd.Function):
         b: Float[Tensor, "out r"],
         values: Float[Tensor, " nnz"],
         support: Int[Tensor, " nnz"],
+        scale: float,
         dense: bool,
     ) -> Float[Tensor, "n out"]:
         """The product."""
         ctx.save_for_backward(x, a, b, values, support)
-        ctx.dense = dense
+        ctx.scale, ctx.dense = scale, dense
         if dense:
-            return x @ low_rank_plus_sparse(a, b, values, support).mT
+            return x @ low_rank_plus_sparse(a, b, values, support, scale).mT
         y: Tensor = sparse_product(x, support, values, b.shape[0], a.shape[1])
-        return y.addmm_(x @ a.mT, b.mT)
+        return y.addmm_(x @ a.mT, b.mT, alpha=scale)
 
     @staticmethod
     def backward(
         ctx: Any, g: Float[Tensor, "n out"]
-    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None]:
-        """∂x = g W, ∂A = Bᵀ gᵀ x, ∂B = gᵀ x Aᵀ, ∂v = gᵀ x on the support."""
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, None, None, None]:
+        """∂x = g W, ∂A = s Bᵀ gᵀ x, ∂B = s gᵀ x Aᵀ, ∂v = gᵀ x on the support."""
         x, a, b, values, support = ctx.saved_tensors
-        grad_x = None
+        grad_x, scale = None, ctx.scale
         if ctx.dense:
             if ctx.needs_input_grad[0]:
-                grad_x = g @ low_rank_plus_sparse(a, b, values, support)
+                grad_x = g @ low_rank_plus_sparse(a, b, values, support, scale)
             outer = g.mT @ x
             grad_values = outer.view(-1)[support.long()]
-            return grad_x, b.mT @ outer, outer @ a.mT, grad_values.to(values.dtype), None, None
-        back = g @ b
+            grads = (b.mT @ outer).mul_(scale), (outer @ a.mT).mul_(scale), grad_values.to(values.dtype)
+            return grad_x, *grads, None, None, None
+        back = (g @ b).mul_(scale)
         if ctx.needs_input_grad[0]:
             grad_x = sparse_product_transposed(g, support, values, b.shape[0], a.shape[1])
             grad_x = grad_x.addmm_(back, a)
         grad_values = sampled_product(g, x, support).to(values.dtype)
-        return grad_x, back.mT @ x, g.mT @ (x @ a.mT), grad_values, None, None
+        grad_b = (g.mT @ (x @ a.mT)).mul_(scale)
+        return grad_x, back.mT @ x, grad_b, grad_values, None, None, None

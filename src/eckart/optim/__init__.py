@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from eckart.optim.galore import GaLore
     from eckart.optim.groups import hidden_groups
     from eckart.optim.per_layer import PerLayer
+    from eckart.optim.spectron import Spectron
     from eckart.optim.trion import Trion
 
 _FACE = {
     "DCTAdamW": "dct_adamw",
     "GaLore": "galore",
     "PerLayer": "per_layer",
+    "Spectron": "spectron",
     "Trion": "trion",
     "hidden_groups": "groups",
 }
 
-__all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Trion", "hidden_groups"]
+__all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Spectron", "Trion", "hidden_groups"]
 
 METHODS: tuple[dict[str, str], ...] = (
     {
@@ -47,6 +49,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "all weights; two moments of r coordinates of each gradient",
         "saves": "the moments and a projector (min(out, in), r) a layer",
         "summary": "AdamW in the leading singular vectors of each gradient, found anew every few hundred steps.",
+    },
+    {
+        "slug": "spectron",
+        "name": "Spectron",
+        "family": "optim",
+        "paper": "Janson, Oyallon & Belilovsky, 2026",
+        "arxiv": "2602.12429",
+        "knob": "lr",
+        "trains": "the factors of low-rank layers; one momentum each",
+        "saves": "the momenta and a vector for each factor",
+        "summary": "Orthogonal steps of two factors whose size bounds the step of their product.",
     },
     {
         "slug": "trion",

@@ -79,7 +79,7 @@ def pretrain(
     """Pretrain, evaluate, and write model, tokenizer, log and metrics; under torchrun each process takes its share.
 
     The corpus is read as a stream and encoded once to ``tokens/``; training reads sequences from there.
-    ``checkpoints/`` holds the last two states of the Trainer, and a run that is resumed gives the same numbers to the bit.
+    ``checkpoints/`` holds the last two states of the Trainer; a run that is resumed gives the same numbers to the bit.
 
     Args:
         arch: ``"llama-2m"`` … ``"llama-7b"``, or the path of a config.json.
@@ -93,8 +93,8 @@ def pretrain(
         steps: updates.
         batch: sequences of one pass of one process.
         accumulate: passes of an update.
-        optimizer: ``"adamw"``, ``"adamw-8bit"``, ``"adamw-4bit"``, ``"dct-adamw"``, ``"trion"``, ``"galore"``, or a
-            name that transformers' ``optim`` has.
+        optimizer: ``"adamw"``, ``"adamw-8bit"``, ``"adamw-4bit"``, ``"dct-adamw"``, ``"trion"``, ``"galore"``,
+            ``"spectron"`` (with ``method="low-rank"``), or a name that transformers' ``optim`` has.
         lr: largest rate, after a linear warm-up over a tenth of the steps; then a cosine to a tenth of it.
         weight_decay: of matrices.
         clip: largest norm of the gradient; 0 for none.

@@ -19,10 +19,15 @@ from eckart.errors import InputError
 from eckart.files import atomic_write
 from eckart.layers import convert
 from eckart.layers._structured import STRUCTURED
-from eckart.optim import DCTAdamW, GaLore, PerLayer, Trion, hidden_groups
+from eckart.optim import DCTAdamW, GaLore, PerLayer, Spectron, Trion, hidden_groups
 
 FULL = "full"
-OURS: dict[str, Callable[..., Optimizer]] = {"dct-adamw": DCTAdamW, "galore": GaLore, "trion": Trion}
+OURS: dict[str, Callable[..., Optimizer]] = {
+    "dct-adamw": DCTAdamW,
+    "galore": GaLore,
+    "spectron": Spectron,
+    "trion": Trion,
+}
 """Low-rank optimisers by their names on the command line."""
 TRAINERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_torch_8bit", "adamw-4bit": "adamw_torch_4bit"}
 """Names of ours for what transformers makes itself; every other name of its own is passed on."""
@@ -75,14 +80,13 @@ def make_optimizer(
         if options:
             raise InputError(f"--optimizer-option {next(iter(options))}: {name} takes none here")
         return None
-    return _ours(name, hidden_groups(model, weight_decay), lr, options)
-
-
-def _ours(name: str, groups: list[dict[str, Any]], lr: float, options: dict[str, Any]) -> Optimizer:
-    if not {"rank", "rank_ratio"} & set(options):
+    if name == "spectron":
+        options = {"weight_decay": weight_decay, **options}
+    elif not {"rank", "rank_ratio"} & set(options):
         options = {"rank_ratio": 0.25, **options}
     try:
-        return OURS[name](groups, lr=lr, **options)
+        given = model if name == "spectron" else hidden_groups(model, weight_decay)
+        return OURS[name](given, lr=lr, **options)
     except TypeError as error:
         raise InputError(f"--optimizer-option: {name} {str(error).partition(') ')[2] or error}") from None
 
