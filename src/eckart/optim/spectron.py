@@ -65,7 +65,7 @@ class Spectron(Optimizer):
         pairs = [
             (m.lora_A, m.lora_B) for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "lora_B")
         ]
-        factors = [p for pair in pairs for p in pair if p.requires_grad]
+        factors: list[Any] = [p for pair in pairs for p in pair if p.requires_grad]
         if not factors or len(factors) < 2 * len(pairs):
             raise InputError(
                 "the model has no pairs lora_A and lora_B that both train: convert it to 'low-rank' first"
@@ -108,7 +108,7 @@ class Spectron(Optimizer):
             momentum.mul_(group["momentum"]).add_(p.grad)
             p.mul_(1 - lr * group["weight_decay"]).sub_(rho * newton_schulz(momentum, group["ns_steps"]))
 
-    def _norm(self, p: Float[Tensor, "m n"]) -> Tensor:
+    def _norm(self, p: Float[Tensor, "m n"]) -> float:
         """σ(p), from below; one power iteration a step, ten at the first."""
         state = self.state[p]
         rounds = 1
@@ -120,7 +120,7 @@ class Spectron(Optimizer):
         for _ in range(rounds):
             v = wide.mT @ (wide @ state["vector"])
             state["vector"].copy_(v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
-        return torch.linalg.vector_norm(wide @ state["vector"])
+        return float(torch.linalg.vector_norm(wide @ state["vector"]))
 
     def _adamw(self, group: dict[str, Any], p: Tensor) -> None:
         state = self.state[p]

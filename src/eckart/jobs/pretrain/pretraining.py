@@ -184,7 +184,7 @@ def _run(
     names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
     optimizer = make_optimizer(model, *(given[name] for name in names))
     trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step)
-    start = last_whole(directory / RUNS) if resume else None
+    start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
     if trainer.is_world_process_zero():

@@ -122,10 +122,13 @@ class Checkpoints(TrainerCallback):
                 temporary.write_text(json.dumps({"step": state.global_step}) + "\n")
 
 
-def last_whole(directory: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    whole = [mark.parent for mark in directory.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def last_whole(directory: Path, steps: int) -> Path | None:
+    """The newest checkpoint that was written to its end and has steps left to make, or None.
+
+    From one that has none left, transformers 5 makes a step too many.
+    """
+    whole = {int(mark.parent.name.rpartition("-")[2]): mark.parent for mark in directory.glob(f"*/{WHOLE}")}
+    return max(((step, path) for step, path in whole.items() if step < steps), default=(0, None))[1]
 
 
 class Pace(TrainerCallback):
