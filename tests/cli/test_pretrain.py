@@ -16,7 +16,17 @@ def test_a_run_with_its_options_and_its_config_again(
     (tmp_path / "corpus").mkdir()
     for i in range(60):
         (tmp_path / "corpus" / f"{i}.txt").write_text(f"line {i}\n" * 20)
-    words = ["pretrain", "--data", str(tmp_path / "corpus"), "--vocabulary", "260", "--length", "16", "--steps", "2"]
+    words = [
+        "pretrain",
+        "--data",
+        str(tmp_path / "corpus"),
+        "--vocabulary",
+        "260",
+        "--length",
+        "16",
+        "--steps",
+        "2",
+    ]
     words += ["--batch", "2", "--method", "sltrain", "--option", "r=4", "--option", "sparsity=0.01"]
     words += ["--optimizer", "dct-adamw", "--optimizer-option", "rank=2"]
     assert main([*words, "--output", str(tmp_path / "a"), "--json"]) == 0
