@@ -48,7 +48,7 @@ def prepare(given: Mapping[str, Any], directory: Path) -> Prepared:
     Raises:
         InputError: a corpus or tokenizer that cannot be used, a split shorter than one sequence.
     """
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
     from transformers import AutoTokenizer
 
     with PartialState().main_process_first():

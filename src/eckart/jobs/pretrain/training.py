@@ -50,7 +50,7 @@ def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Mo
             f"--option {next(iter(options))}: the full model has no options; choose another --method"
         )
     set_seed(seed)
-    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model if method == FULL else convert(model, method, seed=seed, **options)
 
 
@@ -169,6 +169,13 @@ class Pace(TrainerCallback):
             )
 
 
+class Pretrainer(Trainer):
+    """A Trainer that knows its pace and its type of mixed precision."""
+
+    pace: Pace
+    mixed: torch.dtype | None
+
+
 def trainer_of(
     given: dict[str, Any],
     directory: Path,
@@ -176,7 +183,7 @@ def trainer_of(
     optimizer: Optimizer | None,
     splits: dict[str, Any],
     on_step: Callable[[int, int], None] | None,
-) -> Trainer:
+) -> Pretrainer:
     """A Trainer: linear warm-up over a tenth of the steps, then a cosine to a tenth of the rate.
 
     Args:
@@ -218,7 +225,7 @@ def trainer_of(
     )
     passes = given["batch"] * given["accumulate"] * arguments.world_size
     pace = Pace(passes * given["length"], on_step)
-    trainer = Trainer(
+    trainer = Pretrainer(
         model,
         arguments,
         train_dataset=splits["train"],
@@ -234,5 +241,6 @@ def trainer_of(
 
 def inner_optimizer(trainer: Trainer) -> Optimizer:
     """The Trainer's optimiser without what accelerate wraps it in."""
-    found: Optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    wrapped: Any = trainer.optimizer
+    found: Optimizer = getattr(wrapped, "optimizer", wrapped)
     return found
