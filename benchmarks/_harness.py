@@ -88,8 +88,20 @@ def make_step(arm: nn.Module, model_name: str, tokens: int) -> Callable[[], None
     return step
 
 
-def interleave(steps: dict[str, Callable[[], None]], seconds: float, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each step, the arms taking turns until the time is spent (at least 5 rounds)."""
+def interleave(
+    steps: dict[str, Callable[[], None]],
+    seconds: float,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Median seconds of each step, the arms taking turns until the time is spent (at least 5 rounds).
+
+    Args:
+        steps: by arm.
+        seconds: of wall time.
+        warm_up: rounds that do not count.
+        clock: `time.thread_time` counts what this thread computed, however busy the machine is; for one thread.
+    """
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         for _ in range(warm_up):
@@ -97,9 +109,9 @@ def interleave(steps: dict[str, Callable[[], None]], seconds: float, warm_up: in
     started, rounds = time.perf_counter(), 0
     while rounds < 5 or time.perf_counter() - started < seconds:
         for name, step in steps.items():
-            before = time.perf_counter()
+            before = clock()
             step()
-            samples[name].append(time.perf_counter() - before)
+            samples[name].append(clock() - before)
         rounds += 1
     return {name: statistics.median(values) for name, values in samples.items()}
 

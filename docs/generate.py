@@ -42,6 +42,11 @@ FAMILIES = {
         "Functions in `eckart.metrics`, torchmetrics classes, and [`eckart measure`]({docs}commands/measure.md).",
         "metrics",
     ),
+    "optim": (
+        "Optimisers",
+        "`torch.optim.Optimizer`s in `eckart.optim`; also [`eckart pretrain --optimizer`]({docs}commands/pretrain.md).",
+        "optim",
+    ),
     "recovery": (
         "Matrix recovery",
         "scikit-learn estimators in `eckart.recovery`; two also as [`eckart recover`]({docs}commands/recover.md).",

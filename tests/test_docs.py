@@ -28,6 +28,7 @@ FAMILY_HEADINGS = {
     "adapters": ("What it saves",),
     "layers": ("What it saves",),
     "metrics": ("What it does not measure",),
+    "optim": ("What it saves",),
     "recovery": ("Attributes",),
 }
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))

@@ -13,10 +13,11 @@ from eckart.errors import InputError
 from eckart.face import lazy
 
 if TYPE_CHECKING:
-    from eckart import adapters, data, jobs, layers, linalg, metrics, recovery, tasks, training
+    from eckart import adapters, data, jobs, layers, linalg, metrics, optim, recovery, tasks, training
     from eckart.adapters import adapt
     from eckart.catalog import MethodInfo, methods
     from eckart.jobs.compare.comparison import compare
+    from eckart.layers import convert
 
 try:
     __version__ = version("eckart")
@@ -30,12 +31,14 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
+    "convert",
     "data",
     "jobs",
     "layers",
     "linalg",
     "methods",
     "metrics",
+    "optim",
     "recovery",
     "tasks",
     "training",

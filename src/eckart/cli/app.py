@@ -19,11 +19,12 @@ from eckart.cli.measure import measure
 from eckart.cli.merge import merge
 from eckart.cli.methods import methods
 from eckart.cli.options import flag
+from eckart.cli.pretrain import pretrain
 from eckart.cli.recover import complete, eigenvector
 from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
-    "Choose a method and train": (compare, adapt, methods),
+    "Choose a method and train": (compare, adapt, pretrain, methods),
     "Look into models": (inspect, measure),
     "Use an adapter elsewhere": (merge, export),
 }

@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING
 from eckart.face import lazy
 
 if TYPE_CHECKING:
+    from eckart.layers._convert import convert, structured_layers, to_dense, trained_parameters
+    from eckart.layers._structured import StructuredLinear
+    from eckart.layers.lost import LOSTLinear
+    from eckart.layers.low_rank import LowRankLinear
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
     from eckart.layers.s4d_trainer import S4DTrainer
+    from eckart.layers.sltrain import SLTrainLinear
 
 
 __all__ = [
     "METHODS",
     "S4D",
+    "LOSTLinear",
+    "LowRankLinear",
     "S4DBlock",
     "S4DConfig",
     "S4DForSequenceClassification",
@@ -27,10 +34,27 @@ __all__ = [
     "S4DModel",
     "S4DRecurrence",
     "S4DTrainer",
+    "SLTrainLinear",
+    "StructuredLinear",
+    "convert",
     "param_groups",
+    "structured_layers",
+    "to_dense",
+    "trained_parameters",
 ]
 
 METHODS: tuple[dict[str, str], ...] = (
+    {
+        "slug": "lost",
+        "name": "LOSTLinear",
+        "family": "layers",
+        "paper": "Li et al., 2025",
+        "arxiv": "2508.02668",
+        "knob": "r",
+        "trains": "two factors and a few whole columns of each layer",
+        "saves": "the same, and which columns",
+        "summary": "Low-rank factors and a few dense columns, both designed by one SVD of the start.",
+    },
     {
         "slug": "s4d",
         "name": "S4D",
@@ -41,6 +65,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "for each channel a diagonal linear system (A, B, C, D, Δ), and a linear layer that mixes channels",
         "saves": "all of it, in real numbers",
         "summary": "Sequence layer of diagonal state spaces: a long convolution in training, a recurrence in use.",
+    },
+    {
+        "slug": "sltrain",
+        "name": "SLTrainLinear",
+        "family": "layers",
+        "paper": "Han et al., 2024",
+        "arxiv": "2406.02214",
+        "knob": "r",
+        "trains": "two factors and a fixed random share of the entries of each layer",
+        "saves": "the factors, the entries' values and the seed of their places",
+        "summary": "Low rank plus a random sparse part, trained from scratch with neither stored as a matrix.",
     },
 )
 """What `eckart.methods()` says of each method."""

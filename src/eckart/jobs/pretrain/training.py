@@ -1,0 +1,246 @@
+"""The pieces of a pretraining run: the model, its optimiser, a Trainer that can be stopped at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from eckart.errors import InputError
+from eckart.files import atomic_write
+from eckart.layers import convert
+from eckart.layers._structured import STRUCTURED
+from eckart.optim import DCTAdamW, GaLore, PerLayer, Spectron, Trion, hidden_groups
+
+FULL = "full"
+OURS: dict[str, Callable[..., Optimizer]] = {
+    "dct-adamw": DCTAdamW,
+    "galore": GaLore,
+    "spectron": Spectron,
+    "trion": Trion,
+}
+"""Low-rank optimisers by their names on the command line."""
+TRAINERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_torch_8bit", "adamw-4bit": "adamw_torch_4bit"}
+"""Names of ours for what transformers makes itself; every other name of its own is passed on."""
+WHOLE = "whole.json"
+"""Lies in a checkpoint that was written to its end."""
+
+
+def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Module:
+    """A model with its random start, full or structured.
+
+    Raises:
+        InputError: an unknown method, or an option that a layer cannot have.
+    """
+    from transformers import AutoModelForCausalLM, set_seed
+
+    if method != FULL and method not in STRUCTURED:
+        raise InputError(f"--method {method}: choose one of {', '.join((FULL, *sorted(STRUCTURED)))}")
+    if method == FULL and options:
+        raise InputError(
+            f"--option {next(iter(options))}: the full model has no options; choose another --method"
+        )
+    set_seed(seed)
+    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model if method == FULL else convert(model, method, seed=seed, **options)
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimiser that neither this package nor transformers has.
+
+    Raises:
+        InputError: the name and what is known.
+    """
+    known = {*OURS, *TRAINERS, *(one.value for one in OptimizerNames)}
+    if name not in known:
+        shown = ", ".join((*TRAINERS, *OURS))
+        raise InputError(f"--optimizer {name}: choose one of {shown}, or a name of transformers' optim")
+
+
+def make_optimizer(
+    model: nn.Module, name: str, lr: float, weight_decay: float, per_layer: bool, options: dict[str, Any]
+) -> Optimizer | None:
+    """One of our optimisers over the model, or None where the Trainer makes its own.
+
+    Raises:
+        InputError: an option that the optimiser has not, or per-layer steps of what only the Trainer can make.
+    """
+    if per_layer:
+        return PerLayer(_plain_groups(model, weight_decay), _single(name, lr))
+    if name not in OURS:
+        if options:
+            raise InputError(f"--optimizer-option {next(iter(options))}: {name} takes none here")
+        return None
+    if name == "spectron":
+        options = {"weight_decay": weight_decay, **options}
+    elif not {"rank", "rank_ratio"} & set(options):
+        options = {"rank_ratio": 0.25, **options}
+    try:
+        given = model if name == "spectron" else hidden_groups(model, weight_decay)
+        return OURS[name](given, lr=lr, **options)
+    except TypeError as error:
+        raise InputError(f"--optimizer-option: {name} {str(error).partition(') ')[2] or error}") from None
+
+
+def _plain_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _single(name: str, lr: float) -> Callable[[dict[str, Any]], Optimizer]:
+    """Makes the optimiser of one parameter."""
+    if name == "adamw":
+        return lambda group: torch.optim.AdamW([{**group, "lr": lr}])
+    if name in ("adamw-8bit", "adamw-4bit"):
+        from eckart.extras import require
+
+        optim = require("torchao.optim", extra="quant")
+        kind = optim.AdamW8bit if name == "adamw-8bit" else optim.AdamW4bit
+        made: Callable[[dict[str, Any]], Optimizer] = lambda group: kind([{**group, "lr": lr}])  # noqa: E731
+        return made
+    raise InputError(f"--per-layer with --optimizer {name}: choose adamw, adamw-8bit or adamw-4bit")
+
+
+class Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole once all of it is on disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the mark."""
+        if state.is_world_process_zero:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            with atomic_write(directory / WHOLE) as temporary:
+                temporary.write_text(json.dumps({"step": state.global_step}) + "\n")
+
+
+def last_whole(directory: Path, steps: int) -> Path | None:
+    """The newest checkpoint that was written to its end and has steps left to make, or None.
+
+    From one that has none left, transformers 5 makes a step too many.
+    """
+    whole = {int(mark.parent.name.rpartition("-")[2]): mark.parent for mark in directory.glob(f"*/{WHOLE}")}
+    return max(((step, path) for step, path in whole.items() if step < steps), default=(0, None))[1]
+
+
+class Pace(TrainerCallback):
+    """Times the updates, ends a run whose loss is no number, and tells how far it is.
+
+    Attributes:
+        tokens_per_second: of all processes, over the updates made so far.
+    """
+
+    def __init__(self, tokens: int, on_step: Callable[[int, int], None] | None) -> None:
+        self.tokens, self.on_step = tokens, on_step
+        self.seconds, self.steps, self.began = 0.0, 0, 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Zero before the first update."""
+        return self.tokens * self.steps / self.seconds if self.seconds else 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop it."""
+        self.seconds += time.perf_counter() - self.began
+        self.steps += 1
+        if self.on_step is not None:
+            self.on_step(state.global_step, state.max_steps)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Look at the loss."""
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise InputError(
+                f"--lr {args.learning_rate:g}: the loss is {loss} at step {state.global_step}; lower the rate"
+            )
+
+
+class Pretrainer(Trainer):
+    """A Trainer that knows its pace and its type of mixed precision."""
+
+    pace: Pace
+    mixed: torch.dtype | None
+
+
+def trainer_of(
+    given: dict[str, Any],
+    directory: Path,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    splits: dict[str, Any],
+    on_step: Callable[[int, int], None] | None,
+) -> Pretrainer:
+    """A Trainer: linear warm-up over a tenth of the steps, then a cosine to a tenth of the rate.
+
+    Args:
+        given: the arguments of `pretrain`.
+        directory: of its checkpoints.
+        model: to train.
+        optimizer: over it, or None where transformers makes one.
+        splits: train and validation sequences.
+        on_step: called with (done, total).
+    """
+    arguments = TrainingArguments(
+        str(directory),
+        max_steps=given["steps"],
+        per_device_train_batch_size=given["batch"],
+        per_device_eval_batch_size=given["batch"],
+        gradient_accumulation_steps=given["accumulate"],
+        learning_rate=given["lr"],
+        weight_decay=given["weight_decay"],
+        max_grad_norm=given["clip"],
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=math.ceil(0.1 * given["steps"]),
+        bf16=given["bf16"],
+        optim=TRAINERS.get(given["optimizer"], given["optimizer"]) if optimizer is None else "adamw_torch",
+        eval_strategy="steps",
+        eval_steps=given["eval_steps"],
+        save_strategy="steps",
+        save_steps=given["save_steps"],
+        save_total_limit=2,
+        logging_steps=max(1, given["eval_steps"] // 10),
+        logging_nan_inf_filter=False,
+        seed=given["seed"],
+        data_seed=given["seed"],
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    passes = given["batch"] * given["accumulate"] * arguments.world_size
+    pace = Pace(passes * given["length"], on_step)
+    trainer = Pretrainer(
+        model,
+        arguments,
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        optimizers=(optimizer, None),
+        callbacks=[Checkpoints(), pace],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.pace = pace
+    trainer.mixed = torch.bfloat16 if given["bf16"] else None
+    return trainer
+
+
+def inner_optimizer(trainer: Trainer) -> Optimizer:
+    """The Trainer's optimiser without what accelerate wraps it in."""
+    wrapped: Any = trainer.optimizer
+    found: Optimizer = getattr(wrapped, "optimizer", wrapped)
+    return found

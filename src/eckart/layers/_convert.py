@@ -1,0 +1,198 @@
+"""Put structured layers in the place of linear ones before training, and dense ones back after it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+import eckart.layers.lost
+import eckart.layers.low_rank
+import eckart.layers.sltrain  # noqa: F401  the classes enter the table
+from eckart.errors import InputError
+from eckart.layers._structured import STRUCTURED, StructuredLinear, build_layer
+from eckart.linalg.random import counter_key
+
+Model = TypeVar("Model", bound=nn.Module)
+HIDDEN = r".*(attn|attention|mlp).*"
+"""Names of the layers that are replaced where none are given: those of attention and of the MLP."""
+
+
+def convert(
+    model: Model,
+    method: str,
+    *,
+    target_modules: str | Sequence[str] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Model:
+    """Replace a model's linear layers by structured ones, to pretrain it.
+
+    A transformers model remembers what was replaced: `save_pretrained` writes it into config.json, and
+    `from_pretrained` makes the same layers again.
+
+    Args:
+        model: changed in place. Structures that start from a dense weight start from the one it has now.
+        method: ``"sltrain"``, ``"lost"`` or ``"low-rank"``.
+        target_modules: a regular expression that matches a layer's whole name, or the ends of names such as
+            ``["q_proj", "v_proj"]``; None: every linear layer whose name contains attn, attention or mlp.
+        seed: everything random follows from it and the layer's name.
+        options: of the layer, such as ``r`` and ``sparsity``.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: an unknown method, an option that a layer cannot have, a layer that cannot be replaced, no layer at
+            all; the model is then as it was.
+    """
+    cls = _method(method)
+    found = targets(model, target_modules)
+    for name, linear in found.items():
+        try:
+            cls.check(linear.in_features, linear.out_features, **_required(cls, options))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    made = {
+        name: cls.from_linear(linear, counter_key(method, seed, name), **options)
+        for name, linear in found.items()
+    }
+    for name, layer in made.items():
+        install(model, name, layer.train(model.get_submodule(name).training))
+    remember(model)
+    return model
+
+
+def to_dense(model: Model) -> Model:
+    """Replace a model's structured layers by linear ones that give the same numbers, in place.
+
+    Raises:
+        InputError: a layer that is not linear; the model is then as it was.
+    """
+    made = {}
+    for name, layer in structured_layers(model).items():
+        try:
+            made[name] = layer.to_linear()
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+    for name, linear in made.items():
+        install(model, name, linear.train(model.training))
+    remember(model)
+    return model
+
+
+def trained_parameters(
+    model: nn.Module, method: str, target_modules: str | Sequence[str] | None = None, **options: Any
+) -> int:
+    """Trained numbers that a model would have after `convert`, before anything is made.
+
+    Raises:
+        InputError: as `convert`.
+    """
+    cls = _method(method)
+    found = targets(model, target_modules)
+    given = _required(cls, options)
+    before = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    replaced = sum(linear.weight.numel() for linear in found.values())
+    counts = (cls.count(linear.in_features, linear.out_features, **given) for linear in found.values())
+    return before - replaced + sum(counts)
+
+
+def structured_layers(model: nn.Module) -> dict[str, StructuredLinear]:
+    """Name → structured layer."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, StructuredLinear)}
+
+
+def targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Linear]:
+    """Name → linear layer that `convert` would replace.
+
+    Raises:
+        InputError: none, or one that cannot be replaced: another kind of layer, or a weight that is shared.
+    """
+    matches = _matcher(target_modules)
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    found = {}
+    for name, module in model.named_modules():
+        if not matches(name):
+            continue
+        if type(module) is not nn.Linear:
+            if isinstance(target_modules, str | None) or any(True for _ in module.children()):
+                continue
+            raise InputError(f"{name} is a {type(module).__name__}: only nn.Linear layers can be replaced")
+        if uses[id(module.weight)] > 1:
+            raise InputError(f"{name} shares its weight with another layer: leave it out of target_modules")
+        found[name] = module
+    if not found:
+        some = [name for name, m in model.named_modules() if type(m) is nn.Linear][:5]
+        raise InputError(
+            f"target_modules={target_modules!r} matches no linear layer: the model has {', '.join(some) or 'none'}"
+        )
+    return found
+
+
+def _matcher(target_modules: str | Sequence[str] | None) -> Callable[[str], bool]:
+    if not isinstance(target_modules, str | None):
+        ends = tuple(target_modules)
+        return lambda name: any(name == end or name.endswith(f".{end}") for end in ends)
+    try:
+        pattern = re.compile(HIDDEN if target_modules is None else target_modules)
+    except re.error as error:
+        raise InputError(f"target_modules={target_modules!r}: no regular expression ({error})") from None
+    return lambda name: pattern.fullmatch(name) is not None
+
+
+def install(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of this name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def remember(model: nn.Module) -> None:
+    """Write what was replaced into a transformers model's config, from where `save_pretrained` takes it."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "to_diff_dict"):
+        return
+    layers = structured_layers(model)
+    if not layers:
+        vars(config).pop("quantization_config", None)
+        return
+    from eckart.layers._quantizer import StructuredConfig
+
+    config.quantization_config = StructuredConfig({name: layer.spec() for name, layer in layers.items()})
+
+
+def rebuild(model: nn.Module, modules: dict[str, dict[str, Any]]) -> None:
+    """Put the layers that specs describe into a model, to load their values."""
+    for name, spec in modules.items():
+        dense: Any = model.get_submodule(name)
+        install(model, name, build_layer(spec, dense.weight.device, dense.weight.dtype))
+
+
+def _method(method: str) -> type[StructuredLinear]:
+    if method not in STRUCTURED:
+        raise InputError(f"method={method!r}: choose one of {', '.join(sorted(STRUCTURED))}")
+    return STRUCTURED[method]
+
+
+def _required(cls: type[StructuredLinear], options: dict[str, Any]) -> dict[str, Any]:
+    """The options, refused where the class has none of that name or lacks the rank."""
+    known = set(cls.__init__.__annotations__) - {
+        "in_features",
+        "out_features",
+        "bias",
+        "seed",
+        "device",
+        "dtype",
+        "return",
+    }
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"{name}={options[name]!r}: {cls.slug} has the options {', '.join(sorted(known))}"
+            )
+    if "r" not in options:
+        raise InputError(f"r is missing: give the rank of the {cls.slug} layers")
+    return options

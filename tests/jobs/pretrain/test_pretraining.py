@@ -1,0 +1,212 @@
+"""`pretrain`: what it writes, resuming to the bit, accumulation, bf16, per-layer steps, bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+from eckart.errors import InputError
+
+METHODS = {
+    "full": {},
+    "sltrain": {"r": 4, "sparsity": 0.1},
+    "lost": {"r": 4, "activation": "identity"},
+    "low-rank": {"r": 4},
+}
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model" / "model.safetensors")
+
+
+class Stop(Exception):
+    """Ends a run from inside."""
+
+
+def stop_at(step: int) -> Any:
+    def on_step(done: int, total: int) -> None:
+        if done == step:
+            raise Stop
+
+    return on_step
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_its_model_loads(method: str, run: Any, tmp_path: Path) -> None:
+    report = run(method=method, options=METHODS[method])
+    directory = tmp_path / "run"
+    model = AutoModelForCausalLM.from_pretrained(directory / "model")
+    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
+    ids = torch.tensor([tokenizer("def f1(x): return x")["input_ids"]])
+    assert bool(model(ids).logits.isfinite().all())
+    assert report.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert report.steps == 4 and report.tokens == 4 * 2 * 32 and report.tokens_per_second > 0
+    assert math.isclose(report.perplexity, math.exp(report.loss)) and 0 < report.loss < math.log(300) + 1
+    assert json.loads((directory / "metrics.json").read_text())["loss"] == report.loss
+    for kind in ("weights", "gradients", "optimizer"):
+        assert report.predicted[kind] == report.measured[kind], kind
+    assert abs(report.predicted["activations"] / report.measured["activations"] - 1) < 0.1
+    log = (directory / "log.csv").read_text().splitlines()
+    assert log[0].startswith("step,loss,eval_loss") and len(log) >= 5
+
+
+@pytest.mark.parametrize("method", ["lost", "sltrain"])
+def test_dense_export_gives_the_same_numbers_with_stock_layers(method: str, run: Any, tmp_path: Path) -> None:
+    run(method=method, options=METHODS[method], output=tmp_path / "a")
+    run(method=method, options=METHODS[method], output=tmp_path / "b", dense=True)
+    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in "ab")
+    assert type(b.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert "quantization_config" not in json.loads((tmp_path / "b/model/config.json").read_text())
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(a(ids).logits, b(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"), [("adamw", {}), ("dct-adamw", {"rank": 3, "error_feedback": "int8"})]
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    optimizer: str, options: dict[str, Any], run: Any, tmp_path: Path
+) -> None:
+    shared = {"method": "sltrain", "options": METHODS["sltrain"], "steps": 6}
+    shared |= {"optimizer": optimizer, "optimizer_options": options}
+    whole = run(output=tmp_path / "whole", **shared)
+    with pytest.raises(Stop):
+        run(on_step=stop_at(3), **shared)
+    resumed = run(resume=True, **shared)
+    assert resumed.loss == whole.loss
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(run: Any, tmp_path: Path) -> None:
+    whole = run(output=tmp_path / "whole", steps=6)
+    with pytest.raises(Stop):
+        run(steps=6, on_step=stop_at(5))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "checkpoint-4" / "whole.json").unlink()  # killed before it was complete
+    (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    assert run(steps=6, resume=True).loss == whole.loss
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(output=tmp_path / "whole", steps=6)
+    original = Trainer._save_checkpoint
+
+    def full(self: Any, *arguments: Any, **named: Any) -> None:
+        if self.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(self, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "_save_checkpoint", full)
+    with pytest.raises(InputError, match=r"the disk is full; free some space and run again with --resume"):
+        run(steps=6)
+    monkeypatch.undo()
+    assert run(steps=6, resume=True).loss == whole.loss
+
+
+def test_accumulated_passes_are_one_larger_batch(run: Any, tmp_path: Path) -> None:
+    run(output=tmp_path / "a", batch=4, clip=0)
+    run(output=tmp_path / "b", batch=2, accumulate=2, clip=0)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=2e-4)
+
+
+def test_mixed_precision_keeps_weights_in_float32(run: Any, tmp_path: Path) -> None:
+    report = run(bf16=True, method="sltrain", options=METHODS["sltrain"])
+    assert {t.dtype for n, t in weights(tmp_path / "run").items() if "seed" not in n} == {torch.float32}
+    plain = run(output=tmp_path / "plain", method="sltrain", options=METHODS["sltrain"])
+    assert report.measured["activations"] < plain.measured["activations"]
+    assert abs(report.loss - plain.loss) < 0.05
+
+
+def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any, tmp_path: Path) -> None:
+    a = run(output=tmp_path / "a", clip=0)
+    b = run(output=tmp_path / "b", clip=0, per_layer=True)
+    assert abs(a.loss - b.loss) < 1e-5
+    assert b.measured["gradients"] == 300 * 16 * 4 < a.measured["gradients"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 0}, "--steps 0: give a whole number from 1 up"),
+        ({"length": 1}, "--length 1: give a whole number from 2 up"),
+        ({"lr": 0.0}, r"--lr 0\.0: give a positive number"),
+        ({"lr": math.nan}, "--lr nan: give a positive number"),
+        ({"clip": -1.0}, r"--clip -1\.0: give a positive number"),
+        ({"per_layer": True, "accumulate": 2}, "--per-layer with --accumulate 2"),
+        ({"per_layer": True}, "--per-layer with --clip 1: the norm"),
+        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, sltrain"),
+        ({"optimizer": "sgdm"}, "--optimizer sgdm: choose one of adamw, adamw-8bit"),
+        ({"options": {"r": 4}}, "--option r: the full model has no options"),
+        (
+            {"method": "sltrain", "options": {"r": 17}},
+            r"self_attn\.q_proj: r=17: a layer of shape \(16, 16\)",
+        ),
+        ({"method": "sltrain", "options": {"r": 4, "sparsity": 1}}, "sparsity=1: give a share above 0"),
+        ({"method": "sltrain", "options": {"r": 4, "sparsity": 0}}, "sparsity=0: give a share above 0"),
+        ({"method": "sltrain", "options": {"rank": 4}}, "rank=4: sltrain has the options"),
+        ({"method": "lost"}, "r is missing: give the rank of the lost layers"),
+        ({"optimizer": "dct-adamw", "optimizer_options": {"rank": 99}}, r"rank=99: params\[0\] of shape"),
+        ({"optimizer": "dct-adamw", "optimizer_options": {"rnk": 9}}, "--optimizer-option: dct-adamw got an"),
+        ({"optimizer_options": {"rank": 9}}, "--optimizer-option rank: adamw takes none here"),
+        ({"data": "/nowhere"}, "--data /nowhere: no such file or directory"),
+        ({"length": 100_000}, "shorter than one sequence of 100,000: give more text or a smaller --length"),
+        ({"vocabulary": 256}, "--vocabulary 256: give at least 258"),
+        ({"tokenizer": "/nowhere"}, "--tokenizer /nowhere: "),
+    ],
+)
+def test_bad_input_is_refused(given: dict[str, Any], message: str, run: Any) -> None:
+    with pytest.raises(InputError, match=message):
+        run(**given)
+
+
+def test_another_architecture_is_refused(corpus: Path, tmp_path: Path) -> None:
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    with pytest.raises(InputError, match="--arch gpt-9: choose one of llama-2m"):
+        pretrain("gpt-9", output=tmp_path / "run", data=str(corpus))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="no config of a transformers model"):
+        pretrain(str(tmp_path / "config.json"), output=tmp_path / "run", data=str(corpus), vocabulary=300)
+
+
+def test_only_the_same_run_is_resumed(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run to go on with"):
+        run(resume=True)
+    run(output=tmp_path / "first")
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(tmp_path / "first" / "tokens", tokenizer)
+    run(tokenizer=tokenizer)
+    for given, message in (
+        ({"method": "low-rank", "options": {"r": 2}}, "--resume: method is full in .* and low-rank here"),
+        ({"lr": 0.1}, r"--resume: lr is 0\.003 in .* and 0\.1 here"),
+        ({"tokenizer": None}, "--resume: tokenizer is .* and None here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(**{"tokenizer": tokenizer, **given}, resume=True)
+    (tokenizer / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match="--resume: tokenizer is"):
+        run(tokenizer=tokenizer, resume=True)
+    with pytest.raises(InputError, match="is not empty"):
+        run()
+    run(overwrite=True)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"--lr 1e\+30: the loss is nan at step|--lr 1e\+30: the loss is inf at step"
+    ):
+        run(lr=1e30, clip=0, steps=8)

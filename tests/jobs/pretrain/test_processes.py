@@ -1,0 +1,75 @@
+"""Two processes under torchrun (gloo) give what one process gives with batches of twice the size, and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SMALL = {"vocabulary": 300, "length": 32, "steps": 4, "eval_steps": 2, "save_steps": 2, "clip": 0.5}
+METHOD = {"method": "sltrain", "options": {"r": 4, "sparsity": 0.1}, "optimizer": "dct-adamw"}
+
+
+def work(arguments: dict[str, Any]) -> None:
+    """One process of the two."""
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    pretrain(**arguments)
+
+
+def launched(**arguments: Any) -> None:
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        __file__,
+        json.dumps(arguments),
+    ]
+    done = subprocess.run(
+        [sys.executable, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_train_as_one_does_and_resume(corpus: Path, arch: Path, tmp_path: Path) -> None:
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    given = {"arch": str(arch), "data": str(corpus), **SMALL, **METHOD}
+    one = pretrain(output=tmp_path / "one", batch=4, **given)
+    launched(output=str(tmp_path / "two"), batch=2, **given)
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4)
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert abs(metrics["loss"] - one.loss) < 1e-4 and metrics["tokens"] == one.tokens
+    launched(output=str(tmp_path / "two"), batch=2, resume=True, **given)
+    again = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], b[name]) for name in b)
+
+
+def test_per_layer_steps_are_refused_in_several_processes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eckart.errors import InputError
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="--per-layer in several processes"):
+        pretrain(output=tmp_path / "run", data=str(corpus), per_layer=True, clip=0)
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))
