@@ -1,0 +1,357 @@
+"""Layers of fewer numbers, each of which can say in JSON what it is (`spec`) and be built again from that.
+
+    FactorizedLinear      y = act(x Aᵀ + a) Bᵀ + b             in place of nn.Linear and of transformers' Conv1D
+    FactorizedEmbedding   row v = A_v Bᵀ + b                   in place of nn.Embedding
+    FactorizedConv2d      two convolutions with r channels between them: "NC" H×W then 1×1, "VH" H×1 then 1×W
+    DecoupledConv2d       a sum of r paths, 1×1 then depthwise H×W
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.errors import InputError
+from eckart.linalg.whitened import Factors
+
+Spec = dict[str, Any]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class CompressedLayer(nn.Module):
+    """What the layers have in common: a kind, and a spec from which `build_layer` makes one of the same shape."""
+
+    kind: ClassVar[str]
+
+    @property
+    def spec(self) -> Spec:
+        """The layer's shape and options, as JSON holds them."""
+        raise NotImplementedError
+
+    @classmethod
+    def build(cls, spec: Spec, device: torch.device | None, dtype: torch.dtype | None) -> CompressedLayer:
+        """A layer of this spec, its numbers not yet set."""
+        options = {name: value for name, value in spec.items() if name != "kind"}
+        layer: Any = cls
+        return layer(**options, device=device, dtype=dtype)  # type: ignore[no-any-return]
+
+    def dense(self) -> nn.Module:
+        """One ordinary layer with the same outputs.
+
+        Raises:
+            InputError: there is none, since something that is not linear stands between the factors.
+        """
+        raise NotImplementedError
+
+
+class FactorizedLinear(CompressedLayer):
+    """y = act(x Aᵀ + a) Bᵀ + b, with A (rank, in) and B (out, rank), two ordinary linear layers."""
+
+    kind = "linear"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        inner_bias: bool = False,
+        act: str | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.A = nn.Linear(in_features, rank, bias=inner_bias, device=device, dtype=dtype)
+        self.act = None if act is None else ACTIVATIONS[act]()
+        self.act_name = act
+        self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    @classmethod
+    def of(cls, factors: Factors, like: Tensor, inner: Tensor | None = None, act: str | None = None) -> Any:
+        """The layer of these factors, in the dtype and on the device of the weight it replaces.
+
+        Args:
+            factors: A, B and the bias.
+            like: the weight that is replaced.
+            inner: a, or None.
+            act: what stands between the factors, or None.
+        """
+        (rank, width), height = factors.A.shape, factors.B.shape[0]
+        layer = cls(
+            width,
+            height,
+            rank,
+            factors.bias is not None,
+            inner is not None,
+            act,
+            device=like.device,
+            dtype=like.dtype,
+        )
+        with torch.no_grad():
+            layer.A.weight.copy_(factors.A)
+            layer.B.weight.copy_(factors.B)
+            if factors.bias is not None:
+                layer.B.bias.copy_(factors.bias)
+            if inner is not None:
+                layer.A.bias.copy_(inner)
+        return layer
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """B A, formed on every access: for code that reads a layer's weight instead of calling it."""
+        return self.B.weight @ self.A.weight
+
+    @property
+    def bias(self) -> Float[Tensor, " out"] | None:
+        """The bias that goes with `weight`."""
+        inner: Tensor | None = self.A.bias
+        outer: Tensor | None = self.B.bias
+        if inner is None:
+            return outer
+        return self.B.weight @ inner + (0 if outer is None else outer)
+
+    @property
+    def spec(self) -> Spec:
+        return {
+            "kind": self.kind,
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "rank": self.rank,
+            "bias": self.B.bias is not None,
+            "inner_bias": self.A.bias is not None,
+            "act": self.act_name,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.A(x)
+        return self.B(h if self.act is None else self.act(h))  # type: ignore[no-any-return]
+
+    def dense(self) -> nn.Linear:
+        if self.act is not None:
+            raise InputError(f"a layer with act={self.act_name!r} between its factors has no dense form")
+        weight, bias = self.weight, self.bias
+        layer = nn.Linear(*weight.T.shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            layer.weight.copy_(self.B.weight.double() @ self.A.weight.double())
+            if bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}"
+
+
+class FactorizedEmbedding(CompressedLayer):
+    """Row v is A_v Bᵀ + b, with a table A (num, rank) and a decoder B (dim, rank)."""
+
+    kind = "embedding"
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        rank: int,
+        padding_idx: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.rank = num_embeddings, embedding_dim, rank
+        self.padding_idx = padding_idx
+        self.A = nn.Embedding(num_embeddings, rank, padding_idx, device=device, dtype=dtype)
+        self.B = nn.Linear(rank, embedding_dim, device=device, dtype=dtype)
+
+    @property
+    def weight(self) -> Float[Tensor, "num dim"]:
+        """All rows, formed on every access."""
+        return self.B(self.A.weight)  # type: ignore[no-any-return]
+
+    @property
+    def spec(self) -> Spec:
+        names = ("kind", "num_embeddings", "embedding_dim", "rank", "padding_idx")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.B(self.A(ids))  # type: ignore[no-any-return]
+
+    def dense(self) -> nn.Embedding:
+        with torch.no_grad():
+            return nn.Embedding.from_pretrained(self.weight, freeze=False, padding_idx=self.padding_idx)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}"
+
+
+class _Convolution(CompressedLayer):
+    """What a convolution needs to be told beside its rank."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rank: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int] | str,
+        dilation: tuple[int, int],
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.rank = in_channels, out_channels, rank
+        self.kernel_size, self.stride = tuple(kernel_size), tuple(stride)
+        self.padding = padding if isinstance(padding, str) else tuple(padding)
+        self.dilation, self.has_bias = tuple(dilation), bias
+
+    @property
+    def spec(self) -> Spec:
+        pairs = ("kernel_size", "stride", "padding", "dilation")
+        found = {name: getattr(self, name) for name in ("kind", "in_channels", "out_channels", "rank")}
+        for name in pairs:
+            value = getattr(self, name)
+            found[name] = value if isinstance(value, str) else list(value)
+        return {**found, "bias": self.has_bias}
+
+    def _dense(self, weight: Float[Tensor, "N C H W"], bias: Tensor | None) -> nn.Conv2d:
+        layer = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            bias=bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}"
+
+
+class FactorizedConv2d(_Convolution):
+    """Two convolutions: "NC" (r, C, H, W) then (N, r, 1, 1), "VH" (r, C, H, 1) then (N, r, 1, W)."""
+
+    kind = "conv"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rank: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int] | str,
+        dilation: tuple[int, int],
+        bias: bool,
+        scheme: str,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, rank, kernel_size, stride, padding, dilation, bias)
+        self.scheme = scheme
+        one: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        two: dict[str, Any] = {"kernel_size": (1, 1)}
+        one["padding"] = padding
+        if scheme == "VH":
+            (h, w), (sh, sw), (dh, dw) = kernel_size, stride, dilation
+            ph, pw = (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+            one = {"kernel_size": (h, 1), "stride": (sh, 1), "dilation": (dh, 1), "padding": ph}
+            two = {"kernel_size": (1, w), "stride": (1, sw), "dilation": (1, dw), "padding": pw}
+        self.A = nn.Conv2d(in_channels, rank, bias=False, device=device, dtype=dtype, **one)
+        self.B = nn.Conv2d(rank, out_channels, bias=bias, device=device, dtype=dtype, **two)
+
+    @property
+    def spec(self) -> Spec:
+        return {**super().spec, "scheme": self.scheme}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.B(self.A(x))  # type: ignore[no-any-return]
+
+    def dense(self) -> nn.Conv2d:
+        with torch.no_grad():
+            weight = torch.einsum("nruw,rchv->nchw" if self.scheme == "VH" else "nruv,rchw->nchw", self.B.weight, self.A.weight)
+        return self._dense(weight, self.B.bias)
+
+
+class DecoupledConv2d(_Convolution):
+    """Σ_i depthwise_i(pointwise_i(x)): r pointwise convolutions at once, a grouped one, and their sum."""
+
+    kind = "decoupled"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rank: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int] | str,
+        dilation: tuple[int, int],
+        bias: bool,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, rank, kernel_size, stride, padding, dilation, bias)
+        self.path = nn.ModuleList()
+        for i in range(rank):
+            pw = nn.Conv2d(in_channels, out_channels, 1, bias=False, device=device, dtype=dtype)
+            dw = nn.Conv2d(
+                out_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                dilation,
+                out_channels,
+                bias and i == 0,
+                device=device,
+                dtype=dtype,
+            )
+            self.path.append(nn.ModuleDict({"pw": pw, "dw": dw}))
+
+    def _paths(self) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
+        return [(path["pw"], path["dw"]) for path in self.path]  # type: ignore[index, misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(dw(pw(x)) for pw, dw in self._paths())  # type: ignore[return-value]
+
+    def dense(self) -> nn.Conv2d:
+        with torch.no_grad():
+            weight = torch.stack([pw.weight * dw.weight for pw, dw in self._paths()]).sum(0)
+        return self._dense(weight, self._paths()[0][1].bias)
+
+
+KINDS: dict[str, type[CompressedLayer]] = {
+    layer.kind: layer for layer in (FactorizedLinear, FactorizedEmbedding, FactorizedConv2d, DecoupledConv2d)
+}
+
+
+def build_layer(
+    spec: Spec, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> CompressedLayer:
+    """The layer that a spec describes, its numbers not yet set.
+
+    Raises:
+        InputError: a kind that this version does not know.
+    """
+    kind = KINDS.get(str(spec.get("kind")))
+    if kind is None:
+        raise InputError(
+            f"layer kind {spec.get('kind')!r} is not known: known are {', '.join(KINDS)}; upgrade eckart"
+        )
+    return kind.build(spec, device, dtype)
