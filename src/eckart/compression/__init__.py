@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eckart.compression._method import LayerRow
     from eckart.compression._report import Report
     from eckart.compression._saving import load, merge, report, save
+    from eckart.compression._statistics import Statistics, gather
     from eckart.compression.afm import AFM, fuse
     from eckart.compression.lord import LoRD
     from eckart.compression.modegpt import MoDeGPT
@@ -41,6 +42,7 @@ _FACE = {
     "PELA": "pela",
     "PlainSVD": "svd",
     "Report": "_report",
+    "Statistics": "_statistics",
     "TRP": "trp",
     "TrainedRankPruning": "trp",
     "WeLore": "welore",
@@ -48,6 +50,7 @@ _FACE = {
     "compress": "_compress",
     "compressor": "_compress",
     "fuse": "afm",
+    "gather": "_statistics",
     "load": "_saving",
     "merge": "_saving",
     "report": "_saving",
@@ -71,12 +74,14 @@ __all__ = [
     "MoDeGPT",
     "PlainSVD",
     "Report",
+    "Statistics",
     "TrainedRankPruning",
     "WeLore",
     "WhitenedSVD",
     "compress",
     "compressor",
     "fuse",
+    "gather",
     "load",
     "merge",
     "report",

@@ -17,6 +17,7 @@ from eckart.compression._layers import Spec
 from eckart.compression._method import Compressor, LayerRow
 from eckart.compression._report import Report
 from eckart.compression._resume import Finished
+from eckart.compression._statistics import Statistics, weight_sum
 from eckart.errors import InputError
 from eckart.linalg.moments import Moments
 
@@ -54,7 +55,7 @@ def compress(
     *,
     ratio: float | None = None,
     budget: str | int | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | Statistics | None = None,
     sequential: bool = False,
     resume: str | PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -69,7 +70,7 @@ def compress(
         ratio: share of the parameters of these layers to remove, in (0, 1).
         budget: instead, the size of the whole model afterwards: "70%", "95M" (parameters) or "180MB".
         calibration: batches: mappings of model inputs, tensors, or tuples whose first item is the input. Padding is
-            told by ``attention_mask``.
+            told by ``attention_mask``. Or what `eckart.compression.gather` has made of them.
         sequential: statistics of a block from the compressed blocks before it, instead of the dense ones.
         resume: a directory for finished blocks; the same call with the same directory goes on after the last one.
         progress: called with the number of finished blocks and of all.
@@ -94,6 +95,8 @@ def compress(
         raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
     if chosen.calibrated and calibration is None:
         raise InputError(f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual")
+    if isinstance(calibration, Statistics) and sequential:
+        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
     outline = census(model, chosen.kinds, chosen.exclude)
     if budget is not None:
         ratio = ratio_for_budget(outline, budget)
@@ -105,7 +108,7 @@ def compress(
             found = _run(outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None))
     finally:
         model.train(was_training)
-    if calibration is not None and hasattr(chosen, "train"):
+    if calibration is not None and not isinstance(calibration, Statistics) and hasattr(chosen, "train"):
         found = _trained(model, chosen, calibration, progress, found)
     model.eckart_report = found  # type: ignore[assignment]
     return model
@@ -115,17 +118,21 @@ def _run(
     outline: Outline,
     method: Compressor,
     ratio: float | None,
-    calibration: Iterable[Any] | None,
+    calibration: Iterable[Any] | Statistics | None,
     sequential: bool,
     resume: str | PathLike[str] | None,
     progress: Callable[[int, int], None],
 ) -> Report:
     model = outline.model
     before = _count(model)
-    trace = None
+    trace: Trace | Statistics | None = None
     if method.calibrated:
         assert calibration is not None
-        trace = Trace(outline, calibration, method.influenced)
+        if isinstance(calibration, Statistics):
+            calibration.check(outline)
+            trace = calibration
+        else:
+            trace = Trace(outline, calibration, method.influenced)
     method.plan(outline, ratio, trace.influence if trace else [])
     finished = None
     if resume is not None:
@@ -167,13 +174,10 @@ def _trained(
 
 
 def _plan(
-    outline: Outline, method: Compressor, ratio: float | None, sequential: bool, trace: Trace | None
+    outline: Outline, method: Compressor, ratio: float | None, sequential: bool, trace: Trace | Statistics | None
 ) -> dict[str, Any]:
     """What a run is, for telling whether finished blocks are its own."""
-    weights = [
-        float(layer.weight.detach().double().sum())  # type: ignore[operator, union-attr]
-        for layer in outline.layers.values()
-    ]
+    weights = [weight_sum(layer) for layer in outline.layers.values()]
     data = [float(hidden.double().sum()) for hidden in trace.hidden] if trace else []
     return {
         "method": method.slug,
