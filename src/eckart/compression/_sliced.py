@@ -139,6 +139,8 @@ def take_widths(model: nn.Module, widths: list[dict[str, Any]]) -> None:
             f"compressed_layers has {len(widths)} entries, the model {len(blocks)} layers: the config is damaged"
         )
     for block, width in zip(blocks, widths, strict=True):
+        if isinstance(block.self_attn, SlicedAttention):  # a head around a backbone that has its widths already
+            continue
         block.self_attn = SlicedAttention(block.self_attn, width["qk_dim"], width["v_dim"], width["o_bias"])  # type: ignore[arg-type]
         mlp: Any = block.mlp
         for name in ("gate_proj", "up_proj", "down_proj"):
