@@ -125,7 +125,7 @@ class MoDeGPT(Compressor):
     def _width(self, size: int, keep: float, even: int) -> int:
         step = max(self.multiple_of, even)
         step += step % even
-        share = size * keep + 1e-9
+        share = size * keep + 1e-6
         width = round(share / step) * step if self.multiple_of > 1 else int(share / even) * even
         return min(max(width, even), size)
 
