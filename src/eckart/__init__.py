@@ -1,6 +1,7 @@
 """eckart: every way of using low-rank and structured weights, behind interfaces you already know.
 
-Rooms are imported when they are first used, and PEFT learns our methods as soon as both it and we are imported.
+Rooms are imported when they are first used, and PEFT and transformers learn our methods as soon as both they and we are
+imported.
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from eckart import _peft_hook
+from eckart import _hooks
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
     from eckart.adapters import adapt
     from eckart.catalog import MethodInfo, methods
+    from eckart.compression import compress
 
 _FACE = {
     "MethodInfo": "eckart.catalog",
     "adapt": "eckart.adapters",
     "compare": "eckart.jobs.compare.comparison",
+    "compress": "eckart.compression",
     "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
+_ROOMS = ("adapters", "compression", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
 
 try:
     __version__ = version("eckart")
@@ -36,6 +39,8 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
+    "compress",
+    "compression",
     "data",
     "jobs",
     "layers",
@@ -59,4 +64,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_peft_hook.install()
+_hooks.install()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from eckart import layers, metrics, recovery
+from eckart import compression, layers, metrics, recovery
 from eckart.adapters import ADAPTERS
 from eckart.errors import InputError
 
@@ -16,7 +16,7 @@ class MethodInfo:
     Attributes:
         slug: the method's name on the command line.
         name: its name as its authors write it, or that of its estimator, layer or function.
-        family: the room it lives in: ``"adapters"``, ``"layers"``, ``"metrics"`` or ``"recovery"``.
+        family: the room it lives in: ``"adapters"``, ``"compression"``, ``"layers"``, ``"metrics"`` or ``"recovery"``.
         paper: authors and year.
         arxiv: the arXiv id.
         knob: the option that sets its size.
@@ -59,7 +59,7 @@ def methods(family: str | None = None) -> list[MethodInfo]:
         )
         for slug, config in ADAPTERS.items()
     )
-    others = (MethodInfo(**method) for room in (layers, metrics, recovery) for method in room.METHODS)
+    others = (MethodInfo(**method) for room in (compression, layers, metrics, recovery) for method in room.METHODS)
     rows = sorted((*adapters, *others), key=lambda row: (row.family, row.slug))
     families = sorted({row.family for row in rows})
     if family is not None and family not in families:

@@ -2,7 +2,7 @@
 
 The config is the source model's with a model type of its own (`eckart_llama` for `llama`) and a field
 ``compressed_layers`` with the widths of every layer; its model class is the source's, which takes these widths once it
-is built. Importing this module makes both known to transformers' Auto classes.
+is built. Importing this module makes it known to transformers' Auto classes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from eckart.compression._census import find_blocks
+from eckart.compression._sliced_config import FAMILIES, PREFIX
 from eckart.errors import InputError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
-"""Model types whose attention is q, k, v, o projections with rotary embeddings in halves, and whose MLP is gated."""
-PREFIX = "eckart_"
 _AUTO = (
     "AutoModel",
     "AutoModelForCausalLM",
@@ -154,15 +151,20 @@ def resized(layer: nn.Linear, name: str, width: int) -> nn.Linear:
     return nn.Linear(*sizes, bias=layer.bias is not None, **options)  # type: ignore[arg-type]
 
 
+def config_of(family: str) -> type[Any]:
+    """The config class for sliced models of a family."""
+    return sliced_config(CONFIG_MAPPING[family])  # type: ignore[no-any-return]
+
+
 @cache
 def sliced_config(source: type[Any]) -> type[Any]:
     """The config class for sliced models of this one."""
-    name = source.model_type
-    return type(
-        f"Eckart{source.__name__}",
-        (source,),
-        {"model_type": f"{PREFIX}{name}", "__doc__": f"{source.__name__} with widths in compressed_layers."},
-    )
+    body = {
+        "model_type": f"{PREFIX}{source.model_type}",
+        "__module__": __name__,
+        "__doc__": f"{source.__name__} with the widths of every layer in compressed_layers.",
+    }
+    return type(f"Eckart{source.__name__}", (source,), body)
 
 
 @cache
@@ -200,9 +202,7 @@ def convert_back(model: Any) -> None:
 
 def _register() -> None:
     for family in FAMILIES:
-        source = CONFIG_MAPPING[family]
-        config = sliced_config(source)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
+        source, config = CONFIG_MAPPING[family], config_of(family)
         for auto in _AUTO:
             known = getattr(modeling_auto, auto)
             if source in known._model_mapping:

@@ -92,7 +92,7 @@ class MoDeGPT(Compressor):
         self._widths: dict[str, Widths] = {}
 
     def check(self, outline: Outline) -> None:
-        from eckart.compression._sliced import FAMILIES
+        from eckart.compression._sliced_config import FAMILIES
 
         kind = getattr(getattr(outline.model, "config", None), "model_type", type(outline.model).__name__)
         if kind not in FAMILIES:
