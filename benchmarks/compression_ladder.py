@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64, help="windows of calibration text")
     parser.add_argument("--windows", type=int, default=64, help="windows of test text")
+    parser.add_argument("--statistics", type=Path, help="keep the statistics here, or use those that are here")
     parser.add_argument("--methods", default=",".join(ARMS))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--name", default="compression_ladder")
@@ -80,9 +81,10 @@ def main() -> None:
     keep({"method": "dense", "ratio": 0.0, "removed": 0.0, "perplexity": perplexity(model, test)})
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        batches = [{"input_ids": part} for part in calibration.split(4)]
-        statistics = compression.gather(model, batches, f"{place}/statistics")
-        gathering = time.perf_counter() - started
+        where = arguments.statistics or Path(place, "statistics")
+        if not where.is_dir():
+            compression.gather(model, [{"input_ids": part} for part in calibration.split(4)], where)
+        statistics, gathering = compression.Statistics(where), time.perf_counter() - started
         for ratio in map(float, arguments.ratios.split(",")):
             for name in arguments.methods.split(","):
                 method, options = ARMS[name]

@@ -152,7 +152,7 @@ class FactorizedLinear(CompressedLayer):
 
 
 class FactorizedEmbedding(CompressedLayer):
-    """Row v is A_v Bᵀ + b, with a table A (num, rank) and a decoder B (dim, rank)."""
+    """Row v is A_v Bᵀ + b, with a table A (num, rank) and a decoder B (dim, rank); the padding row is zero."""
 
     kind = "embedding"
 
@@ -174,7 +174,7 @@ class FactorizedEmbedding(CompressedLayer):
     @property
     def weight(self) -> Float[Tensor, "num dim"]:
         """All rows, formed on every access."""
-        return self.B(self.A.weight)  # type: ignore[no-any-return]
+        return self(torch.arange(self.num_embeddings, device=self.A.weight.device))  # type: ignore[no-any-return]
 
     @property
     def spec(self) -> Spec:
@@ -182,7 +182,8 @@ class FactorizedEmbedding(CompressedLayer):
         return {name: getattr(self, name) for name in names}
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.B(self.A(ids))  # type: ignore[no-any-return]
+        rows: Tensor = self.B(self.A(ids))
+        return rows if self.padding_idx is None else rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
 
     def dense(self) -> nn.Embedding:
         with torch.no_grad():

@@ -103,7 +103,10 @@ class AFM(FactorCompressor):
         if rank * (rows + width) + width >= rows * width:
             return None
         factors = table_factors(weight, counts, rank)
-        new = FactorizedEmbedding(rows, width, rank, layer.padding_idx, weight.device, weight.dtype)
+        padding = layer.padding_idx
+        if padding is not None and bool(weight[padding].any()):
+            padding = None  # a row like any other
+        new = FactorizedEmbedding(rows, width, rank, padding, weight.device, weight.dtype)
         with torch.no_grad():
             new.A.weight.copy_(factors.small)
             new.B.weight.copy_(factors.up)
@@ -159,6 +162,8 @@ def fuse(model: nn.Module, linear: str, embeddings: Sequence[str]) -> None:
     for name, table in zip(embeddings, tables, strict=True):
         if not isinstance(table, FactorizedEmbedding):
             raise InputError(f"embedding {name} is a {type(table).__name__}: name factorised embeddings")
+        if table.padding_idx is not None:
+            raise InputError(f"embedding {name} has a padding row, whose zero a thin table cannot hold: leave it out")
     width = sum(table.embedding_dim for table in tables)  # type: ignore[misc]
     if width > layer.in_features:
         raise InputError(f"embeddings have {width} columns, {linear} reads {layer.in_features}: name fewer")

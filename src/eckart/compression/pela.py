@@ -103,11 +103,11 @@ class PELA(FactorCompressor):
         for step in range(self.steps):
             loss = distill(kept[step % len(kept)])
             if not bool(torch.isfinite(loss)):
-                raise InputError(f"the loss of step {step} is {float(loss)}: lower lr ({self.lr})")
+                raise InputError(f"the loss of step {step} is {float(loss.detach())}: lower lr ({self.lr})")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             progress(step + 1, self.steps)
         model.train(was_training)
         self.teacher = None
