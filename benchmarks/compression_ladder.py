@@ -49,7 +49,9 @@ def perplexity(model: Any, ids: Tensor, batch: int = 4) -> float:
     total = 0.0
     for part in ids.split(batch):
         logits = model(part, use_cache=False).logits[:, :-1]
-        total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+        total += float(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+        )
     return math.exp(total / (ids.shape[0] * (ids.shape[1] - 1)))
 
 
@@ -60,7 +62,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64, help="windows of calibration text")
     parser.add_argument("--windows", type=int, default=64, help="windows of test text")
-    parser.add_argument("--statistics", type=Path, help="keep the statistics here, or use those that are here")
+    parser.add_argument(
+        "--statistics", type=Path, help="keep the statistics here, or use those that are here"
+    )
     parser.add_argument("--methods", default=",".join(ARMS))
     parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
     parser.add_argument("--name", default="compression_ladder")
@@ -74,8 +78,14 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
         with atomic_write(RESULTS / f"{arguments.name}.json") as temporary:
-            about = {"context": arguments.context, "calibration tokens": calibration.numel(), "test tokens": test.numel()}
-            temporary.write_text(json.dumps({"machine": machine(), "about": about, "rows": rows}, indent=1) + "\n")
+            about = {
+                "context": arguments.context,
+                "calibration tokens": calibration.numel(),
+                "test tokens": test.numel(),
+            }
+            temporary.write_text(
+                json.dumps({"machine": machine(), "about": about, "rows": rows}, indent=1) + "\n"
+            )
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     keep({"method": "dense", "ratio": 0.0, "removed": 0.0, "perplexity": perplexity(model, test)})

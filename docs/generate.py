@@ -25,6 +25,11 @@ FAMILIES = {
         "For [`eckart.adapt`]({docs}quickstart.md) and [`eckart compare`]({docs}commands/compare.md).",
         "methods",
     ),
+    "compression": (
+        "Compression",
+        "For `eckart.compress` and [`eckart compress`]({docs}commands/compress.md).",
+        "compression",
+    ),
     "layers": (
         "Layers",
         "Modules to train from scratch, in `eckart.layers`; also as [transformers' models]({docs}layers/s4d.md).",

@@ -1,4 +1,4 @@
-"""Registers our parts in PEFT and transformers whenever both packages are imported, in either order, importing neither."""
+"""Registers our parts in PEFT and transformers when they and we are imported, in either order, importing neither."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class _After(MetaPathFinder, Loader):
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            sys.meta_path.insert(0, self)  # to find is not to import: others only ask whether the package exists
+            sys.meta_path.insert(
+                0, self
+            )  # to find is not to import: others only ask whether the package exists
         if spec is None or spec.loader is None:
             return spec
         self._spec, self._loader, spec.loader = spec, spec.loader, self

@@ -59,7 +59,9 @@ def methods(family: str | None = None) -> list[MethodInfo]:
         )
         for slug, config in ADAPTERS.items()
     )
-    others = (MethodInfo(**method) for room in (compression, layers, metrics, recovery) for method in room.METHODS)
+    others = (
+        MethodInfo(**method) for room in (compression, layers, metrics, recovery) for method in room.METHODS
+    )
     rows = sorted((*adapters, *others), key=lambda row: (row.family, row.slug))
     families = sorted({row.family for row in rows})
     if family is not None and family not in families:

@@ -17,7 +17,9 @@ def make(kind: str, seed: int = 0, **options):
     torch.manual_seed(seed)
     config = {
         "llama": lambda: transformers.LlamaConfig(**GATED, **options),
-        "qwen2": lambda: transformers.Qwen2Config(**{k: v for k, v in GATED.items() if k != "head_dim"}, **options),
+        "qwen2": lambda: transformers.Qwen2Config(
+            **{k: v for k, v in GATED.items() if k != "head_dim"}, **options
+        ),
         "qwen3": lambda: transformers.Qwen3Config(**GATED, **options),
         "mistral": lambda: transformers.MistralConfig(**GATED, sliding_window=None, **options),
         "gemma": lambda: transformers.GemmaConfig(**GATED, **options),

@@ -44,7 +44,11 @@ def test_signs_matter_with_an_activation_and_are_fixed():
     assert bool((mean >= 0).all())
     flip = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     other = factors._replace(A=flip[:, None] * factors.A, B=factors.B * flip)
-    layers = [FactorizedLinear.of(f, W, i, act) for f, i in ((factors, inner), (other, flip * inner)) for act in ("relu", None)]
+    layers = [
+        FactorizedLinear.of(f, W, i, act)
+        for f, i in ((factors, inner), (other, flip * inner))
+        for act in ("relu", None)
+    ]
     assert not torch.allclose(layers[0](X), layers[2](X))
     torch.testing.assert_close(layers[1](X), layers[3](X))
     signs = oriented(torch.tensor([[1.0, -3.0], [-2.0, 1.0]]), torch.tensor([0.0, -1.0]))
@@ -78,7 +82,9 @@ def test_a_click_model_gets_thin_tables_and_layers():
     assert isinstance(model.second, FactorizedLinear) and type(model.head) is nn.Linear
     counts = torch.bincount(x[:, 0].long(), minlength=40)
     expected = table_factors(dense.tables[0].weight.detach(), counts, 3)
-    torch.testing.assert_close(tables[0].weight.double(), expected.small @ expected.up.T + expected.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tables[0].weight.double(), expected.small @ expected.up.T + expected.mean, rtol=1e-4, atol=1e-5
+    )
     rows = {row.layer: row for row in compression.report(model).rows}
     assert rows["tables.0"].parameters_after == 40 * 3 + 3 * 8 + 8
 
@@ -102,7 +108,9 @@ def test_padding_rows_stay_zero():
     table = model.tables[1]
     assert table.padding_idx == 0
     assert torch.equal(table(torch.tensor([0, 1]))[0], torch.zeros(8))
-    assert torch.equal(table.dense().weight[0], torch.zeros(8)) and torch.equal(table.weight[0], torch.zeros(8))
+    assert torch.equal(table.dense().weight[0], torch.zeros(8)) and torch.equal(
+        table.weight[0], torch.zeros(8)
+    )
 
 
 def test_fusing_absorbs_the_decoders():

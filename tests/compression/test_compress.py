@@ -44,7 +44,9 @@ def test_removed_is_about_the_ratio_and_more_rank_is_closer(method):
     data, errors = batches(), []
     dense = make("llama")
     for ratio in (0.5, 0.2):
-        model = compress(copy.deepcopy(dense), method, ratio=ratio, calibration=data, exclude=["embed_tokens"])
+        model = compress(
+            copy.deepcopy(dense), method, ratio=ratio, calibration=data, exclude=["embed_tokens"]
+        )
         report = compression.report(model)
         weights = sum(row.rank * (row.out_features + row.in_features) for row in report.rows)
         whole = sum(row.out_features * row.in_features for row in report.rows)
@@ -75,13 +77,16 @@ def test_block_statistics_are_those_of_the_whole_model():
     method = compression.LoRD()
     expected = method.factors(layer.weight, None, 10, add_rows(no_moments(x.shape[1]), x))
     model = compress(dense, "lord", rank=10, calibration=data)
-    torch.testing.assert_close(model.model.layers[1].mlp.down_proj.weight.double(), expected.product, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        model.model.layers[1].mlp.down_proj.weight.double(), expected.product, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_sequential_statistics_see_the_compressed_blocks_before():
     dense, data = make("llama"), batches()
     one, two = (
-        compress(copy.deepcopy(dense), "whitened-svd", ratio=0.5, calibration=data, sequential=s) for s in (False, True)
+        compress(copy.deepcopy(dense), "whitened-svd", ratio=0.5, calibration=data, sequential=s)
+        for s in (False, True)
     )
     first, second = (m.model.layers[0].self_attn.q_proj.weight for m in (one, two))
     assert torch.equal(first, second)
@@ -145,7 +150,12 @@ def test_the_same_statistics_for_many_compressions(tmp_path):
         )
         assert torch.equal(logits(one, data[0]), logits(two, data[0]))
     with pytest.raises(InputError, match="not of this model"):
-        compress(make("llama", seed=1), "lord", ratio=0.3, calibration=compression.Statistics(tmp_path / "statistics"))
+        compress(
+            make("llama", seed=1),
+            "lord",
+            ratio=0.3,
+            calibration=compression.Statistics(tmp_path / "statistics"),
+        )
     with pytest.raises(InputError, match="no statistics"):
         compression.Statistics(tmp_path)
 
@@ -195,7 +205,11 @@ def test_cost_is_one_pass_of_each_block_whatever_the_depth():
     calls = {}
     for depth in (2, 4):
         config = LlamaConfig(
-            hidden_size=16, intermediate_size=24, num_hidden_layers=depth, num_attention_heads=2, vocab_size=61
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=depth,
+            num_attention_heads=2,
+            vocab_size=61,
         )
         model = LlamaForCausalLM(config).eval()
         count = [0]

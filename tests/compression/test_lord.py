@@ -16,7 +16,9 @@ B = torch.randn(20, dtype=torch.float64, generator=G)
 MOMENTS = add_rows(no_moments(12), X)
 
 
-@pytest.mark.parametrize("method", [PlainSVD(), WhitenedSVD(), LoRD(), LoRD(center=False), LoRD(balance=True)])
+@pytest.mark.parametrize(
+    "method", [PlainSVD(), WhitenedSVD(), LoRD(), LoRD(center=False), LoRD(balance=True)]
+)
 @pytest.mark.parametrize("bias", [B, None])
 def test_full_rank_is_the_layer(method, bias):
     layer = FactorizedLinear.of(method.factors(W, bias, 12, MOMENTS), W)
@@ -24,7 +26,10 @@ def test_full_rank_is_the_layer(method, bias):
 
 
 def test_whitened_svd_is_lord_without_the_centre_and_balanced():
-    whitened, uncentred = WhitenedSVD().factors(W, B, 5, MOMENTS), LoRD(center=False).factors(W, B, 5, MOMENTS)
+    whitened, uncentred = (
+        WhitenedSVD().factors(W, B, 5, MOMENTS),
+        LoRD(center=False).factors(W, B, 5, MOMENTS),
+    )
     torch.testing.assert_close(whitened.product, uncentred.product, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(whitened.A @ whitened.A.T, whitened.B.T @ whitened.B)
     torch.testing.assert_close(uncentred.B.T @ uncentred.B, torch.eye(5, dtype=torch.float64))

@@ -28,7 +28,9 @@ def test_ranks_are_the_formula_and_the_product_the_truncated_svd():
         best = (u[:, : row.rank] * s[: row.rank]) @ vh[: row.rank]
         layer = model.get_submodule(row.layer)
         torch.testing.assert_close(layer.weight.double(), best, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(layer.A.weight @ layer.A.weight.T, layer.B.weight.T @ layer.B.weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            layer.A.weight @ layer.A.weight.T, layer.B.weight.T @ layer.B.weight, rtol=1e-4, atol=1e-5
+        )
         assert torch.equal(layer.B.bias, dense.get_submodule(row.layer).bias)
 
 
@@ -57,7 +59,9 @@ def test_training_distils_and_leaves_the_teacher_alone():
     for batch in data:
         batch["labels"] = torch.zeros(6, dtype=torch.long)
     plain = compress(copy.deepcopy(dense), "pela", ratio=0.5)
-    trained = compress(copy.deepcopy(dense), "pela", ratio=0.5, calibration=data, steps=30, lr=3e-3, alpha=1.0, gamma=0.0)
+    trained = compress(
+        copy.deepcopy(dense), "pela", ratio=0.5, calibration=data, steps=30, lr=3e-3, alpha=1.0, gamma=0.0
+    )
     losses = compression.report(trained).losses
     assert len(losses) == 30 and losses[-1] < losses[0]
     before, after = (Distillation(m, copy.deepcopy(dense)).parts(data[0])["fd"] for m in (plain, trained))

@@ -66,7 +66,11 @@ def test_ratio_is_met_in_multiply_adds(scheme):
         if row.rank is None:
             continue
         shape = dense.get_submodule(row.layer).weight.shape
-        assert multiply_adds(scheme, shape, row.rank) <= 0.6 * shape.numel() < multiply_adds(scheme, shape, row.rank + 1)
+        assert (
+            multiply_adds(scheme, shape, row.rank)
+            <= 0.6 * shape.numel()
+            < multiply_adds(scheme, shape, row.rank + 1)
+        )
         counted = sum(p.numel() for p in model.get_submodule(row.layer).parameters() if p.dim() > 1)
         assert counted == multiply_adds(scheme, shape, row.rank)
     assert [row.layer for row in compression.report(model).rows] == ["wide", "strided"]
@@ -117,7 +121,9 @@ def test_one_step_is_the_equation():
     rule = TrainedRankPruning(model, optimizer, energy=0.5, period=1, nuclear_weight=0.3)
     model(X).square().mean().backward()
     optimizer.step()
-    probe = TrainedRankPruning(reference, torch.optim.SGD(reference.parameters(), 0.1), energy=0.5, nuclear_weight=0.3)
+    probe = TrainedRankPruning(
+        reference, torch.optim.SGD(reference.parameters(), 0.1), energy=0.5, nuclear_weight=0.3
+    )
     probe.project()
     direction = probe._subgradients["wide"]
     probe.detach()
@@ -129,8 +135,12 @@ def test_one_step_is_the_equation():
 
 
 def test_adam_gets_the_subgradient_beside_its_step():
-    with_it, _, _ = train(steps=1, optimizer=torch.optim.Adam, lr=0.01, period=1, energy=1.0, nuclear_weight=0.5)
-    without, _, _ = train(steps=1, optimizer=torch.optim.Adam, lr=0.01, period=1, energy=1.0, nuclear_weight=0.0)
+    with_it, _, _ = train(
+        steps=1, optimizer=torch.optim.Adam, lr=0.01, period=1, energy=1.0, nuclear_weight=0.5
+    )
+    without, _, _ = train(
+        steps=1, optimizer=torch.optim.Adam, lr=0.01, period=1, energy=1.0, nuclear_weight=0.0
+    )
     s = filter_svd(Convolutions().wide.weight.detach(), "NC")
     direction = (s.U[0] @ s.Vh[0]).reshape(Convolutions().wide.weight.shape)
     change = without.wide.weight - with_it.wide.weight

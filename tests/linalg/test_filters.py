@@ -42,7 +42,9 @@ def test_subgradient_touches_the_nuclear_norm(scheme):
     direction, low = nuclear_subgradient(svd, ranks), projected(svd, ranks)
     norms = torch.linalg.svdvals(low).sum(-1)
     torch.testing.assert_close((direction * low).sum((-1, -2)), norms)
-    torch.testing.assert_close(torch.linalg.matrix_norm(direction, 2), torch.ones(len(norms), dtype=torch.float64))
+    torch.testing.assert_close(
+        torch.linalg.matrix_norm(direction, 2), torch.ones(len(norms), dtype=torch.float64)
+    )
     assert torch.linalg.matrix_rank(direction).tolist() == ranks.tolist()
 
 

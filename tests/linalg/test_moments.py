@@ -16,7 +16,7 @@ def gathered(*sizes, x=X):
 @pytest.mark.parametrize("sizes", [(60,), (1, 59), (7, 13, 40), (20, 0, 40)])
 def test_batches_of_any_size_give_the_same_moments(sizes):
     moments = gathered(*sizes)
-    assert moments.count == 60
+    assert moments.rows == 60
     torch.testing.assert_close(moments.mean, X.mean(0))
     torch.testing.assert_close(moments.covariance, torch.cov(X.T, correction=0))
     torch.testing.assert_close(moments.second, X.T @ X / 60)
@@ -33,7 +33,7 @@ def test_a_table_seen_by_counts_is_its_lookups():
     ids = torch.tensor([0, 0, 3, 3, 3, 4])
     counts = torch.bincount(ids, minlength=60)
     by_counts, by_rows = moments_of_table(X, counts), add_rows(no_moments(5), X[ids])
-    assert by_counts.count == 6
+    assert by_counts.rows == 6
     torch.testing.assert_close(by_counts.mean, by_rows.mean)
     torch.testing.assert_close(by_counts.scatter, by_rows.scatter)
 

@@ -11,6 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from eckart import __version__
+from eckart.cli.compress import compress
 from eckart.cli.console import fail, progress, quiet, show, show_json, table
 from eckart.cli.options import Config, Debug, Json, Overwrite, layers, limits, options, rates, targets
 from eckart.cli.recover import recover
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(recover)
+app.command()(compress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

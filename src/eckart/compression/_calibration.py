@@ -57,7 +57,9 @@ class Trace:
             else:
                 self.batches.append(batch)
         if not self.masks:
-            raise InputError("calibration has no batches: give at least one, a few hundred sequences are usual")
+            raise InputError(
+                "calibration has no batches: give at least one, a few hundred sequences are usual"
+            )
         self.influence = [1 - total / max(count, 1.0) for total, count in self._angles]
 
     def _follow(self, batch: Batch, whole: bool) -> None:
@@ -92,7 +94,7 @@ class Trace:
 
         try:
             for index, block in enumerate(blocks):
-                block.forward = step(index)  # type: ignore[method-assign]
+                block.forward = step(index)
             with contextlib.suppress(_Stop):
                 _call(self.outline.model, batch)
         finally:
@@ -131,7 +133,9 @@ class Trace:
                 x = inputs[0]
                 if isinstance(layer, nn.Embedding):
                     lookups = _rows(mask[0], x, 0)
-                    counts[name] = counts.get(name, 0) + torch.bincount(lookups, minlength=layer.num_embeddings)
+                    counts[name] = counts.get(name, 0) + torch.bincount(
+                        lookups, minlength=layer.num_embeddings
+                    )
                     return
                 leader = leaders.setdefault(name, next((n for n, t in current.items() if t is x), name))
                 if leader != name and current.get(leader) is x:
@@ -152,10 +156,16 @@ class Trace:
         found: dict[str, Observed] = {}
         for name in layers:
             moments = gathered.get(leaders.get(name, name))
-            if moments is None and name not in counts or moments is not None and moments.count == 0:
-                raise InputError(f"layer {name} was not called on the calibration data: exclude it, or give other data")
-            if moments is not None and not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.scatter).all()):
-                raise InputError(f"calibration gives NaN or Inf at layer {name}: check the data and the weights")
+            if (moments is None and name not in counts) or (moments is not None and moments.rows == 0):
+                raise InputError(
+                    f"layer {name} was not called on the calibration data: exclude it, or give other data"
+                )
+            if moments is not None and not bool(
+                torch.isfinite(moments.mean).all() & torch.isfinite(moments.scatter).all()
+            ):
+                raise InputError(
+                    f"calibration gives NaN or Inf at layer {name}: check the data and the weights"
+                )
             found[name] = counts[name] if moments is None else moments
         return found
 
@@ -211,7 +221,11 @@ def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
     device = next(model.parameters()).device
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
     for number, batch in enumerate(batches):
-        items = batch if isinstance(batch, Mapping) else dict(enumerate(batch if isinstance(batch, tuple | list) else [batch]))
+        items = (
+            batch
+            if isinstance(batch, Mapping)
+            else dict(enumerate(batch if isinstance(batch, tuple | list) else [batch]))
+        )
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in items.items()}
         for name, value in moved.items():
             if not isinstance(value, Tensor):
@@ -219,7 +233,12 @@ def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(f"calibration batch {number} holds NaN or Inf in {name!r}: clean the data")
             ids = name in ("input_ids", 0) and not value.is_floating_point()
-            if ids and vocabulary is not None and value.numel() and not 0 <= int(value.min()) <= int(value.max()) < vocabulary:
+            if (
+                ids
+                and vocabulary is not None
+                and value.numel()
+                and not 0 <= int(value.min()) <= int(value.max()) < vocabulary
+            ):
                 raise InputError(
                     f"calibration batch {number} holds tokens {int(value.min())} … {int(value.max())}, the model has "
                     f"{vocabulary}: use the tokenizer of this model"

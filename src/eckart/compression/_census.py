@@ -55,7 +55,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
 def weight_matrix(layer: nn.Module) -> Float[Tensor, "out in"]:
     """The weight of a linear layer as (out, in); of a convolution as (N, C·H·W)."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, union-attr, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     return weight.T if is_transposed(layer) else weight.reshape(weight.shape[0], -1)
 
 
@@ -82,7 +82,9 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
     """
     refuse_compressed(model)
     blocks = find_blocks(model)
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    owners = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
     head = _output_head(model)
     layers: dict[str, nn.Module] = {}
     shared = []

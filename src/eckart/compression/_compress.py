@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterable
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ def compress(
     if ratio is not None and budget is not None:
         raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
     if chosen.calibrated and calibration is None:
-        raise InputError(f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual")
+        raise InputError(
+            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
+        )
     if isinstance(calibration, Statistics) and sequential:
         raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
     outline = census(model, chosen.kinds, chosen.exclude)
@@ -105,7 +108,9 @@ def compress(
     model.eval()
     try:
         with torch.no_grad():
-            found = _run(outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None))
+            found = _run(
+                outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None)
+            )
     finally:
         model.train(was_training)
     if calibration is not None and not isinstance(calibration, Statistics) and hasattr(chosen, "train"):
@@ -136,7 +141,7 @@ def _run(
     method.plan(outline, ratio, trace.influence if trace else [])
     finished = None
     if resume is not None:
-        finished = Finished(resume, _plan(outline, method, ratio, sequential, trace))
+        finished = Finished(Path(resume), _plan(outline, method, ratio, sequential, trace))
     rows: list[LayerRow] = []
     specs: dict[str, Spec] = {}
     tokens = 0
@@ -144,7 +149,7 @@ def _run(
         done = finished.load(index, method, model) if finished else None
         if done is None:
             observed = trace.observe(index, method.watched(block, outline)) if trace else {}
-            tokens = tokens or next((m.count for m in observed.values() if isinstance(m, Moments)), 0)
+            tokens = tokens or next((m.rows for m in observed.values() if isinstance(m, Moments)), 0)
             done = method.compress(block, outline, observed)
             if finished:
                 finished.save(index, *done)
@@ -174,7 +179,11 @@ def _trained(
 
 
 def _plan(
-    outline: Outline, method: Compressor, ratio: float | None, sequential: bool, trace: Trace | Statistics | None
+    outline: Outline,
+    method: Compressor,
+    ratio: float | None,
+    sequential: bool,
+    trace: Trace | Statistics | None,
 ) -> dict[str, Any]:
     """What a run is, for telling whether finished blocks are its own."""
     weights = [weight_sum(layer) for layer in outline.layers.values()]
@@ -202,7 +211,7 @@ def ratio_for_budget(outline: Outline, budget: str | int) -> float:
     """
     model = outline.model
     total = _count(model)
-    size = next(iter(outline.layers.values())).weight.element_size()  # type: ignore[operator, union-attr]
+    size = next(iter(outline.layers.values())).weight.element_size()  # type: ignore[operator]
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", str(budget), re.IGNORECASE)
     unit = match[2].lower() if match else "?"
     if match is None or unit not in {"%", *_UNITS, *_BYTES}:

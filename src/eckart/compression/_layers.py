@@ -1,9 +1,9 @@
 """Layers of fewer numbers, each of which can say in JSON what it is (`spec`) and be built again from that.
 
-    FactorizedLinear      y = act(x Aᵀ + a) Bᵀ + b             in place of nn.Linear and of transformers' Conv1D
-    FactorizedEmbedding   row v = A_v Bᵀ + b                   in place of nn.Embedding
-    FactorizedConv2d      two convolutions with r channels between them: "NC" H×W then 1×1, "VH" H×1 then 1×W
-    DecoupledConv2d       a sum of r paths, 1×1 then depthwise H×W
+FactorizedLinear      y = act(x Aᵀ + a) Bᵀ + b             in place of nn.Linear and of transformers' Conv1D
+FactorizedEmbedding   row v = A_v Bᵀ + b                   in place of nn.Embedding
+FactorizedConv2d      two convolutions with r channels between them: "NC" H×W then 1×1, "VH" H×1 then 1×W
+DecoupledConv2d       a sum of r paths, 1×1 then depthwise H×W
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ class FactorizedLinear(CompressedLayer):
         if self.act is not None:
             raise InputError(f"a layer with act={self.act_name!r} between its factors has no dense form")
         weight, bias = self.weight, self.bias
-        layer = nn.Linear(*weight.T.shape, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+        out, width = weight.shape
+        layer = nn.Linear(width, out, bias=bias is not None, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             layer.weight.copy_(self.B.weight.double() @ self.A.weight.double())
             if bias is not None:
@@ -183,11 +184,16 @@ class FactorizedEmbedding(CompressedLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = self.B(self.A(ids))
-        return rows if self.padding_idx is None else rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        return (
+            rows
+            if self.padding_idx is None
+            else rows.masked_fill((ids == self.padding_idx).unsqueeze(-1), 0.0)
+        )
 
     def dense(self) -> nn.Embedding:
         with torch.no_grad():
-            return nn.Embedding.from_pretrained(self.weight, freeze=False, padding_idx=self.padding_idx)
+            rows = self.weight
+            return nn.Embedding(*rows.shape, self.padding_idx, _weight=rows)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
@@ -285,7 +291,9 @@ class FactorizedConv2d(_Convolution):
 
     def dense(self) -> nn.Conv2d:
         with torch.no_grad():
-            weight = torch.einsum("nruw,rchv->nchw" if self.scheme == "VH" else "nruv,rchw->nchw", self.B.weight, self.A.weight)
+            weight = torch.einsum(
+                "nruw,rchv->nchw" if self.scheme == "VH" else "nruv,rchw->nchw", self.B.weight, self.A.weight
+            )
         return self._dense(weight, self.B.bias)
 
 
@@ -326,10 +334,14 @@ class DecoupledConv2d(_Convolution):
             self.path.append(nn.ModuleDict({"pw": pw, "dw": dw}))
 
     def _paths(self) -> list[tuple[nn.Conv2d, nn.Conv2d]]:
-        return [(path["pw"], path["dw"]) for path in self.path]  # type: ignore[index, misc]
+        return [(path["pw"], path["dw"]) for path in self.path]  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(dw(pw(x)) for pw, dw in self._paths())  # type: ignore[return-value]
+        first, *others = self._paths()
+        y: Tensor = first[1](first[0](x))
+        for pw, dw in others:
+            y = y + dw(pw(x))
+        return y
 
     def dense(self) -> nn.Conv2d:
         with torch.no_grad():

@@ -131,14 +131,20 @@ class FactorCompressor(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("rank", self.rank), ("multiple_of", self.multiple_of), *(self.ranks or {}).items()):
+        for name, value in (
+            ("rank", self.rank),
+            ("multiple_of", self.multiple_of),
+            *(self.ranks or {}).items(),
+        ):
             if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
                 raise InputError(f"{name} is {value}: give a whole number of at least 1")
         self._planned: dict[str, int] = {}
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         if ratio is None and self.rank is None and self.ranks is None:
-            raise InputError("ratio is not given: say how much to remove, such as ratio=0.2, or a rank or a budget")
+            raise InputError(
+                "ratio is not given: say how much to remove, such as ratio=0.2, or a rank or a budget"
+            )
         if ratio is not None and self.rank is not None:
             raise InputError(f"ratio ({ratio}) and rank ({self.rank}) are both given: leave one out")
         self._planned = {}
@@ -158,7 +164,9 @@ class FactorCompressor(Compressor):
             )
 
     def _rank(self, name: str, shape: tuple[int, int], ratio: float | None) -> int | None:
-        given = next((r for end, r in (self.ranks or {}).items() if name == end or name.endswith(f".{end}")), None)
+        given = next(
+            (r for end, r in (self.ranks or {}).items() if name == end or name.endswith(f".{end}")), None
+        )
         if given is None and self.rank is None:
             return None if ratio is None else rank_for_ratio(shape, ratio, self.multiple_of)
         return min(given or self.rank or 1, *shape)
@@ -178,9 +186,7 @@ class FactorCompressor(Compressor):
             module, error = new
             changes[name] = Change(module, module.spec)
             after = sum(p.numel() for p in module.parameters())
-            rows.append(
-                LayerRow(name, module.kind, *matrix_shape(layer), module.rank, before, after, error)
-            )
+            rows.append(LayerRow(name, module.kind, *matrix_shape(layer), module.rank, before, after, error))
         return changes, rows
 
     def replace(self, name: str, layer: nn.Module, observed: Observed | None) -> tuple[Any, float] | None:
@@ -244,6 +250,8 @@ def relative_error(
     if moments is None:
         change = torch.linalg.matrix_norm(weight.double() - factors.product)
         return float(change / torch.linalg.matrix_norm(weight.double()))
-    nothing = Factors(weight.new_zeros(1, weight.shape[1]).double(), weight.new_zeros(len(weight), 1).double(), None)
+    nothing = Factors(
+        weight.new_zeros(1, weight.shape[1]).double(), weight.new_zeros(len(weight), 1).double(), None
+    )
     whole = output_error(weight, bias, nothing, moments)
     return float((output_error(weight, bias, factors, moments) / whole) ** 0.5) if whole > 0 else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eckart.compression._census import find_blocks
 from eckart.compression._sliced import SlicedAttention, convert_back
@@ -25,7 +25,8 @@ def pad(model: Any) -> nn.Module:
     """
     source = type(model).__mro__[1]
     widths = model.config.compressed_layers
-    stock_config = type(model.config).__mro__[1].from_dict(model.config.to_dict())
+    kind: Any = type(model.config).__mro__[1]
+    stock_config = kind.from_dict(model.config.to_dict())
     with torch.device("meta"):
         stock = source(stock_config)
     pairs = list(zip(find_blocks(model).values(), find_blocks(stock).values(), strict=True))
@@ -67,8 +68,7 @@ def _pad_linear(old: nn.Linear, new: nn.Linear) -> None:
 
 
 def _pad_attention(old: SlicedAttention, new: Any) -> None:
-    d, index = int(old.head_dim), old.rope_index
-    assert isinstance(index, Tensor)
+    d, index = old.head_dim, old.rope_index
     for name, heads in (("q_proj", old.heads), ("k_proj", old.kv_heads)):
         places = index.repeat_interleave(heads // old.kv_heads, 0)
         rows = (places + d * torch.arange(heads, device=index.device).unsqueeze(1)).flatten()

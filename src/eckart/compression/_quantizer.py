@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.compression._census import install
-from eckart.compression._layers import CompressedLayer, Spec, build_layer
+from eckart.compression._layers import Spec, build_layer
 from eckart.errors import InputError
 
 NAME = "eckart"
@@ -54,10 +54,10 @@ class EckartQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, CompressedLayer):
-                install(model, name, module.dense().to(dtype))
-        return model
+        from eckart.compression._saving import make_dense
+
+        make_dense(model)
+        return model.to(dtype)
 
     def is_serializable(self) -> bool:
         return True
@@ -104,7 +104,7 @@ def check_files(files: Iterable[Any], modules: dict[str, Spec]) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         if Path(file).suffix == ".safetensors":
-            with safe_open(file, "pt") as tensors:  # type: ignore[no-untyped-call]
+            with safe_open(file, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
     renamed = not any(key.startswith(f"{name}.") for name in modules for key in shapes)
@@ -116,7 +116,9 @@ def check_files(files: Iterable[Any], modules: dict[str, Spec]) -> None:
             full = f"{name}.{key}"
             found = shapes.get(full)
             if found is None:
-                raise InputError(f"{full} is missing from the checkpoint: it is damaged, or its config.json is another's")
+                raise InputError(
+                    f"{full} is missing from the checkpoint: it is damaged, or its config.json is another's"
+                )
             if found != tuple(value.shape):
                 raise InputError(
                     f"{full} has shape {found}, its config.json says {tuple(value.shape)} (rank {spec['rank']}): they "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,11 +41,17 @@ class Report:
         before = sum(row.parameters_before for row in self.rows)
         return 1 - sum(row.parameters_after for row in self.rows) / before
 
-    def card(self) -> str:
-        """The card in Markdown."""
+    def card(self, more: Mapping[str, str] | None = None) -> str:
+        """The card in Markdown.
+
+        Args:
+            more: further rows of its table.
+        """
         changed = sum(row.rank is not None for row in self.rows)
         asked = "by its own rule" if self.ratio is None else f"{self.ratio:.1%} asked for"
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if value not in (None, [], ()))
+        options = ", ".join(
+            f"{name}={value!r}" for name, value in self.options.items() if value not in (None, [], ())
+        )
         lines = [
             "---",
             "library_name: transformers",
@@ -64,6 +70,7 @@ class Report:
             f"| parameters of the model | {self.parameters_before:,} → {self.parameters_after:,} |",
             f"| layers changed | {changed} of {len(self.rows)} |",
             f"| calibration | {f'{self.tokens:,} tokens' if self.tokens else 'none'} |",
+            *(f"| {name} | {value} |" for name, value in (more or {}).items()),
             "",
             "Ranks and relative errors of all layers: `layers.csv`.",
             "",

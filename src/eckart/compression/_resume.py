@@ -58,13 +58,17 @@ class Finished:
         for name, spec in found["specs"].items():
             module = method.rebuild(spec, model.get_submodule(name))
             prefix = f"{name}/"
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
             changes[name] = Change(module, spec)
         return changes, [LayerRow(*row) for row in found["rows"]]
 
     def save(self, index: int, changes: Mapping[str, Change], rows: list[LayerRow]) -> None:
         """Keep the changes of a block: the tensors first, then the table that makes them count."""
-        state = {f"{n}/{k}": v.contiguous() for n, c in changes.items() for k, v in c.module.state_dict().items()}
+        state = {
+            f"{n}/{k}": v.contiguous() for n, c in changes.items() for k, v in c.module.state_dict().items()
+        }
         specs: dict[str, Spec] = {name: change.spec for name, change in changes.items()}
         with atomic_write(self.place / f"block-{index:04d}.safetensors") as temporary:
             save_file(state, temporary)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eckart.compression._census import install
+from eckart.compression._census import install, is_transposed
 from eckart.compression._layers import CompressedLayer, Spec, build_layer
 from eckart.compression._report import Report
 from eckart.errors import InputError
@@ -48,7 +48,15 @@ def report(model: nn.Module) -> Report | None:
     return found if isinstance(found, Report) else None
 
 
-def save(model: nn.Module, directory: str | os.PathLike[str], *, overwrite: bool = False, tokenizer: Any = None) -> None:
+def save(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    about: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
     """Write a compressed model: safetensors, its specs, a card and the table of layers; whole or not at all.
 
     Args:
@@ -56,6 +64,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, overwrite: bool
         directory: where to.
         overwrite: replace what is there.
         tokenizer: saved beside the model.
+        about: further rows of the card.
+        files: further text files, name → content.
 
     Raises:
         InputError: the directory is not empty.
@@ -73,12 +83,14 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, overwrite: bool
             tokenizer.save_pretrained(place)
         found = report(model)
         if found is not None:
-            write_report(found, place)
+            write_report(found, place, about)
+        for name, text in (files or {}).items():
+            (place / name).write_text(text, "utf-8")
 
 
-def write_report(found: Report, place: Path) -> None:
+def write_report(found: Report, place: Path, about: Mapping[str, str] | None = None) -> None:
     """The card (README.md) and the table of layers."""
-    (place / "README.md").write_text(found.card(), "utf-8")
+    (place / "README.md").write_text(found.card(about), "utf-8")
     with (place / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(found.rows[0]._fields)
@@ -107,7 +119,9 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     layers: dict[str, CompressedLayer] = {}
     for name, spec in specs.items():
         if name not in names:
-            raise InputError(f"{place} factorises layer {name}, which {type(model).__name__} has not: give its own class")
+            raise InputError(
+                f"{place} factorises layer {name}, which {type(model).__name__} has not: give its own class"
+            )
         weight: Any = names[name].weight
         layers[name] = build_layer(spec, weight.device, weight.dtype)
         for key, value in layers[name].state_dict().items():
@@ -155,32 +169,60 @@ def merge(model: nn.Module) -> nn.Module:
         from eckart.compression._padding import pad
 
         return pad(model)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
-    if not layers:
+    if not any(isinstance(module, CompressedLayer) for module in model.modules()):
         raise InputError(f"{type(model).__name__} has no compressed layer: nothing to merge")
-    dense = {name: layer.dense() for name, layer in layers.items()}
-    if is_pretrained(model):
-        _check_biases(model, dense)
-    for name, layer in dense.items():
-        install(model, name, layer)
+    make_dense(model)
     if is_pretrained(model):
         carrier: Any = model
         carrier.hf_quantizer.remove_quantization_config(model)
     return model
 
 
+@torch.no_grad()
+def make_dense(model: nn.Module) -> None:
+    """Put ordinary layers in the place of compressed ones, of the kind that the stock class has.
+
+    Raises:
+        InputError: as `merge`; nothing was changed.
+    """
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
+    dense = {name: layer.dense() for name, layer in layers.items()}
+    if is_pretrained(model):
+        with torch.device("meta"):
+            maker: Any = type(model)
+            stock = maker(model.config)
+        _check_biases(model, stock, dense)
+        dense = {name: _transposed_as(stock.get_submodule(name), layer) for name, layer in dense.items()}
+    for name, layer in dense.items():
+        install(model, name, layer)
+
+
+def _transposed_as(stock: nn.Module, layer: nn.Module) -> nn.Module:
+    """A linear layer as transformers' Conv1D, which stores its weight as (in, out), where the stock class has one."""
+    if not is_transposed(stock):
+        return layer
+    from transformers.pytorch_utils import Conv1D
+
+    assert isinstance(layer, nn.Linear)
+    found = Conv1D(layer.out_features, layer.in_features).to(layer.weight)
+    found.weight.copy_(layer.weight.T)
+    if layer.bias is None:
+        found.bias.zero_()
+    else:
+        found.bias.copy_(layer.bias)
+    return found
+
+
 BIAS_SWITCHES = {"self_attn": "attention_bias", "mlp": "mlp_bias"}
 
 
-def _check_biases(model: nn.Module, dense: Mapping[str, nn.Module]) -> None:
+def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Module]) -> None:
     """Make room for biases that the compressed model has and its stock class has not, where its config can.
 
     Raises:
         InputError: the config has no switch for them.
     """
     config: Any = model.config
-    with torch.device("meta"):
-        stock = type(model)(config)
     for name, layer in dense.items():
         bias = getattr(layer, "bias", None)
         if bias is None or getattr(stock.get_submodule(name), "bias", None) is not None:
@@ -202,7 +244,7 @@ def _check_biases(model: nn.Module, dense: Mapping[str, nn.Module]) -> None:
         switch = BIAS_SWITCHES.get(part)
         if switch and getattr(config, switch, False) and getattr(layer, "bias", None) is None:
             weight = layer.weight
-            layer.bias = nn.Parameter(weight.new_zeros(len(weight)))  # type: ignore[operator, arg-type]
+            layer.bias = nn.Parameter(weight.new_zeros(len(weight)))  # type: ignore[operator]
 
 
 def _inside(name: str, layers: Mapping[str, nn.Module]) -> bool:

@@ -52,13 +52,20 @@ class SlicedAttention(nn.Module):
         o_bias: whether the output projection has a bias.
     """
 
-    def __init__(self, source: nn.Module, qk_dim: int, v_dim: int, o_bias: bool) -> None:
+    config: Any
+    head_dim: int
+    layer_idx: int
+    scaling: float
+    attention_dropout: float
+    rope_index: Tensor
+
+    def __init__(self, source: Any, qk_dim: int, v_dim: int, o_bias: bool) -> None:
         super().__init__()
         for name in _SOURCE_ATTRIBUTES:
             setattr(self, name, getattr(source, name))
-        q, k, v, o = (getattr(source, f"{name}_proj") for name in "qkvo")
+        q, k, o = (getattr(source, f"{name}_proj") for name in "qko")
         options = {"device": q.weight.device, "dtype": q.weight.dtype}
-        hidden, head_dim = q.in_features, int(source.head_dim)  # type: ignore[arg-type]
+        hidden, head_dim = q.in_features, int(source.head_dim)
         self.heads, self.kv_heads = q.out_features // head_dim, k.out_features // head_dim
         self.qk_dim, self.v_dim = qk_dim, v_dim
         self.q_proj = nn.Linear(hidden, self.heads * qk_dim, bias=q.bias is not None, **options)
@@ -105,16 +112,23 @@ class SlicedAttention(nn.Module):
         )
         dropout = self.attention_dropout if self.training else 0.0
         out, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **self.extra, **kwargs
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=self.scaling,
+            **self.extra,
+            **kwargs,
         )
         return self.o_proj(out.reshape(*shape, -1).contiguous()), weights
 
     def _rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         if self.qk_dim == self.head_dim:
-            return apply_rotary_pos_emb(query, key, cos, sin)  # type: ignore[no-any-return, no-untyped-call]
-        index: Tensor = self.rope_index  # type: ignore[assignment]
-        cos, sin = (table[..., index].transpose(-3, -2) for table in (cos, sin))
-        grouped = query.unflatten(1, (self.kv_heads, -1))
+            return apply_rotary_pos_emb(query, key, cos, sin)  # type: ignore[no-any-return]
+        cos, sin = (table[..., self.rope_index].transpose(-3, -2) for table in (cos, sin))
+        grouped = query.reshape(query.shape[0], self.kv_heads, -1, *query.shape[2:])
         rotated = grouped * cos.unsqueeze(2) + _half_turned(grouped) * sin.unsqueeze(2)
         return rotated.flatten(1, 2), key * cos + _half_turned(key) * sin
 
@@ -136,7 +150,9 @@ def take_widths(model: nn.Module, widths: list[dict[str, Any]]) -> None:
             f"compressed_layers has {len(widths)} entries, the model {len(blocks)} layers: the config is damaged"
         )
     for block, width in zip(blocks, widths, strict=True):
-        if isinstance(block.self_attn, SlicedAttention):  # a head around a backbone that has its widths already
+        if isinstance(
+            block.self_attn, SlicedAttention
+        ):  # a head around a backbone that has its widths already
             continue
         block.self_attn = SlicedAttention(block.self_attn, width["qk_dim"], width["v_dim"], width["o_bias"])  # type: ignore[arg-type]
         mlp: Any = block.mlp
@@ -153,11 +169,12 @@ def resized(layer: nn.Linear, name: str, width: int) -> nn.Linear:
 
 def config_of(family: str) -> type[Any]:
     """The config class for sliced models of a family."""
-    return sliced_config(CONFIG_MAPPING[family])  # type: ignore[no-any-return]
+    source: Any = CONFIG_MAPPING[family]
+    return sliced_config(source)
 
 
 @cache
-def sliced_config(source: type[Any]) -> type[Any]:
+def sliced_config(source: Any) -> type[Any]:
     """The config class for sliced models of this one."""
     body = {
         "model_type": f"{PREFIX}{source.model_type}",
@@ -168,7 +185,7 @@ def sliced_config(source: type[Any]) -> type[Any]:
 
 
 @cache
-def sliced_model(source: type[Any]) -> type[Any]:
+def sliced_model(source: Any) -> type[Any]:
     """The model class for sliced models of this one."""
 
     def __init__(self: Any, config: Any, *arguments: Any, **options: Any) -> None:
@@ -186,9 +203,11 @@ def sliced_model(source: type[Any]) -> type[Any]:
 
 def convert(model: Any, widths: list[dict[str, Any]]) -> None:
     """Turn a model whose modules were sliced in place into one of the sliced classes."""
-    model.config.__class__ = sliced_config(type(model.config))
+    stock: Any = type(model.config)
+    model.config.__class__ = sliced_config(stock)
     model.config.compressed_layers = widths
-    model.__class__ = sliced_model(type(model))
+    kind: Any = type(model)
+    model.__class__ = sliced_model(kind)
     model.config.architectures = [type(model).__name__]
 
 

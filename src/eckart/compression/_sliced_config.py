@@ -17,7 +17,7 @@ PREFIX = "eckart_"
 def _name(family: str) -> type[Any]:
     """A config class that stands for the one of this family until it is read."""
 
-    def from_dict(cls: type[Any], values: dict[str, Any], **options: Any) -> Any:
+    def from_dict(_: type[Any], values: dict[str, Any], /, **options: Any) -> Any:
         from eckart.compression._sliced import config_of
 
         return config_of(family).from_dict(values, **options)

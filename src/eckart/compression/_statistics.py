@@ -49,7 +49,9 @@ class Statistics:
         """
         for name, layer in outline.layers.items():
             if self.weights.get(name) != weight_sum(layer):
-                raise InputError(f"the statistics in {self.place} are not of this model (layer {name}): gather them again")
+                raise InputError(
+                    f"the statistics in {self.place} are not of this model (layer {name}): gather them again"
+                )
 
     def observe(self, index: int, layers: Mapping[str, nn.Module]) -> dict[str, Observed]:
         """The moments of these layers of a block, as `Trace.observe` gives them."""
@@ -99,12 +101,16 @@ def gather(
             for index, block in enumerate(outline.blocks):
                 observed = trace.observe(index, outline.inside(block))
                 own: dict[int, str] = {}
-                state = {}
+                state: dict[str, Tensor] = {}
                 for name, moments in observed.items():
                     assert isinstance(moments, Moments)
                     leaders[name] = own.setdefault(id(moments), name)
                     if leaders[name] == name:
-                        parts = {"count": torch.tensor(moments.count), "mean": moments.mean, "scatter": moments.scatter}
+                        parts = {
+                            "count": torch.tensor(moments.rows),
+                            "mean": moments.mean,
+                            "scatter": moments.scatter,
+                        }
                         state |= {f"{name}/{part}": value.cpu() for part, value in parts.items()}
                 save_file(state, place / f"block-{index:04d}.safetensors")
                 trace.advance(index)

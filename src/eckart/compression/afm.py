@@ -72,7 +72,9 @@ class AFM(FactorCompressor):
             return None
         weight, bias = weight_matrix(layer), getattr(layer, "bias", None)
         factors, inner = self.layers(weight, bias, rank, observed)
-        whole = factors._replace(bias=factors.bias if inner is None else factors.bias + factors.B @ inner)
+        assert factors.bias is not None
+        shift = factors.bias if inner is None else factors.bias + factors.B @ inner
+        whole = factors._replace(bias=shift)
         error = relative_error(weight, bias, whole, observed)
         return FactorizedLinear.of(factors, weight, inner, self.act), error
 
@@ -117,9 +119,7 @@ class AFM(FactorCompressor):
         return new, float((change / whole) ** 0.5) if whole > 0 else 0.0
 
 
-def table_factors(
-    table: Float[Tensor, "v d"], counts: Float[Tensor, " v"], rank: int
-) -> TableFactors:
+def table_factors(table: Float[Tensor, "v d"], counts: Float[Tensor, " v"], rank: int) -> TableFactors:
     """The best rank-k table for the look-ups that were counted.
 
     Args:
@@ -158,12 +158,16 @@ def fuse(model: nn.Module, linear: str, embeddings: Sequence[str]) -> None:
     layer = model.get_submodule(linear)
     tables = [model.get_submodule(name) for name in embeddings]
     if not isinstance(layer, nn.Linear):
-        raise InputError(f"linear {linear} is a {type(layer).__name__}: exclude the first layer from compression")
+        raise InputError(
+            f"linear {linear} is a {type(layer).__name__}: exclude the first layer from compression"
+        )
     for name, table in zip(embeddings, tables, strict=True):
         if not isinstance(table, FactorizedEmbedding):
             raise InputError(f"embedding {name} is a {type(table).__name__}: name factorised embeddings")
         if table.padding_idx is not None:
-            raise InputError(f"embedding {name} has a padding row, whose zero a thin table cannot hold: leave it out")
+            raise InputError(
+                f"embedding {name} has a padding row, whose zero a thin table cannot hold: leave it out"
+            )
     width = sum(table.embedding_dim for table in tables)  # type: ignore[misc]
     if width > layer.in_features:
         raise InputError(f"embeddings have {width} columns, {linear} reads {layer.in_features}: name fewer")

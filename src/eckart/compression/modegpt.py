@@ -50,7 +50,7 @@ class MoDeGPT(Compressor):
         mlp, qk, vo: which of the three pairs are cut.
         refit: "affine" also keeps the mean of the MLP's outputs by a bias of the down projection, where it has one.
         vo_mode: "joint" the best product for all query heads of a group; "value_only" the best values.
-        pair_score: "energy" as above, "reimpl" √(E q_j² E k_j² + E q_j′² E k_j′²) of a public re-implementation.
+        pair_score: "energy" as above, or "reimpl", √(E q_j² E k_j² + E q_j′² E k_j′²), of a re-implementation.
         ridge: λ of the leverage scores, in units of the mean of diag(C).
         multiple_of: round widths to the nearest multiple of this; those of queries and keys stay even.
 
@@ -100,13 +100,22 @@ class MoDeGPT(Compressor):
                 f"modegpt knows {', '.join(FAMILIES)}, not {kind}: it needs separate q, k, v, o projections with rotary "
                 "embeddings in halves and a gated MLP; lord and whitened-svd take any linear layer"
             )
-        missing = [f"{b}.{n}" for b in outline.blocks for n in (*PROJECTIONS, *MLP) if f"{b}.{n}" not in outline.layers]
+        missing = [
+            f"{b}.{n}"
+            for b in outline.blocks
+            for n in (*PROJECTIONS, *MLP)
+            if f"{b}.{n}" not in outline.layers
+        ]
         if missing:
-            raise InputError(f"modegpt changes whole blocks, but {missing[0]} is excluded or shared: leave exclude out")
+            raise InputError(
+                f"modegpt changes whole blocks, but {missing[0]} is excluded or shared: leave exclude out"
+            )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         if ratio is None:
-            raise InputError("ratio is not given: say how much of the dimensions to remove, such as ratio=0.2")
+            raise InputError(
+                "ratio is not given: say how much of the dimensions to remove, such as ratio=0.2"
+            )
         if ratio > self.max_sparsity:
             raise InputError(f"ratio is {ratio}, above max_sparsity={self.max_sparsity}: lower it")
         lost = allocate(torch.tensor(influence, dtype=torch.float64), ratio, self.epsilon, self.max_sparsity)
@@ -149,8 +158,8 @@ class MoDeGPT(Compressor):
             full = f"{block}.{name}"
             old = outline.layers[full]
             new = mlp[name[4:]] if name in MLP else getattr(attention, name[10:])
-            counts = (sum(p.numel() for p in layer.parameters()) for layer in (old, new))
-            rows.append(LayerRow(full, "sliced", *matrix_shape(old), rank, *counts, wrong))
+            before, after = (sum(p.numel() for p in layer.parameters()) for layer in (old, new))
+            rows.append(LayerRow(full, "sliced", *matrix_shape(old), rank, before, after, wrong))
         return changes, rows
 
     def watched(self, block: str, outline: Outline) -> dict[str, nn.Module]:
@@ -168,11 +177,16 @@ class MoDeGPT(Compressor):
     def finish(self, model: nn.Module, specs: Mapping[str, Spec]) -> None:
         from eckart.compression._sliced import convert
 
-        convert(model, [
-            {**{k: v for k, v in specs[f"{block}.self_attn"].items() if k != "kind"},
-             "mlp_dim": specs[f"{block}.mlp.down_proj"]["mlp_dim"]}
-            for block in self._widths
-        ])
+        convert(
+            model,
+            [
+                {
+                    **{k: v for k, v in specs[f"{block}.self_attn"].items() if k != "kind"},
+                    "mlp_dim": specs[f"{block}.mlp.down_proj"]["mlp_dim"],
+                }
+                for block in self._widths
+            ],
+        )
 
     @torch.no_grad()
     def slice_mlp(self, mlp: Any, moments: Moments, width: int) -> tuple[dict[str, nn.Linear], float]:
@@ -228,8 +242,8 @@ class MoDeGPT(Compressor):
             new.o_proj.weight.copy_(source.o_proj.weight)
             lost = whole = torch.zeros(())
         else:
-            value = source.v_proj.weight.unflatten(0, (new.kv_heads, d))
-            out = source.o_proj.weight.unflatten(1, (new.kv_heads, groups, d))
+            value = source.v_proj.weight.reshape(new.kv_heads, d, -1)
+            out = source.o_proj.weight.reshape(-1, new.kv_heads, groups, d)
             lost, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
             values, outputs = [], []
             for g in range(new.kv_heads):
@@ -248,11 +262,13 @@ class MoDeGPT(Compressor):
     def _slice_scores(self, source: Any, new: Any, moments: Moments) -> tuple[float, Int[Tensor, "kv r"]]:
         """Copy the rows of queries and keys that stay; the share of energy dropped, and which coordinates they are."""
         d, r = source.head_dim, new.qk_dim
-        query = output_energy(moments, source.q_proj.weight, source.q_proj.bias).unflatten(0, (new.kv_heads, -1, d))
-        key = output_energy(moments, source.k_proj.weight, source.k_proj.bias).unflatten(0, (new.kv_heads, d))
+        query, key = (
+            output_energy(moments, layer.weight, layer.bias).reshape(new.kv_heads, -1, d)
+            for layer in (source.q_proj, source.k_proj)
+        )
         kept, dropped, total = [], 0.0, 0.0
         for q, k in zip(query, key, strict=True):
-            scores, _ = coordinate_scores(q, k, d // 2, self.pair_score == "reimpl")
+            scores, _ = coordinate_scores(q, k[0], d // 2, self.pair_score == "reimpl")
             pairs = largest(scores, r // 2)
             kept.append(torch.cat([pairs, pairs + d // 2]))
             total += float(scores.sum())
@@ -289,13 +305,17 @@ def output_bias(attention: Any) -> Float[Tensor, " hidden"] | None:
     if attention.v_proj.bias is None:
         return None if bias is None else bias.detach().double()
     d = attention.head_dim
-    per_head = attention.v_proj.bias.detach().double().unflatten(0, (-1, d))
+    per_head = attention.v_proj.bias.detach().double().reshape(-1, d)
     groups = attention.o_proj.in_features // (d * len(per_head))
-    folded = attention.o_proj.weight.detach().double() @ per_head.repeat_interleave(groups, 0).flatten()
+    folded: Tensor = (
+        attention.o_proj.weight.detach().double() @ per_head.repeat_interleave(groups, 0).flatten()
+    )
     return folded if bias is None else folded + bias.detach().double()
 
 
-def raw_allocation(influence: Float[Tensor, " layers"], average: float, epsilon: float) -> Float[Tensor, " layers"]:
+def raw_allocation(
+    influence: Float[Tensor, " layers"], average: float, epsilon: float
+) -> Float[Tensor, " layers"]:
     """φ_l = L φ softmax(−s/ε)_l, before any cap."""
     return len(influence) * average * torch.softmax(-influence / epsilon, 0)
 

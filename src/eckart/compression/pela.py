@@ -84,7 +84,9 @@ class PELA(FactorCompressor):
     ) -> Factors:
         return truncated(weight, bias, rank)
 
-    def train(self, model: nn.Module, batches: Iterable[Any], progress: Callable[[int, int], None]) -> list[float]:
+    def train(
+        self, model: nn.Module, batches: Iterable[Any], progress: Callable[[int, int], None]
+    ) -> list[float]:
         """The intermediate training of a model that `compress` has factorised; the loss of each step.
 
         Raises:
@@ -142,7 +144,9 @@ class Distillation:
         self.alpha, self.beta, self.gamma, self.epsilon, self.wp = alpha, beta, gamma, epsilon, wp
         self.features = list(features) if features is not None else list(find_blocks(teacher))
         if not self.features and alpha:
-            raise InputError(f"{type(teacher).__name__} has no list of blocks: name the modules in features, or alpha=0")
+            raise InputError(
+                f"{type(teacher).__name__} has no list of blocks: name the modules in features, or alpha=0"
+            )
         self.pairs = {
             name: module for name, module in student.named_modules() if isinstance(module, FactorizedLinear)
         }
@@ -150,7 +154,9 @@ class Distillation:
     def __call__(self, batch: Any) -> Tensor:
         """The loss of one batch: a mapping of model inputs (with "labels" for the task), or a tensor."""
         parts = self.parts(batch)
-        return parts["task"] + self.alpha * parts["fd"] + self.beta * parts["logit"] + self.gamma * parts["wp"]
+        return (
+            parts["task"] + self.alpha * parts["fd"] + self.beta * parts["logit"] + self.gamma * parts["wp"]
+        )
 
     def parts(self, batch: Any) -> dict[str, Tensor]:
         """The four losses, before their weights."""
@@ -223,4 +229,3 @@ def drift(
     largest = (second[row] @ first[:, column] - frozen[row, column]).abs()
     excess = largest - epsilon
     return (excess.clamp_min(0) if kind == "hinge" else excess).square()
-

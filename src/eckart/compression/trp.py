@@ -71,18 +71,26 @@ class TRP(Compressor):
         self._ratio: float | None = None
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        given = [name for name, x in (("ratio", ratio), ("energy", self.energy), ("value", self.value)) if x is not None]
+        given = [
+            name
+            for name, x in (("ratio", ratio), ("energy", self.energy), ("value", self.value))
+            if x is not None
+        ]
         if len(given) != 1:
-            raise InputError(f"given are {' and '.join(given) or 'no ratio, energy or value'}: give one of the three")
+            raise InputError(
+                f"given are {' and '.join(given) or 'no ratio, energy or value'}: give one of the three"
+            )
         self._ratio = ratio
         names = set(eligible(outline.model))
         if not names & set(outline.layers):
             raise InputError("no convolution can be factorised: 1×1, grouped and first ones stay as they are")
-        if ratio is not None and all(self._rank(layer) == 0 for n, layer in outline.layers.items() if n in names):
+        if ratio is not None and all(
+            self._rank(layer) == 0 for n, layer in outline.layers.items() if n in names
+        ):
             raise InputError(f"ratio is {ratio}: no rank meets it for scheme {self.scheme}; lower it")
 
     def _rank(self, layer: nn.Module, svd: FilterSVD | None = None) -> int:
-        shape: torch.Size = layer.weight.shape  # type: ignore[assignment, union-attr]
+        shape: torch.Size = layer.weight.shape  # type: ignore[assignment]
         if self._ratio is not None:
             budget = (1 - self._ratio) * shape.numel() / multiply_adds(self.scheme, shape, 1)
             return min(int(budget + 1e-9), _full_rank(self.scheme, shape))

@@ -66,7 +66,9 @@ class WeLore(FactorCompressor):
         if self.lrc_rule not in ("half", "break_even"):
             raise InputError(f"lrc_rule is {self.lrc_rule!r}: give half or break_even")
         if self.rank is not None or self.ranks is not None:
-            raise InputError("welore finds the ranks itself: give a ratio or a threshold instead of rank or ranks")
+            raise InputError(
+                "welore finds the ranks itself: give a ratio or a threshold instead of rank or ranks"
+            )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         if (ratio is None) == (self.threshold is None):

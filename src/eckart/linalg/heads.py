@@ -1,7 +1,7 @@
 """Attention heads of fewer dimensions: pure functions in float64, one group of query heads at a time.
 
-    keys and queries   coordinates are dropped; with RoPE in pairs, which a rotation leaves together
-    values and outputs V (d, h), O_1 … O_G (h′, d) of the query heads that share V: the best product of rank r
+keys and queries   coordinates are dropped; with RoPE in pairs, which a rotation leaves together
+values and outputs V (d, h), O_1 … O_G (h′, d) of the query heads that share V: the best product of rank r
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from eckart.linalg.nystroem import SINGULAR
 
 
 class ValueOutput(NamedTuple):
-    """V′ and O′_h of rank r, and all singular values of C^{1/2} Vᵀ [O_1ᵀ … O_Gᵀ] (of C^{1/2} Vᵀ for the values alone)."""
+    """V′ and O′_h of rank r, and all singular values of C^{1/2} Vᵀ [O_1ᵀ … O_Gᵀ], or of C^{1/2} Vᵀ alone."""
 
     value: Float[Tensor, "r h"]
     outputs: Float[Tensor, "heads out r"]

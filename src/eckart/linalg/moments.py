@@ -12,14 +12,14 @@ from torch import Tensor
 class Moments(NamedTuple):
     """What is known of the rows seen: their number, their mean, and Σ (x − mean)(x − mean)ᵀ."""
 
-    count: int
+    rows: int
     mean: Float[Tensor, " n"]
     scatter: Float[Tensor, "n n"]
 
     @property
     def covariance(self) -> Float[Tensor, "n n"]:
         """E[(x − E x)(x − E x)ᵀ]."""
-        return self.scatter / self.count
+        return self.scatter / self.rows
 
     @property
     def second(self) -> Float[Tensor, "n n"]:
@@ -55,9 +55,9 @@ def add_rows(moments: Moments, rows: Float[Tensor, "tokens n"]) -> Moments:
     centred = wide - mean.to(wide.dtype)
     offset = centred.double().mean(0)
     scatter = (centred.T @ centred).double() - rows.shape[0] * torch.outer(offset, offset)
-    count, total = rows.shape[0], moments.count + rows.shape[0]
+    count, total = rows.shape[0], moments.rows + rows.shape[0]
     delta = mean - moments.mean
-    between = torch.outer(delta, delta) * (moments.count * count / total)
+    between = torch.outer(delta, delta) * (moments.rows * count / total)
     return Moments(total, moments.mean + delta * (count / total), moments.scatter + scatter + between)
 
 

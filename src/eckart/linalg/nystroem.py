@@ -1,6 +1,6 @@
 """Fewer hidden units between two matrices, with the second refitted: pure functions in float64.
 
-    C = E[z zᵀ] of the hidden units z        W′ = W C[:, J] C[J, J]⁺ is the least-squares refit on the units J
+C = E[z zᵀ] of the hidden units z        W′ = W C[:, J] C[J, J]⁺ is the least-squares refit on the units J
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ def ridge_leverage(gram: Float[Tensor, "m m"], ridge: float) -> Float[Tensor, " 
     if int(failed):
         values, vectors = torch.linalg.eigh(wide)
         values = values.clamp_min(0)
-        return vectors.square() @ (values / (values + ridge))
+        leverage: Tensor = vectors.square() @ (values / (values + ridge))
+        return leverage
     scores: Tensor = 1 - ridge * torch.cholesky_inverse(factor).diagonal()
     return scores
 
 
 def largest(scores: Float[Tensor, " m"], count: int) -> Int[Tensor, " count"]:
     """The places of the largest scores, in rising order; of equal scores the first."""
-    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+    kept: Tensor = scores.sort(descending=True, stable=True).indices[:count].sort().values
+    return kept
 
 
 def nystroem_refit(
@@ -56,8 +58,10 @@ def nystroem_refit(
     factor, failed = torch.linalg.cholesky_ex(inner)
     pivots = factor.diagonal().square()
     if int(failed) or bool(pivots.min() <= SINGULAR * pivots.max()):
-        return (torch.linalg.pinv(inner, hermitian=True, rtol=SINGULAR) @ target).T
-    return torch.cholesky_solve(target, factor).T
+        solved: Tensor = torch.linalg.pinv(inner, hermitian=True, rtol=SINGULAR) @ target
+    else:
+        solved = torch.cholesky_solve(target, factor)
+    return solved.T
 
 
 def refit_error(

@@ -1,9 +1,9 @@
 """Low-rank layers that keep a layer's outputs, not its weights: pure functions in float64.
 
-    S = W G Wᵀ = Q Λ Qᵀ          W ≈ Q_k Q_kᵀ W
+S = W G Wᵀ = Q Λ Qᵀ          W ≈ Q_k Q_kᵀ W
 
-    G (in, in)   covariance of the inputs, or their second moment E[x xᵀ]
-    Q (out, n)   n = min(out, in), directions of the outputs in falling order of Λ
+G (in, in)   covariance of the inputs, or their second moment E[x xᵀ]
+Q (out, n)   n = min(out, in), directions of the outputs in falling order of Λ
 """
 
 from __future__ import annotations

@@ -26,8 +26,12 @@ def replay(case):
     y.backward(case.inputs["g"])
     # The gradient of the product, from those of the factors: dB = G Aᵀ and A has full row rank where k ≤ in.
     direction = case.inputs["g"].T @ x
-    torch.testing.assert_close(layer.B.weight.grad, direction @ layer.A.weight.detach().T, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(layer.A.weight.grad, layer.B.weight.detach().T @ direction, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(
+        layer.B.weight.grad, direction @ layer.A.weight.detach().T, rtol=1e-7, atol=1e-9
+    )
+    torch.testing.assert_close(
+        layer.A.weight.grad, layer.B.weight.detach().T @ direction, rtol=1e-7, atol=1e-9
+    )
     values = output_spectrum(weight, moments.covariance).values
     return {
         "mean": weight @ moments.mean + bias,

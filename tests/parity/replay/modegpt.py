@@ -1,4 +1,4 @@
-"""MoDeGPT on one layer of a Llama model with the case's sizes: MLP, queries and keys, values and outputs, allocation."""
+"""MoDeGPT on one layer of a Llama model of the case's sizes: MLP, queries and keys, values and outputs, shares."""
 
 import torch
 from transformers import LlamaConfig
@@ -29,7 +29,11 @@ def replay(case):
 def _layer(case):
     hyper = case.hyper
     assert hyper["causal"] and hyper["act"].startswith("silu")
-    theta = float(1 / case.inputs["inv_freq"][1] ** (hyper["head_dim"] / 2)) if len(case.inputs["inv_freq"]) > 1 else 1e4
+    theta = (
+        float(1 / case.inputs["inv_freq"][1] ** (hyper["head_dim"] / 2))
+        if len(case.inputs["inv_freq"]) > 1
+        else 1e4
+    )
     config = LlamaConfig(
         hidden_size=hyper["hidden"],
         intermediate_size=hyper["intermediate"],
@@ -72,7 +76,9 @@ def _mlp(case, mlp):
         "mlp.down_new.weight": new["down_proj"].weight,
         "mlp.y_full": full,
         "mlp.y": new["down_proj"](smaller),
-        "mlp.y_sliced_only": torch.nn.functional.linear(smaller, mlp.down_proj.weight[:, kept], mlp.down_proj.bias),
+        "mlp.y_sliced_only": torch.nn.functional.linear(
+            smaller, mlp.down_proj.weight[:, kept], mlp.down_proj.bias
+        ),
     }
 
 
@@ -82,14 +88,17 @@ def _heads(case, attention, moments):
     query = output_energy(moments, attention.q_proj.weight, attention.q_proj.bias).reshape(kv, groups, d)
     key = output_energy(moments, attention.k_proj.weight, attention.k_proj.bias).reshape(kv, d)
     outputs = {
-        name: torch.stack([coordinate_scores(q, k, d // 2, other)[0] for q, k in zip(query, key, strict=True)])
+        name: torch.stack(
+            [coordinate_scores(q, k, d // 2, other)[0] for q, k in zip(query, key, strict=True)]
+        )
         for name, other in (("qk.pair_scores", False), ("qk.pair_scores_reimpl", True))
     }
     values = attention.v_proj.weight.reshape(kv, d, -1)
     outs = attention.o_proj.weight.reshape(hyper["hidden"], kv, groups, d).permute(1, 2, 0, 3)
     for mode in ("joint", "value_only"):
         pairs = [
-            value_output(v, o, moments.second, hyper["r_v"], mode == "joint") for v, o in zip(values, outs, strict=True)
+            value_output(v, o, moments.second, hyper["r_v"], mode == "joint")
+            for v, o in zip(values, outs, strict=True)
         ]
         outputs[f"vo.{mode}.product"] = torch.cat([pair.outputs @ pair.value for pair in pairs])
         if mode == "joint":
@@ -115,7 +124,9 @@ def _outputs(case, attention, rope, method, moments):
         module = attention
         if name != "attn.y_full":
             module, _, _ = method.slice_attention(attention, moments, qk, v or hyper["head_dim"])
-        outputs[name] = module(x, position_embeddings=tables, attention_mask=mask)[0].reshape(-1, hyper["hidden"])
+        outputs[name] = module(x, position_embeddings=tables, attention_mask=mask)[0].reshape(
+            -1, hyper["hidden"]
+        )
         if name == "attn.y_qk":
             outputs["qk.pairs"] = module.rope_index[:, : qk // 2]
     return outputs

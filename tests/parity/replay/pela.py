@@ -26,7 +26,9 @@ def replay(case):
     for name, rank in ranks.items():
         layer = teacher.get_submodule(name)
         factors = PELA().factors(layer.weight, layer.bias, rank, None)
-        install(student, name, FactorizedLinear.of(factors.__class__(*(_plain(f) for f in factors)), layer.weight))
+        install(
+            student, name, FactorizedLinear.of(factors.__class__(*(_plain(f) for f in factors)), layer.weight)
+        )
     products = {f"{name}.W_eff": student.get_submodule(name).weight.detach().clone() for name in names}
     alpha, gamma = case.hyper["kd_alpha"], case.hyper["inf_norm_weight"]
     distill = Distillation(student, teacher, alpha, gamma=gamma, epsilon=epsilon, features=features)
@@ -41,7 +43,11 @@ def replay(case):
     pairs = {n: student.get_submodule(n) for n in names}
     return {
         **products,
-        **{f"grad.{n}.{i}.weight": layer.weight.grad for n, p in pairs.items() for i, layer in enumerate((p.A, p.B))},
+        **{
+            f"grad.{n}.{i}.weight": layer.weight.grad
+            for n, p in pairs.items()
+            for i, layer in enumerate((p.A, p.B))
+        },
         "ranks": list(ranks.values()),
         "loss_inf_norm_init": start,
         "loss_inf_norm": parts["wp"],
@@ -69,7 +75,9 @@ def _network(case, owner):
         assert re.fullmatch(r"\d+->\d+", words[1]), part
         head = words[0] == "head"
         prefix = words[0] if head else f"{owner}.{words[0]}"
-        network.add_module(words[0], case.linear(case.inputs[f"{prefix}.weight"], case.inputs.get(f"{prefix}.bias")))
+        network.add_module(
+            words[0], case.linear(case.inputs[f"{prefix}.weight"], case.inputs.get(f"{prefix}.bias"))
+        )
         if not head:
             names.append(words[0])
             features.append(words[0])

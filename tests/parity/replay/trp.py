@@ -44,7 +44,12 @@ def _scheme(case, scheme):
     )
     first = copy.deepcopy(network)
     probe = TrainedRankPruning(
-        first, torch.optim.SGD(first.parameters(), lr=0.0), scheme, hyper["energy"], 1, hyper["nuclear_weight"]
+        first,
+        torch.optim.SGD(first.parameters(), lr=0.0),
+        scheme,
+        hyper["energy"],
+        1,
+        hyper["nuclear_weight"],
     )
     probe.project()
     outputs = {}

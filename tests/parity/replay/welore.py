@@ -20,7 +20,9 @@ def replay(case):
     chosen = {name: is_low_rank(s, threshold, least) for name, s in values.items()}
     method = WeLore(threshold=threshold, min_ratio=least)
     layers = {
-        name: FactorizedLinear.of(method.factors(weight, None, values[name].numel() - pruned[name], None), weight)
+        name: FactorizedLinear.of(
+            method.factors(weight, None, values[name].numel() - pruned[name], None), weight
+        )
         for name, weight in weights.items()
         if chosen[name]
     }
