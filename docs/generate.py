@@ -132,6 +132,31 @@ def speed(text: str) -> str:
     return between(text, "bytes", measured("checkpoint_bytes", "model", "bytes", "bytes", "x PEFT"))
 
 
+def ladder(text: str) -> str:
+    """The page of `eckart compress` with its perplexities."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "compression_ladder.json").read_text("utf-8"))
+    about, machine = found["about"], found["machine"]
+    lines = ["| method | asked | removed | parameters | perplexity | s |", "| --- " * 6 + "|"]
+    for row in sorted(found["rows"], key=lambda row: (row["ratio"], row.get("perplexity", 0))):
+        if "refused" in row:
+            lines.append(f"| {row['method']} | {row['ratio']:.0%} | refused: no such rank | | | |")
+            continue
+        size = f"{row['parameters']:,}" if "parameters" in row else ""
+        seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
+        value = row["perplexity"]
+        shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+        lines.append(
+            f"| {row['method']} | {row['ratio']:.0%} | {row['removed']:.1%} | {size} | {shown} | {seconds} |"
+        )
+    tokens = f"{about['calibration tokens']:,} tokens of calibration, {about['test tokens']:,} of test"
+    threads = f"{machine['threads']} of {machine['cores']} cores of {machine['cpu']}, shared with other work"
+    return between(
+        text,
+        "ladder",
+        "\n" + "\n".join(lines) + f"\n\nContext {about['context']}; {tokens}; {threads}.\n\n",
+    )
+
+
 def between(text: str, mark: str, new: str) -> str:
     """``text`` with the lines between the lines that hold ``mark``:begin and ``mark``:end replaced by ``new``."""
     pattern = re.compile(rf"(^[^\n]*{mark}:begin[^\n]*\n).*?(^[^\n]*{mark}:end)", re.DOTALL | re.MULTILINE)
@@ -144,11 +169,13 @@ def between(text: str, mark: str, new: str) -> str:
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, costs = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/speed.md"
+    shrinking = ROOT / "docs/commands/compress.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables("docs/", "###") + "\n"),
         site: between(menu, "evidence", evidence()),
         costs: speed(costs.read_text("utf-8")),
+        shrinking: ladder(shrinking.read_text("utf-8")),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
     }
 
