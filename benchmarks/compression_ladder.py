@@ -1,6 +1,7 @@
 """Perplexity of a language model with 5, 10, 20 and 30 % of its linear layers removed, by every closed-form method.
 
-All methods see the same statistics of the same calibration text. Needs a dense model on disk and text:
+All methods see the same statistics of the same calibration text; rows that are there already are kept.
+Needs a dense model on disk and text:
 
     python benchmarks/compression_ladder.py --model DIR --train TEXT --test TEXT
 """
@@ -72,23 +73,26 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     calibration = windows(tokenizer, arguments.train, arguments.context, arguments.calibration)
     test = windows(tokenizer, arguments.test, arguments.context, arguments.windows)
-    rows: list[dict[str, Any]] = []
+    about = {
+        "context": arguments.context,
+        "calibration tokens": calibration.numel(),
+        "test tokens": test.numel(),
+    }
+    path = RESULTS / f"{arguments.name}.json"
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    rows: list[dict[str, Any]] = earlier["rows"] if earlier.get("about") == about else []
+    done = {(row["method"], row["ratio"]) for row in rows}
 
     def keep(row: dict[str, Any]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
-        with atomic_write(RESULTS / f"{arguments.name}.json") as temporary:
-            about = {
-                "context": arguments.context,
-                "calibration tokens": calibration.numel(),
-                "test tokens": test.numel(),
-            }
-            temporary.write_text(
-                json.dumps({"machine": machine(), "about": about, "rows": rows}, indent=1) + "\n"
-            )
+        with atomic_write(path) as temporary:
+            text = json.dumps({"machine": machine(), "about": about, "rows": rows}, indent=1)
+            temporary.write_text(text + "\n")
 
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    keep({"method": "dense", "ratio": 0.0, "removed": 0.0, "perplexity": perplexity(model, test)})
+    if ("dense", 0.0) not in done:
+        keep({"method": "dense", "ratio": 0.0, "removed": 0.0, "perplexity": perplexity(model, test)})
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
         where = arguments.statistics or Path(place, "statistics")
@@ -97,6 +101,8 @@ def main() -> None:
         statistics, gathering = compression.Statistics(where), time.perf_counter() - started
         for ratio in map(float, arguments.ratios.split(",")):
             for name in arguments.methods.split(","):
+                if (name, ratio) in done:
+                    continue
                 method, options = ARMS[name]
                 small = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
                 started = time.perf_counter()

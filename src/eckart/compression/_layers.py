@@ -193,7 +193,7 @@ class FactorizedEmbedding(CompressedLayer):
     def dense(self) -> nn.Embedding:
         with torch.no_grad():
             rows = self.weight
-            return nn.Embedding(*rows.shape, self.padding_idx, _weight=rows)
+            return nn.Embedding(rows.shape[0], rows.shape[1], self.padding_idx, _weight=rows)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"

@@ -179,7 +179,7 @@ class FactorCompressor(Compressor):
             moments = observed.get(name)
             new = self.replace(name, layer, moments)
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            before = weight.numel() + (0 if getattr(layer, "bias", None) is None else layer.bias.numel())  # type: ignore[union-attr, operator]
+            before = weight.numel() + (0 if getattr(layer, "bias", None) is None else layer.bias.numel())  # type: ignore[operator]
             if new is None:
                 rows.append(LayerRow(name, "dense", *matrix_shape(layer), None, before, before, 0.0))
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eckart.compression._census import install, is_transposed
 from eckart.compression._layers import CompressedLayer, Spec, build_layer
@@ -204,12 +204,10 @@ def _transposed_as(stock: nn.Module, layer: nn.Module) -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
     assert isinstance(layer, nn.Linear)
-    found = Conv1D(layer.out_features, layer.in_features).to(layer.weight)
+    found = Conv1D(layer.out_features, layer.in_features).to(layer.weight)  # type: ignore[no-untyped-call]
     found.weight.copy_(layer.weight.T)
-    if layer.bias is None:
-        found.bias.zero_()
-    else:
-        found.bias.copy_(layer.bias)
+    bias: Tensor | None = layer.bias
+    found.bias.copy_(bias if bias is not None else torch.zeros_like(found.bias))
     return found
 
 
@@ -244,7 +242,7 @@ def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Mod
         switch = BIAS_SWITCHES.get(part)
         if switch and getattr(config, switch, False) and getattr(layer, "bias", None) is None:
             weight = layer.weight
-            layer.bias = nn.Parameter(weight.new_zeros(len(weight)))  # type: ignore[operator]
+            layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
 
 
 def _inside(name: str, layers: Mapping[str, nn.Module]) -> bool:

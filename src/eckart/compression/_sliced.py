@@ -154,7 +154,7 @@ def take_widths(model: nn.Module, widths: list[dict[str, Any]]) -> None:
             block.self_attn, SlicedAttention
         ):  # a head around a backbone that has its widths already
             continue
-        block.self_attn = SlicedAttention(block.self_attn, width["qk_dim"], width["v_dim"], width["o_bias"])  # type: ignore[arg-type]
+        block.self_attn = SlicedAttention(block.self_attn, width["qk_dim"], width["v_dim"], width["o_bias"])
         mlp: Any = block.mlp
         for name in ("gate_proj", "up_proj", "down_proj"):
             setattr(mlp, name, resized(getattr(mlp, name), name, width["mlp_dim"]))

@@ -50,7 +50,8 @@ class MoDeGPT(Compressor):
         mlp, qk, vo: which of the three pairs are cut.
         refit: "affine" also keeps the mean of the MLP's outputs by a bias of the down projection, where it has one.
         vo_mode: "joint" the best product for all query heads of a group; "value_only" the best values.
-        pair_score: "energy" as above, or "reimpl", √(E q_j² E k_j² + E q_j′² E k_j′²), of a re-implementation.
+        pair_score: "energy" as above, or "reimpl", √(E q_j² E k_j² + E q_j′² E k_j′²), as a re-implementation has
+            it.
         ridge: λ of the leverage scores, in units of the mean of diag(C).
         multiple_of: round widths to the nearest multiple of this; those of queries and keys stay even.
 

@@ -35,7 +35,7 @@ def _layer(case):
         else 1e4
     )
     config = LlamaConfig(
-        hidden_size=hyper["hidden"],
+        hidden_size=hyper["num_heads"] * hyper["head_dim"],
         intermediate_size=hyper["intermediate"],
         num_attention_heads=hyper["num_heads"],
         num_key_value_heads=hyper["num_kv_heads"],
@@ -46,6 +46,7 @@ def _layer(case):
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         attn_implementation="sdpa",  # eager takes its softmax in float32
     )
+    config.hidden_size = hyper["hidden"]  # which need be no multiple of the heads
     attention, mlp = LlamaAttention(config, 0).double(), LlamaMLP(config).double()
     rope = LlamaRotaryEmbedding(config)
     rope.inv_freq = case.inputs["inv_freq"]
