@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, Tr
 import eckart
 import eckart.compression as compression
 from eckart.compression import compress
-from eckart.compression._layers import KINDS, build_layer
+from eckart.compression._kinds import KINDS, build_layer
 from eckart.errors import InputError
 
 

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eckart.compression._compress import COMPRESSORS, compress, compressor
-    from eckart.compression._layers import (
-        DecoupledConv2d,
-        FactorizedConv2d,
-        FactorizedEmbedding,
-        FactorizedLinear,
-    )
+    from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
+    from eckart.compression._layers import FactorizedEmbedding, FactorizedLinear
     from eckart.compression._method import LayerRow
     from eckart.compression._report import Report
     from eckart.compression._saving import load, merge, report, save
@@ -31,9 +27,9 @@ if TYPE_CHECKING:
 _FACE = {
     "AFM": "afm",
     "COMPRESSORS": "_compress",
-    "DecoupledConv2d": "_layers",
+    "DecoupledConv2d": "_convolutions",
     "Distillation": "pela",
-    "FactorizedConv2d": "_layers",
+    "FactorizedConv2d": "_convolutions",
     "FactorizedEmbedding": "_layers",
     "FactorizedLinear": "_layers",
     "LayerRow": "_method",

@@ -85,21 +85,7 @@ def compress(
             missing, empty, of another vocabulary or not finite, a model that is compressed already or that the method
             does not fit. Nothing was changed.
     """
-    maker = compressor(method)
-    try:
-        chosen = maker(**options)
-    except TypeError as error:
-        raise InputError(f"{method}: {str(error).replace('__init__() got an ', '').split('.')[-1]}") from None
-    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
-        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
-    if ratio is not None and budget is not None:
-        raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
-    if chosen.calibrated and calibration is None:
-        raise InputError(
-            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
-        )
-    if isinstance(calibration, Statistics) and sequential:
-        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
+    chosen = _chosen(method, ratio, budget, calibration, sequential, options)
     outline = census(model, chosen.kinds, chosen.exclude)
     if budget is not None:
         ratio = ratio_for_budget(outline, budget)
@@ -117,6 +103,33 @@ def compress(
         found = _trained(model, chosen, calibration, progress, found)
     model.eckart_report = found  # type: ignore[assignment]
     return model
+
+
+def _chosen(
+    method: str,
+    ratio: float | None,
+    budget: str | int | None,
+    calibration: Iterable[Any] | Statistics | None,
+    sequential: bool,
+    options: dict[str, Any],
+) -> Compressor:
+    """The method with its options, once what does not depend on the model has been looked at."""
+    maker = compressor(method)
+    try:
+        chosen = maker(**options)
+    except TypeError as error:
+        raise InputError(f"{method}: {str(error).replace('__init__() got an ', '').split('.')[-1]}") from None
+    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
+        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
+    if ratio is not None and budget is not None:
+        raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
+    if chosen.calibrated and calibration is None:
+        raise InputError(
+            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
+        )
+    if isinstance(calibration, Statistics) and sequential:
+        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
+    return chosen
 
 
 def _run(

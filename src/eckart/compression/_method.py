@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, matrix_shape, weight_matrix
-from eckart.compression._layers import FactorizedLinear, Spec, build_layer
+from eckart.compression._kinds import build_layer
+from eckart.compression._layers import FactorizedLinear, Spec
 from eckart.errors import InputError
 from eckart.linalg.moments import Moments
 from eckart.linalg.whitened import Factors, output_error

@@ -17,7 +17,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.compression._census import install
-from eckart.compression._layers import Spec, build_layer
+from eckart.compression._kinds import build_layer
+from eckart.compression._layers import Spec
 from eckart.errors import InputError
 
 NAME = "eckart"

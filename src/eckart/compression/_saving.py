@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from eckart.compression._census import install, is_transposed
-from eckart.compression._layers import CompressedLayer, Spec, build_layer
+from eckart.compression._kinds import build_layer
+from eckart.compression._layers import CompressedLayer, Spec
 from eckart.compression._report import Report
 from eckart.errors import InputError
 from eckart.files import atomic_directory

@@ -98,8 +98,8 @@ class MoDeGPT(Compressor):
         kind = getattr(getattr(outline.model, "config", None), "model_type", type(outline.model).__name__)
         if kind not in FAMILIES:
             raise InputError(
-                f"modegpt knows {', '.join(FAMILIES)}, not {kind}: it needs separate q, k, v, o projections with rotary "
-                "embeddings in halves and a gated MLP; lord and whitened-svd take any linear layer"
+                f"modegpt knows {', '.join(FAMILIES)}, not {kind}: it needs separate q, k, v, o projections with "
+                "rotary embeddings in halves and a gated MLP; lord and whitened-svd take any linear layer"
             )
         missing = [
             f"{b}.{n}"

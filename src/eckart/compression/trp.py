@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, refuse_compressed
-from eckart.compression._layers import DecoupledConv2d, FactorizedConv2d
+from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
 from eckart.compression._method import Change, Compressor, LayerRow
 from eckart.errors import InputError
 from eckart.linalg.filters import (
