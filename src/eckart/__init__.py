@@ -1,6 +1,6 @@
 """eckart: every way of using low-rank and structured weights, behind interfaces you already know.
 
-Rooms are imported when they are first used, and PEFT and transformers learn our methods as soon as both they and we are
+Rooms are imported when they are first used, and PEFT and transformers learn our methods as soon as they and we are
 imported.
 """
 
@@ -25,7 +25,18 @@ _FACE = {
     "compress": "eckart.compression",
     "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "compression", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
+_ROOMS = (
+    "adapters",
+    "compression",
+    "data",
+    "jobs",
+    "layers",
+    "linalg",
+    "metrics",
+    "recovery",
+    "tasks",
+    "training",
+)
 
 try:
     __version__ = version("eckart")
@@ -49,6 +60,7 @@ __all__ = [
     "metrics",
     "recovery",
     "tasks",
+    "training",
 ]
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from adapter_cases import (
-    NOT_ZERO_AT_START,
     SLUGS,
     assert_untouched,
     config,
@@ -36,9 +35,12 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
+from tiny_models import bert_config
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
+
+from eckart.adapters import get_config
 
 X = torch.arange(90).view(9, 10)
 
@@ -442,7 +444,7 @@ def test_merging_some_of_several(slug: str, case: str) -> None:
 def test_a_disabled_adapter_is_the_base_model(slug: str, case: str) -> None:
     model = CASES[case].model(slug)
     plain = CASES[case].base()(X)
-    if slug not in NOT_ZERO_AT_START:
+    if get_config(slug).zero_at_start:
         assert torch.equal(model(X), plain)
     fit(model, lr=0.01, optimiser=torch.optim.Adam)
     after = model(X)
@@ -655,15 +657,8 @@ def test_all_linear_and_exclusions(slug: str) -> None:
 
 @every_method
 def test_a_task_type_saves_the_head_it_trains(slug: str, tmp_path: Path) -> None:
-    shape = BertConfig(
-        vocab_size=13,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=8,
-    )
-    base = lambda: seeded(lambda: BertForSequenceClassification(shape))  # noqa: E731
+    config_of_base = bert_config(num_hidden_layers=1)
+    base = lambda: seeded(lambda: BertForSequenceClassification(config_of_base))  # noqa: E731
     torch.manual_seed(0)
     model = get_peft_model(
         base(), config(slug, target_modules=None, task_type="SEQ_CLS", init_weights=False)

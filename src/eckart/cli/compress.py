@@ -1,88 +1,92 @@
-"""`eckart compress`: reads its options and calls one function of `eckart.jobs.compress.compressing`."""
+"""`eckart compress`: a pretrained model, made smaller."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from eckart.cli.console import progress, show, show_json, table
-from eckart.cli.options import Config, Debug, Json, Overwrite, limits
-from eckart.cli.options import options as parse_options
+from eckart.arguments import check_least, check_positive
+from eckart.cli.command import Answer
+from eckart.cli.console import progress, table
+from eckart.cli.options import (
+    METHOD,
+    OUTPUT,
+    TRAINING,
+    Data,
+    Kind,
+    LabelColumn,
+    Limit,
+    Model,
+    Output,
+    Overwrite,
+    TextColumn,
+    flag,
+    option,
+)
+from eckart.cli.words import limits, options
 
 
 def compress(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Model directory or hub name; the built-in MiniLM when left out."),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Text for calibration, healing and scores; Python's own docstrings when left out.",
-        ),
-    ] = None,
+    output: Output,
+    model: Model = None,
+    data: Data = None,
     method: Annotated[
-        str, typer.Option(help="Slug of a method: see `eckart methods --family compression`.")
+        str, option("NAME", "Slug of a method: see `eckart methods --family compression`.", METHOD)
     ] = "lord",
     ratio: Annotated[
-        float | None, typer.Option(help="Share of the linear layers' parameters to remove, such as 0.2.")
+        float | None,
+        option("SHARE", "Share of the linear layers' parameters to remove, such as 0.2.", METHOD),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Instead, the size of the whole model: 70%, 95M numbers, 180MB.")
+        str | None, option("SIZE", "Instead, the size of the whole model: 70%, 95M numbers, 180MB.", METHOD)
     ] = None,
-    option: Annotated[
+    option_: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A further option of the method; may be repeated."),
+        option("NAME=VALUE", "A further option of the method; may be repeated.", METHOD, "--option"),
     ] = None,
     calibration: Annotated[
-        int, typer.Option(help="Training examples, or blocks of text, that the statistics see.")
+        int, option("N", "Training examples, or blocks of text, that the statistics see.", METHOD)
     ] = 128,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="Statistics from the compressed blocks before each block.")
+        bool,
+        flag("--sequential", help="Statistics from the compressed blocks before each block.", panel=METHOD),
     ] = False,
-    heal: Annotated[int, typer.Option(help="Training steps afterwards.")] = 0,
+    heal: Annotated[int, option("N", "Training steps afterwards.", TRAINING)] = 0,
     heal_method: Annotated[
-        str, typer.Option(help="factors, or the slug of an adapter that is trained and merged.")
+        str, option("NAME", "factors, or the slug of an adapter that is trained and merged.", TRAINING)
     ] = "factors",
     heal_lr: Annotated[
-        float | None, typer.Option(help="Learning rate of healing; what suits the method when left out.")
+        float | None,
+        option("RATE", "Learning rate of healing; what suits the method when left out.", TRAINING),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the data order, the head and the adapters.")] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens of an example at most.")] = 128,
-    kind: Annotated[
-        str,
-        typer.Option(help="text-classification, causal-lm, image-classification, or auto: as the data says."),
-    ] = "auto",
-    text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of the text, where the data has columns.")
-    ] = None,
-    label_column: Annotated[str | None, typer.Option(metavar="NAME", help="Column of the label.")] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPLIT=N", help="Use at most N examples of a split; may be repeated."),
-    ] = None,
+    batch_size: Annotated[int, option("N", "Examples a step.", TRAINING)] = 8,
+    seed: Annotated[int, option("N", "Of the data order, the head and the adapters.", TRAINING)] = 0,
+    max_length: Annotated[int, option("N", "Tokens of an example at most.", TRAINING)] = 128,
+    kind: Kind = "auto",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    limit: Limit = None,
     merge: Annotated[
         bool,
-        typer.Option("--merge", help="Write an ordinary dense model, for tools that know nothing of us."),
+        flag(
+            "--merge", help="Write an ordinary dense model, for tools that know nothing of us.", panel=OUTPUT
+        ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last finished block of the same command.")
+        bool,
+        flag("--resume", help="Go on after the last finished block of the same command.", panel=OUTPUT),
     ] = False,
     overwrite: Overwrite = False,
-    json_: Json = False,
-    config: Config = None,
-    debug: Debug = False,
-) -> None:
+) -> Answer:
     """Make a model smaller: factorised or sliced layers that `from_pretrained` loads after `import eckart`.
 
     Example: `eckart compress --model path/to/model --data texts.txt --method modegpt --ratio 0.2 --output small`
     """
+    given, most = options(option_), limits(limit)
+    check_least(1, calibration=calibration, batch_size=batch_size)
+    check_least(0, heal=heal)
+    check_positive(heal_lr=heal_lr)
+
     from eckart.jobs.compress.compressing import compress_model
 
     partial = output.with_name(f"{output.name}.partial")
@@ -95,7 +99,7 @@ def compress(
                 output=output,
                 ratio=ratio,
                 budget=budget,
-                options=parse_options(option),
+                options=given,
                 calibration=calibration,
                 sequential=sequential,
                 heal=heal,
@@ -112,20 +116,17 @@ def compress(
                 text_column=text_column,
                 label_column=label_column,
                 max_length=max_length,
-                limits=limits(limit),
+                limits=most,
             )
     except KeyboardInterrupt:
         if partial.is_dir():
             print("eckart: go on with the same command and --resume", file=sys.stderr)
         raise
-    if json_:
-        show_json(metrics)
-        return
     rows = table("model", metrics["metric"].replace("_", " "), "95% interval")
     for state, scored in metrics["test"].items():
         rows.add_row(state, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}")
-    show(rows)
-    print(
+    told = (
         f"{metrics['method']}: {metrics['removed']:.1%} of the compressed layers removed, "
         f"{metrics['parameters_before']:,} → {metrics['parameters_after']:,} numbers. Written: {output}"
     )
+    return Answer(metrics, (rows, told))

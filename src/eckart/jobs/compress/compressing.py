@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
 from eckart.files import check_output
 
@@ -96,7 +97,9 @@ def compress_model(
     check_output(directory, overwrite=overwrite)
     partial = directory.with_name(f"{directory.name}.partial")
     _check_partial(partial, resume=resume, overwrite=overwrite)
-    _check_numbers(calibration=calibration, batch_size=batch_size, heal=heal + 1, heal_lr=heal_lr)
+    check_least(1, calibration=calibration, batch_size=batch_size)
+    check_least(0, heal=heal)
+    check_positive(heal_lr=heal_lr)
     compressor(method)
     task = load_task(model, data, seed=seed, **task_options)
     small = task.fresh_model(seed)
@@ -139,16 +142,6 @@ def _check_partial(partial: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{partial} holds the finished blocks of a run: go on with --resume, or begin again with --overwrite"
             )
         shutil.rmtree(partial)
-
-
-def _check_numbers(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        least = 0 if name == "heal_lr" else 1
-        if value is not None and not (least <= value < math.inf and value > 0):
-            shown = value - 1 if name == "heal" else value
-            raise InputError(
-                f"{name} is {shown}: give {'a positive number' if name != 'heal' else 'at least 0'}"
-            )
 
 
 def _batches(task: Task, number: int, batch_size: int) -> Iterator[dict[str, Any]]:
