@@ -107,9 +107,9 @@ class FactorizedConv2d(_Convolution):
 
     def dense(self) -> nn.Conv2d:
         with torch.no_grad():
-            weight = torch.einsum(
-                "nruw,rchv->nchw" if self.scheme == "VH" else "nruv,rchw->nchw", self.B.weight, self.A.weight
-            )
+            first, second = (factor.weight for factor in (self.A, self.B))
+            form = "nruw,rchv->nchw" if self.scheme == "VH" else "nruv,rchw->nchw"
+            weight = torch.einsum(form, second, first)
         return self._dense(weight, self.B.bias)
 
 

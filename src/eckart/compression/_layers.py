@@ -109,7 +109,7 @@ class FactorizedLinear(CompressedLayer):
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """B A, formed on every access: for code that reads a layer's weight instead of calling it."""
-        return self.B.weight @ self.A.weight
+        return product_of(self)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
@@ -118,7 +118,7 @@ class FactorizedLinear(CompressedLayer):
         outer: Tensor | None = self.B.bias
         if inner is None:
             return outer
-        return self.B.weight @ inner + (0 if outer is None else outer)
+        return nn.functional.linear(inner, _weight_of(self.B), outer)
 
     @property
     def spec(self) -> Spec:
@@ -143,13 +143,26 @@ class FactorizedLinear(CompressedLayer):
         out, width = weight.shape
         layer = nn.Linear(width, out, bias=bias is not None, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
-            layer.weight.copy_(self.B.weight.double() @ self.A.weight.double())
+            layer.weight.copy_(product_of(self, torch.float64))
             if bias is not None:
                 layer.bias.copy_(bias)
         return layer
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
+
+
+def _weight_of(layer: nn.Module) -> Tensor:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight
+
+
+def product_of(layer: FactorizedLinear, dtype: torch.dtype | None = None) -> Float[Tensor, "out in"]:
+    """B A, in the layer's dtype or a wider one. A layer's own methods never read its factors' weights, only call them:
+    so adapters may be put on the factors.
+    """
+    first, second = (_weight_of(factor).to(dtype) for factor in (layer.A, layer.B))
+    return second @ first
 
 
 class FactorizedEmbedding(CompressedLayer):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_files import WORDS, write_bert, write_gpt2, write_reviews
+from tiny_models import WORDS, save_bert, save_gpt2, save_reviews
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from eckart.cli.app import main
@@ -24,7 +24,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     generator = torch.Generator().manual_seed(0)
     picks = torch.randint(0, len(WORDS), (6000,), generator=generator).tolist()
     text.write_text("\n".join(" ".join(WORDS[i] for i in picks[j : j + 20]) for j in range(0, 6000, 20)))
-    return str(write_gpt2(folder / "gpt2")), str(text)
+    return str(save_gpt2(folder / "gpt2")), str(text)
 
 
 OPTIONS = {"kind": "causal-lm", "max_length": 32, "calibration": 16, "limits": {"test": 8, "validation": 8}}
@@ -83,7 +83,7 @@ def test_merged_needs_nothing_of_us(files: tuple[str, str], tmp_path: Path) -> N
 
 
 def test_a_classifier_keeps_its_head(tmp_path: Path) -> None:
-    model, data = str(write_bert(tmp_path / "bert")), str(write_reviews(tmp_path / "reviews.csv"))
+    model, data = str(save_bert(tmp_path / "bert")), str(save_reviews(tmp_path / "reviews.csv"))
     compress_model(
         model, data, "svd", ratio=0.3, output=tmp_path / "small", calibration=8, limits={"test": 16}
     )
