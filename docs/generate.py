@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 
 from _findings import findings
-from _rows import ROOT, between
+from _rows import ROOT, between, result
+from _rows import table as markdown
 from _stubs import ROOMS, stub
 from _tables import PAGES, blocks
 
@@ -31,6 +32,11 @@ FAMILIES = {
         "Adapters",
         "For [`eckart.adapt`]({docs}quickstart.md) and [`eckart compare`]({docs}commands/compare.md).",
         "methods",
+    ),
+    "compression": (
+        "Compression",
+        "For `eckart.compress` and [`eckart compress`]({docs}commands/compress.md).",
+        "compression",
     ),
     "layers": (
         "Layers",
@@ -114,14 +120,32 @@ def with_figures(name: str) -> str:
     return text
 
 
+def ladder() -> str:
+    """Perplexities of compressed models, from the rows of the benchmark."""
+    found = result("compression_ladder", "benchmarks")
+    lines = []
+    for row in sorted(found["rows"], key=lambda row: (row["ratio"], row["perplexity"])):
+        size, seconds = (f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "seconds"))
+        value = row["perplexity"]
+        shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+        lines.append((row["method"], f"{row['ratio']:.0%}", f"{row['removed']:.1%}", size, shown, seconds))
+    about, machine = found["about"], found["machine"]
+    head = ("method", "asked", "removed", "parameters", "perplexity", "s")
+    tokens = f"{about['calibration tokens']:,} tokens of calibration, {about['test tokens']:,} of test"
+    threads = f"{machine['threads']} of {machine['cores']} cores of {machine['cpu']}, shared with other work"
+    return f"\n{markdown(head, lines)}\nContext {about['context']}; {tokens}; {threads}.\n\n"
+
+
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
+    shrinking = ROOT / "docs/commands/compress.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
+        shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},

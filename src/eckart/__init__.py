@@ -1,6 +1,7 @@
 """eckart: every way of using low-rank and structured weights, behind interfaces you already know.
 
-Rooms are imported when they are first used, and PEFT learns our methods as soon as both it and we are imported.
+Rooms are imported when they are first used, and PEFT and transformers learn our methods as soon as they and we are
+imported.
 """
 
 from __future__ import annotations
@@ -8,14 +9,27 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from eckart import _peft_hook
+from eckart import _hooks
 from eckart.errors import InputError
 from eckart.face import lazy
 
 if TYPE_CHECKING:
-    from eckart import adapters, data, jobs, layers, linalg, metrics, optim, recovery, tasks, training
+    from eckart import (
+        adapters,
+        compression,
+        data,
+        jobs,
+        layers,
+        linalg,
+        metrics,
+        optim,
+        recovery,
+        tasks,
+        training,
+    )
     from eckart.adapters import adapt
     from eckart.catalog import MethodInfo, methods
+    from eckart.compression import compress
     from eckart.jobs.compare.comparison import compare
     from eckart.layers import convert
 
@@ -31,6 +45,8 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
+    "compress",
+    "compression",
     "convert",
     "data",
     "jobs",
@@ -46,4 +62,4 @@ __all__ = [
 
 __getattr__, __dir__ = lazy(__name__)
 
-_peft_hook.install()
+_hooks.install()

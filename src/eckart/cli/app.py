@@ -12,6 +12,7 @@ from eckart import __version__
 from eckart.cli.adapt import adapt
 from eckart.cli.command import command
 from eckart.cli.compare import compare
+from eckart.cli.compress import compress
 from eckart.cli.console import fail, silence
 from eckart.cli.export import export
 from eckart.cli.inspect import inspect
@@ -25,6 +26,7 @@ from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Choose a method and train": (compare, adapt, pretrain, methods),
+    "Make models smaller": (compress,),
     "Look into models": (inspect, measure),
     "Use an adapter elsewhere": (merge, export),
 }

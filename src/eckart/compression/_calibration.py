@@ -1,0 +1,246 @@
+"""What calibration data says of a model, block by block: peak memory is the model, one block's statistics and the
+hidden states that enter that block.
+
+Lifecycle: `Trace(...)` runs the model over the data once and keeps what enters the first block; `observe(block)`
+runs one block over that and gathers its statistics; `advance(block)` puts the block's outputs in place of its inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eckart.compression._census import Outline, matrix_shape
+from eckart.errors import InputError
+from eckart.linalg.moments import Moments, add_rows, no_moments
+
+Batch = Any
+Observed = Moments | Tensor
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _Stop(Exception):
+    """Raised after the last block: the head's outputs are of no use."""
+
+
+class Trace:
+    """The calibration data as it enters a block.
+
+    Args:
+        outline: the model and its blocks.
+        batches: mappings of model inputs, tensors, or tuples whose first item is the input.
+        influence: also measure how much each block changes the hidden states.
+
+    Attributes:
+        influence: 1 − E cos(x_in, x_out) of each block, if it was asked for.
+
+    Raises:
+        InputError: no batch, tokens outside the vocabulary, NaN.
+    """
+
+    def __init__(self, outline: Outline, batches: Iterable[Batch], influence: bool = False) -> None:
+        self.outline = outline
+        self.calls: list[list[Call]] = []
+        self.hidden: list[Tensor] = []
+        self.masks: list[Tensor | None] = []
+        self.batches: list[Batch] = []
+        self.tuples = False
+        self._angles = [[0.0, 0.0] for _ in outline.blocks]
+        for batch in _checked(outline.model, batches):
+            self.masks.append(_token_mask(batch))
+            if outline.chained:
+                self._follow(batch, whole=influence or not self.hidden)
+            else:
+                self.batches.append(batch)
+        if not self.masks:
+            raise InputError(
+                "calibration has no batches: give at least one, a few hundred sequences are usual"
+            )
+        self.influence = [1 - total / max(count, 1.0) for total, count in self._angles]
+
+    def _follow(self, batch: Batch, whole: bool) -> None:
+        """One pass: what each block is called with, and what enters the first; blocks do nothing unless ``whole``."""
+        blocks = list(self.outline.blocks.values())
+        calls: list[Call] = []
+        last: list[Any] = [None]
+        forwards = [block.forward for block in blocks]
+
+        def step(index: int) -> Callable[..., Any]:
+            def forward(hidden: Any = None, *rest: Any, **named: Any) -> Any:
+                hidden, named = _split(hidden, named)
+                if index == 0:
+                    self.hidden.append(hidden)
+                elif hidden is not last[0]:
+                    raise InputError(
+                        f"{type(self.outline.model).__name__} changes the hidden states between its blocks: this "
+                        "architecture would need a calibration of its own; nothing was changed"
+                    )
+                calls.append((rest, named))
+                out = forwards[index](hidden, *rest, **named) if whole else hidden
+                if whole:
+                    self.tuples = isinstance(out, tuple)
+                last[0] = out[0] if isinstance(out, tuple) else out
+                if whole:
+                    self._turn(index, hidden, last[0])
+                if index == len(blocks) - 1:
+                    raise _Stop
+                return (last[0],) if self.tuples and not whole else out
+
+            return forward
+
+        try:
+            for index, block in enumerate(blocks):
+                block.forward = step(index)
+            with contextlib.suppress(_Stop):
+                _call(self.outline.model, batch)
+        finally:
+            for block in blocks:
+                del block.forward
+        if len(calls) != len(blocks):
+            raise InputError(
+                f"{len(calls)} of {len(blocks)} blocks of {type(self.outline.model).__name__} ran on the calibration "
+                "data: this architecture would need a calibration of its own; nothing was changed"
+            )
+        if not bool(torch.isfinite(last[0]).all()):
+            raise InputError("calibration gives NaN or Inf in the last block: check the data and the weights")
+        self.calls.append(calls)
+
+    def _turn(self, index: int, before: Tensor, after: Tensor) -> None:
+        cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+        cosine = _rows(self.masks[-1], cosine, 0)
+        self._angles[index][0] += float(cosine.double().sum())
+        self._angles[index][1] += cosine.numel()
+
+    def observe(self, index: int, layers: Mapping[str, nn.Module]) -> dict[str, Observed]:
+        """The moments of what enters these layers of a block, and how often each row of an embedding was looked up;
+        layers with the same input share their moments.
+
+        Raises:
+            InputError: NaN or Inf, or a layer that was never called.
+        """
+        gathered: dict[str, Moments] = {}
+        counts: dict[str, Tensor] = {}
+        leaders: dict[str, str] = {}
+        current: dict[str, Tensor] = {}
+        mask: list[Tensor | None] = [None]
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                x = inputs[0]
+                if isinstance(layer, nn.Embedding):
+                    lookups = _rows(mask[0], x, 0)
+                    counts[name] = counts.get(name, 0) + torch.bincount(
+                        lookups, minlength=layer.num_embeddings
+                    )
+                    return
+                leader = leaders.setdefault(name, next((n for n, t in current.items() if t is x), name))
+                if leader != name and current.get(leader) is x:
+                    return
+                current[name] = x
+                gathered.setdefault(name, no_moments(matrix_shape(layer)[1], x.device))
+                gathered[name] = add_rows(gathered[name], _rows(mask[0], x))
+
+            return see
+
+        handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+        try:
+            for _ in self._run(index, mask):
+                current.clear()
+        finally:
+            for handle in handles:
+                handle.remove()
+        found: dict[str, Observed] = {}
+        for name in layers:
+            moments = gathered.get(leaders.get(name, name))
+            if (moments is None and name not in counts) or (moments is not None and moments.rows == 0):
+                raise InputError(
+                    f"layer {name} was not called on the calibration data: exclude it, or give other data"
+                )
+            if moments is not None and not bool(
+                torch.isfinite(moments.mean).all() & torch.isfinite(moments.scatter).all()
+            ):
+                raise InputError(
+                    f"calibration gives NaN or Inf at layer {name}: check the data and the weights"
+                )
+            found[name] = counts[name] if moments is None else moments
+        return found
+
+    def advance(self, index: int) -> None:
+        """Put what comes out of a block in place of what went in."""
+        if self.outline.chained:
+            self.hidden = list(self._run(index, [None]))
+
+    def _run(self, index: int, mask: list[Tensor | None]) -> Iterator[Any]:
+        if not self.outline.chained:
+            for number, batch in enumerate(self.batches):
+                mask[0] = self.masks[number]
+                yield _call(self.outline.model, batch)
+            return
+        block = list(self.outline.blocks.values())[index]
+        for number, hidden in enumerate(self.hidden):
+            mask[0] = self.masks[number]
+            rest, named = self.calls[number][index]
+            out = block(hidden, *rest, **named)
+            yield out[0] if isinstance(out, tuple) else out
+
+
+def _split(hidden: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The hidden states, given by place or by name, and the other names; nothing is cached."""
+    named = {k: v for k, v in named.items() if k not in ("past_key_values", "past_key_value", "layer_past")}
+    if hidden is None:
+        hidden = named.pop("hidden_states")
+    return hidden, named
+
+
+def _call(model: nn.Module, batch: Batch) -> Any:
+    if isinstance(batch, Mapping):
+        names = {k: v for k, v in batch.items() if k not in ("labels", "label")}
+        cached = "use_cache" in (getattr(getattr(model, "config", None), "__dict__", {}) or {})
+        return model(**names, **({"use_cache": False} if cached else {}))
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _token_mask(batch: Batch) -> Tensor | None:
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _rows(mask: Tensor | None, x: Tensor, features: int = 1) -> Tensor:
+    """All real tokens as rows; ``features`` is the number of trailing dimensions that are no places."""
+    places, rest = x.shape[: x.dim() - features], x.shape[x.dim() - features :]
+    rows = x.reshape(places.numel(), *rest)
+    return rows[mask.reshape(-1)] if mask is not None and places.numel() == mask.numel() else rows
+
+
+def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches on the model's device, each looked at first."""
+    device = next(model.parameters()).device
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    for number, batch in enumerate(batches):
+        items = (
+            batch
+            if isinstance(batch, Mapping)
+            else dict(enumerate(batch if isinstance(batch, tuple | list) else [batch]))
+        )
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in items.items()}
+        for name, value in moved.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(f"calibration batch {number} holds NaN or Inf in {name!r}: clean the data")
+            ids = name in ("input_ids", 0) and not value.is_floating_point()
+            if (
+                ids
+                and vocabulary is not None
+                and value.numel()
+                and not 0 <= int(value.min()) <= int(value.max()) < vocabulary
+            ):
+                raise InputError(
+                    f"calibration batch {number} holds tokens {int(value.min())} … {int(value.max())}, the model has "
+                    f"{vocabulary}: use the tokenizer of this model"
+                )
+        yield moved if isinstance(batch, Mapping) else tuple(moved.values())

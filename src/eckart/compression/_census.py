@@ -1,0 +1,169 @@
+"""What of a model may be compressed: its blocks, its layers, and what stands in the way."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.compression._layers import CompressedLayer
+from eckart.errors import InputError
+
+FEW_OUTPUTS = 10
+"""Layers with fewer outputs are heads and gates; nothing is to be saved there."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The parts of a model that a method may change.
+
+    Attributes:
+        model: the model.
+        blocks: its chain of blocks by name, each taking the output of the one before; one block "" that is the whole
+            model where it has no such chain.
+        layers: the layers that may be replaced by name, in model order.
+        shared: names of layers left out since another part of the model uses their weight too.
+    """
+
+    model: nn.Module
+    blocks: dict[str, nn.Module]
+    layers: dict[str, nn.Module]
+    shared: tuple[str, ...] = ()
+    chained: bool = field(default=True)
+
+    def inside(self, block: str) -> dict[str, nn.Module]:
+        """The layers of one block, by full name."""
+        prefix = f"{block}." if block else ""
+        return {name: layer for name, layer in self.layers.items() if name.startswith(prefix)}
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights of the layers hold."""
+        return sum(matrix_shape(layer)[0] * matrix_shape(layer)[1] for layer in self.layers.values())
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a layer stores its weight as (in, out): transformers' Conv1D."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__ == "transformers.pytorch_utils"
+
+
+def weight_matrix(layer: nn.Module) -> Float[Tensor, "out in"]:
+    """The weight of a linear layer as (out, in); of a convolution as (N, C·H·W)."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    return weight.T if is_transposed(layer) else weight.reshape(weight.shape[0], -1)
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+    """(out, in) of `weight_matrix`, or (num, dim) of an embedding."""
+    out_features, in_features = weight_matrix(layer).shape
+    return out_features, in_features
+
+
+def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequence[str] = ()) -> Outline:
+    """Find the blocks and the layers that may be replaced, without changing anything.
+
+    Left out are layers whose weight another module shares (tied embeddings), parametrised ones, subclasses with a
+    forward of their own, output heads, layers with fewer than ten outputs, and in a model with a chain of blocks
+    everything outside of it.
+
+    Args:
+        model: a dense model.
+        kinds: the types that the method replaces, exactly these.
+        exclude: regular expressions that match whole names, or ends of names after a dot.
+
+    Raises:
+        InputError: a model that is compressed or quantised already, NaN in a weight, or no layer left.
+    """
+    refuse_compressed(model)
+    blocks = find_blocks(model)
+    owners = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    head = _output_head(model)
+    layers: dict[str, nn.Module] = {}
+    shared = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        fits = type(module) in kinds or (nn.Linear in kinds and is_transposed(module))
+        if not fits or module is head or any(module is found for found in layers.values()):
+            continue
+        if blocks and not any(name.startswith(f"{block}.") for block in blocks):
+            continue
+        if any(re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) for pattern in exclude):
+            continue
+        if hasattr(module, "parametrizations") or "weight" not in module._parameters:
+            continue
+        if owners[id(module.weight)] > 1:
+            shared.append(name)
+            continue
+        if not isinstance(module, nn.Embedding) and matrix_shape(module)[0] < FEW_OUTPUTS:
+            continue
+        layers[name] = module
+    if not layers:
+        wanted = ", ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"{type(model).__name__} has no layer to compress: needed is a {wanted} whose weight is its own, with at "
+            f"least {FEW_OUTPUTS} outputs"
+        )
+    for name, module in layers.items():
+        if not bool(torch.isfinite(module.weight).all()):  # type: ignore[arg-type]
+            raise InputError(f"the weight of layer {name} holds NaN or Inf: load another checkpoint")
+    return Outline(model, blocks or {"": model}, layers, tuple(shared), bool(blocks))
+
+
+def refuse_compressed(model: nn.Module) -> None:
+    """Refuse a model that is compressed or quantised already.
+
+    Raises:
+        InputError: naming the layer or the quantisation.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLayer):
+            raise InputError(
+                f"layer {name} is compressed already ({module.kind}, rank {getattr(module, 'rank', '?')}): start from "
+                "the dense model, or make this one dense with eckart.compression.merge"
+            )
+    config = getattr(model, "config", None)
+    if getattr(config, "compressed_layers", None):
+        raise InputError(f"{type(model).__name__} is compressed already: start from the dense model")
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError("the model is quantised: compress it first, then quantise what comes out")
+
+
+def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The chain of blocks of a transformer: the one list of two or more modules of one class that hold linear layers.
+
+    Returns:
+        Name → block, or nothing where there is no list or more than one (an encoder beside a decoder).
+    """
+    found: list[dict[str, nn.Module]] = []
+    prefixes: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(name.startswith(prefix) for prefix in prefixes):
+            continue
+        alike = len(module) > 1 and len({type(child) for child in module}) == 1
+        linear = all(any(isinstance(m, nn.Linear) or is_transposed(m) for m in c.modules()) for c in module)
+        if alike and linear and not isinstance(module[0], nn.Linear):
+            prefixes.append(f"{name}.")
+            found.append({f"{name}.{i}": child for i, child in enumerate(module)})
+    return found[0] if len(found) == 1 else {}
+
+
+def _output_head(model: nn.Module) -> Any:
+    """The layer whose outputs are the logits of a language model, if the model knows it."""
+    get = getattr(model, "get_output_embeddings", None)
+    try:
+        return get() if callable(get) else None
+    except NotImplementedError:
+        return None
+
+
+def install(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of this name."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,0 +1,246 @@
+"""`eckart.compress`: one block after another, each replaced as soon as its statistics are there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eckart.compression._calibration import Trace
+from eckart.compression._census import Outline, census, install
+from eckart.compression._layers import Spec
+from eckart.compression._method import Compressor, LayerRow
+from eckart.compression._report import Report
+from eckart.compression._resume import Finished
+from eckart.compression._statistics import Statistics, weight_sum
+from eckart.errors import InputError
+from eckart.linalg.moments import Moments
+
+COMPRESSORS = {
+    "afm": ("afm", "AFM"),
+    "lord": ("lord", "LoRD"),
+    "modegpt": ("modegpt", "MoDeGPT"),
+    "pela": ("pela", "PELA"),
+    "svd": ("svd", "PlainSVD"),
+    "trp": ("trp", "TRP"),
+    "welore": ("welore", "WeLore"),
+    "whitened-svd": ("svd", "WhitenedSVD"),
+}
+"""Slug → module and class."""
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+
+
+def compressor(method: str) -> type[Compressor]:
+    """The class of a method.
+
+    Raises:
+        InputError: no method of this name.
+    """
+    if method not in COMPRESSORS:
+        raise InputError(f"method {method!r} is not known: known are {', '.join(COMPRESSORS)}")
+    module, name = COMPRESSORS[method]
+    found: type[Compressor] = getattr(importlib.import_module(f"eckart.compression.{module}"), name)
+    return found
+
+
+def compress(
+    model: nn.Module,
+    method: str,
+    *,
+    ratio: float | None = None,
+    budget: str | int | None = None,
+    calibration: Iterable[Any] | Statistics | None = None,
+    sequential: bool = False,
+    resume: str | PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Make a model smaller, in place.
+
+    Args:
+        model: a dense model, of transformers or a plain module. Its linear layers inside its blocks are compressed
+            (its convolutions, for "trp"); embeddings, heads and norms stay.
+        method: slug, as `eckart.methods("compression")` lists them.
+        ratio: share of the parameters of these layers to remove, in (0, 1).
+        budget: instead, the size of the whole model afterwards: "70%", "95M" (parameters) or "180MB".
+        calibration: batches: mappings of model inputs, tensors, or tuples whose first item is the input. Padding is
+            told by ``attention_mask``. Or what `eckart.compression.gather` has made of them.
+        sequential: statistics of a block from the compressed blocks before it, instead of the dense ones.
+        resume: a directory for finished blocks; the same call with the same directory goes on after the last one.
+        progress: called with the number of finished blocks and of all.
+        options: of the method.
+
+    Returns:
+        The same model, with `eckart.compression.report` telling what was done.
+
+    Raises:
+        InputError: unknown method or option, a ratio out of range or that no rank meets, calibration data that are
+            missing, empty, of another vocabulary or not finite, a model that is compressed already or that the method
+            does not fit. Nothing was changed.
+    """
+    chosen = _chosen(method, ratio, budget, calibration, sequential, options)
+    outline = census(model, chosen.kinds, chosen.exclude)
+    if budget is not None:
+        ratio = ratio_for_budget(outline, budget)
+    chosen.check(outline)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            found = _run(
+                outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None)
+            )
+    finally:
+        model.train(was_training)
+    if calibration is not None and not isinstance(calibration, Statistics) and hasattr(chosen, "train"):
+        found = _trained(model, chosen, calibration, progress, found)
+    model.eckart_report = found  # type: ignore[assignment]
+    return model
+
+
+def _chosen(
+    method: str,
+    ratio: float | None,
+    budget: str | int | None,
+    calibration: Iterable[Any] | Statistics | None,
+    sequential: bool,
+    options: dict[str, Any],
+) -> Compressor:
+    """The method with its options, once what does not depend on the model has been looked at."""
+    maker = compressor(method)
+    try:
+        chosen = maker(**options)
+    except TypeError as error:
+        raise InputError(f"{method}: {str(error).replace('__init__() got an ', '').split('.')[-1]}") from None
+    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
+        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
+    if ratio is not None and budget is not None:
+        raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
+    if chosen.calibrated and calibration is None:
+        raise InputError(
+            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
+        )
+    if isinstance(calibration, Statistics) and sequential:
+        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
+    return chosen
+
+
+def _run(
+    outline: Outline,
+    method: Compressor,
+    ratio: float | None,
+    calibration: Iterable[Any] | Statistics | None,
+    sequential: bool,
+    resume: str | PathLike[str] | None,
+    progress: Callable[[int, int], None],
+) -> Report:
+    model = outline.model
+    before = _count(model)
+    trace: Trace | Statistics | None = None
+    if method.calibrated:
+        assert calibration is not None
+        if isinstance(calibration, Statistics):
+            calibration.check(outline)
+            trace = calibration
+        else:
+            trace = Trace(outline, calibration, method.influenced)
+    method.plan(outline, ratio, trace.influence if trace else [])
+    finished = None
+    if resume is not None:
+        finished = Finished(Path(resume), _plan(outline, method, ratio, sequential, trace))
+    rows: list[LayerRow] = []
+    specs: dict[str, Spec] = {}
+    tokens = 0
+    for index, block in enumerate(outline.blocks):
+        done = finished.load(index, method, model) if finished else None
+        if done is None:
+            observed = trace.observe(index, method.watched(block, outline)) if trace else {}
+            tokens = tokens or next((m.rows for m in observed.values() if isinstance(m, Moments)), 0)
+            done = method.compress(block, outline, observed)
+            if finished:
+                finished.save(index, *done)
+        changes, block_rows = done
+        if trace and not sequential:
+            trace.advance(index)
+        for name, change in changes.items():
+            install(model, name, change.module.train(model.training))
+            specs[name] = change.spec
+        if trace and sequential:
+            trace.advance(index)
+        rows += block_rows
+        progress(index + 1, len(outline.blocks))
+    method.finish(model, specs)
+    name = type(outline.model).__name__
+    return Report(method.slug, method.options(), ratio, tuple(rows), before, _count(model), tokens, (), name)
+
+
+def _trained(
+    model: nn.Module, method: Any, calibration: Iterable[Any], progress: Any, found: Report
+) -> Report:
+    """The training that belongs to the method, if it has some."""
+    import dataclasses
+
+    losses = method.train(model, calibration, progress or (lambda *_: None))
+    return dataclasses.replace(found, losses=tuple(losses))
+
+
+def _plan(
+    outline: Outline,
+    method: Compressor,
+    ratio: float | None,
+    sequential: bool,
+    trace: Trace | Statistics | None,
+) -> dict[str, Any]:
+    """What a run is, for telling whether finished blocks are its own."""
+    weights = [weight_sum(layer) for layer in outline.layers.values()]
+    data = [float(hidden.double().sum()) for hidden in trace.hidden] if trace else []
+    return {
+        "method": method.slug,
+        "options": method.options(),
+        "ratio": ratio,
+        "sequential": sequential,
+        "layers": list(outline.layers),
+        "weights": weights,
+        "data": data,
+    }
+
+
+def ratio_for_budget(outline: Outline, budget: str | int) -> float:
+    """The share to remove from the layers so that the whole model meets a budget.
+
+    Args:
+        outline: the model and its layers.
+        budget: "70%" of the parameters, "95M" parameters, "180MB" or "180MiB".
+
+    Raises:
+        InputError: not a budget, no smaller than the model, or out of reach.
+    """
+    model = outline.model
+    total = _count(model)
+    size = next(iter(outline.layers.values())).weight.element_size()  # type: ignore[operator]
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", str(budget), re.IGNORECASE)
+    unit = match[2].lower() if match else "?"
+    if match is None or unit not in {"%", *_UNITS, *_BYTES}:
+        raise InputError(f"budget {budget!r} is not understood: write 70%, 95M (parameters) or 180MB (bytes)")
+    value = float(match[1])
+    target = value / 100 * total if unit == "%" else value * _UNITS.get(unit, 0)
+    if unit in _BYTES:
+        target = value * _BYTES[unit] / size
+    ratio = (total - target) / outline.parameters
+    if not 0 < ratio < 1:
+        least = total - outline.parameters
+        raise InputError(
+            f"budget {budget!r} is {target:,.0f} of {total:,} parameters: give one between {least:,} and {total:,}"
+        )
+    return ratio
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

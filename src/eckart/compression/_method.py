@@ -1,0 +1,258 @@
+"""The contract of a method, and what those that factorise one layer at a time have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.compression._calibration import Observed
+from eckart.compression._census import Outline, matrix_shape, weight_matrix
+from eckart.compression._kinds import build_layer
+from eckart.compression._layers import FactorizedLinear, Spec
+from eckart.errors import InputError
+from eckart.linalg.moments import Moments
+from eckart.linalg.whitened import Factors, output_error
+
+ALIGNED_FROM = 64
+"""From this rank on, ranks are multiples of eight unless ``multiple_of`` says otherwise."""
+
+
+class LayerRow(NamedTuple):
+    """What was done to one layer.
+
+    ``rank`` is that of the factors or the width that is left, None for a layer that stayed dense; ``error`` is
+    relative, of the layer's outputs on the calibration data where there are any, otherwise of its weight.
+    """
+
+    layer: str
+    kind: str
+    out_features: int
+    in_features: int
+    rank: int | None
+    parameters_before: int
+    parameters_after: int
+    error: float
+
+
+class Change(NamedTuple):
+    """A module that takes the place of another, and its spec."""
+
+    module: nn.Module
+    spec: Spec
+
+
+@dataclass
+class Compressor:
+    """Options that every method has.
+
+    Args:
+        exclude: regular expressions of layers that stay as they are: whole names, or ends of names after a dot.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    exclude: Sequence[str] = ()
+
+    slug: ClassVar[str] = ""
+    calibrated: ClassVar[bool] = True  # needs calibration data
+    influenced: ClassVar[bool] = False  # needs the influence of every block before the first is changed
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):
+            self.exclude = (self.exclude,)
+
+    def check(self, outline: Outline) -> None:
+        """Refuse a model that the method does not fit; nothing has been changed yet.
+
+        Raises:
+            InputError: saying what would be needed.
+        """
+
+    def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
+        """Decide what has to be known of all layers before the first is changed.
+
+        Args:
+            outline: the model.
+            ratio: share of the layers' parameters to remove; None where an option of the method says how much.
+            influence: of each block, where ``influenced``.
+        """
+        raise NotImplementedError
+
+    def watched(self, block: str, outline: Outline) -> dict[str, nn.Module]:
+        """The layers of a block whose inputs have to be observed, by full name."""
+        return outline.inside(block)
+
+    def rebuild(self, spec: Spec, dense: nn.Module) -> nn.Module:
+        """A module of this spec in place of a dense one, its numbers not yet set."""
+        weight: Tensor = dense.weight  # type: ignore[assignment]
+        return build_layer(spec, weight.device, weight.dtype)
+
+    def compress(
+        self, block: str, outline: Outline, observed: Mapping[str, Observed]
+    ) -> tuple[dict[str, Change], list[LayerRow]]:
+        """What replaces the modules of one block, by full name, and a row for every layer of it."""
+        raise NotImplementedError
+
+    def finish(self, model: nn.Module, specs: Mapping[str, Spec]) -> None:
+        """Make the model say what it is, so that it can be saved and loaded."""
+        from eckart.compression._saving import mark
+
+        mark(model, self.slug, specs)
+
+    def options(self) -> dict[str, Any]:
+        """All options by name, as JSON holds them."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in dataclasses.fields(self)
+            if field.init and not isinstance(value := getattr(self, field.name), nn.Module)
+        }
+
+
+@dataclass
+class FactorCompressor(Compressor):
+    """Methods that put two thin layers in the place of one.
+
+    Args:
+        rank: the same rank for every layer, instead of a ratio.
+        ranks: ranks by end of name, such as ``{"down_proj": 128}``; the others follow the ratio, or stay dense.
+        multiple_of: round ranks down to multiples of this; None takes 8, and leaves ranks below 64 as they are.
+    """
+
+    rank: int | None = None
+    ranks: Mapping[str, int] | None = None
+    multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (
+            ("rank", self.rank),
+            ("multiple_of", self.multiple_of),
+            *(self.ranks or {}).items(),
+        ):
+            if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
+                raise InputError(f"{name} is {value}: give a whole number of at least 1")
+        self._planned: dict[str, int] = {}
+
+    def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
+        if ratio is None and self.rank is None and self.ranks is None:
+            raise InputError(
+                "ratio is not given: say how much to remove, such as ratio=0.2, or a rank or a budget"
+            )
+        if ratio is not None and self.rank is not None:
+            raise InputError(f"ratio ({ratio}) and rank ({self.rank}) are both given: leave one out")
+        self._planned = {}
+        for name, layer in outline.layers.items():
+            rank = self._rank(name, matrix_shape(layer), ratio)
+            if rank is not None and saves(matrix_shape(layer), rank):
+                self._planned[name] = rank
+        self._refuse_nothing(outline, ratio)
+
+    def _refuse_nothing(self, outline: Outline, ratio: float | None) -> None:
+        if not self._planned:
+            name, layer = next(iter(outline.layers.items()))
+            wanted = f"ratio is {ratio}" if ratio is not None else f"rank is {self.rank or self.ranks}"
+            raise InputError(
+                f"{wanted}: no rank meets it, layer {name} {matrix_shape(layer)} saves below rank "
+                f"{largest_rank(matrix_shape(layer)) + 1} only, and needs rank 1 at least"
+            )
+
+    def _rank(self, name: str, shape: tuple[int, int], ratio: float | None) -> int | None:
+        given = next(
+            (r for end, r in (self.ranks or {}).items() if name == end or name.endswith(f".{end}")), None
+        )
+        if given is None and self.rank is None:
+            return None if ratio is None else rank_for_ratio(shape, ratio, self.multiple_of)
+        return min(given or self.rank or 1, *shape)
+
+    def compress(
+        self, block: str, outline: Outline, observed: Mapping[str, Observed]
+    ) -> tuple[dict[str, Change], list[LayerRow]]:
+        changes, rows = {}, []
+        for name, layer in outline.inside(block).items():
+            moments = observed.get(name)
+            new = self.replace(name, layer, moments)
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            before = weight.numel() + (0 if getattr(layer, "bias", None) is None else layer.bias.numel())  # type: ignore[operator]
+            if new is None:
+                rows.append(LayerRow(name, "dense", *matrix_shape(layer), None, before, before, 0.0))
+                continue
+            module, error = new
+            changes[name] = Change(module, module.spec)
+            after = sum(p.numel() for p in module.parameters())
+            rows.append(LayerRow(name, module.kind, *matrix_shape(layer), module.rank, before, after, error))
+        return changes, rows
+
+    def replace(self, name: str, layer: nn.Module, observed: Observed | None) -> tuple[Any, float] | None:
+        """The layer that takes another's place and its relative error, or None where the other stays."""
+        rank = self._planned.get(name)
+        if rank is None:
+            return None
+        moments = observed if isinstance(observed, Moments) else None
+        weight, bias = weight_matrix(layer), getattr(layer, "bias", None)
+        factors = self.factors(weight, bias, rank, moments)
+        return FactorizedLinear.of(factors, weight), relative_error(weight, bias, factors, moments)
+
+    def factors(
+        self,
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        rank: int,
+        moments: Moments | None,
+    ) -> Factors:
+        """The factors of one layer.
+
+        Args:
+            weight: W.
+            bias: b, or None.
+            rank: k.
+            moments: of the layer's inputs, where the method is ``calibrated``.
+        """
+        raise NotImplementedError
+
+
+def saves(shape: tuple[int, int], rank: int) -> bool:
+    """Whether two factors of this rank take fewer multiply–adds than the matrix: k (in + out) < in · out."""
+    return rank * sum(shape) < shape[0] * shape[1]
+
+
+def largest_rank(shape: tuple[int, int]) -> int:
+    """The largest rank that saves; 0 where none does."""
+    return max((shape[0] * shape[1] - 1) // sum(shape), 0)
+
+
+def rank_for_ratio(shape: tuple[int, int], ratio: float, multiple_of: int | None = None) -> int | None:
+    """k = ⌊(1 − ratio) in·out/(in + out)⌋, then down to a multiple; None where that is no rank.
+
+    Args:
+        shape: (out, in).
+        ratio: share of the matrix's parameters to remove, in (0, 1).
+        multiple_of: None takes 8 from rank 64 on.
+    """
+    rank = int((1 - ratio) * shape[0] * shape[1] / sum(shape) + 1e-9)
+    step = multiple_of or (8 if rank >= ALIGNED_FROM else 1)
+    return rank // step * step or None
+
+
+def relative_error(
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    factors: Factors,
+    moments: Moments | None,
+) -> float:
+    """√(E‖y − ŷ‖² / E‖y‖²) over the inputs, or ‖W − BA‖_F/‖W‖_F where there are none."""
+    if moments is None:
+        change = torch.linalg.matrix_norm(weight.double() - factors.product)
+        return float(change / torch.linalg.matrix_norm(weight.double()))
+    nothing = Factors(
+        weight.new_zeros(1, weight.shape[1]).double(), weight.new_zeros(len(weight), 1).double(), None
+    )
+    whole = output_error(weight, bias, nothing, moments)
+    return float((output_error(weight, bias, factors, moments) / whole) ** 0.5) if whole > 0 else 0.0

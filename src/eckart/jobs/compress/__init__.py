@@ -1,0 +1,1 @@
+"""Make a pretrained model smaller."""

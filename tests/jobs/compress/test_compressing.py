@@ -1,0 +1,163 @@
+"""Compressing from the command line: what is written and loads, a stopped run that goes on, bad words refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import WORDS, save_bert, save_gpt2, save_reviews
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from eckart.cli.app import main
+from eckart.compression import FactorizedLinear
+from eckart.errors import InputError
+from eckart.jobs.compress.compressing import compress_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    text = folder / "text.txt"
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(0, len(WORDS), (6000,), generator=generator).tolist()
+    text.write_text("\n".join(" ".join(WORDS[i] for i in picks[j : j + 20]) for j in range(0, 6000, 20)))
+    return str(save_gpt2(folder / "gpt2")), str(text)
+
+
+OPTIONS = {"kind": "causal-lm", "max_length": 32, "calibration": 16, "limits": {"test": 8, "validation": 8}}
+
+
+def test_written_loaded_and_scored(files: tuple[str, str], tmp_path: Path) -> None:
+    metrics = compress_model(*files, "lord", ratio=0.3, output=tmp_path / "small", **OPTIONS)
+    assert metrics == json.loads((tmp_path / "small" / "metrics.json").read_text())
+    assert set(metrics["test"]) == {"dense", "compressed"} and metrics["calibration_tokens"] == 16 * 32
+    assert metrics["parameters_after"] < metrics["parameters_before"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    changed = [n for n, m in model.named_modules() if isinstance(m, FactorizedLinear)]
+    with (tmp_path / "small" / "layers.csv").open(newline="") as file:
+        assert [row["layer"] for row in csv.DictReader(file) if row["rank"]] == changed
+    AutoTokenizer.from_pretrained(tmp_path / "small")
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "bits per token on test, compressed" in card
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("heal_method", ["factors", "lora"])
+def test_healed(files: tuple[str, str], tmp_path: Path, heal_method: str) -> None:
+    seen: list[tuple[int, int]] = []
+    metrics = compress_model(
+        *files,
+        "svd",
+        ratio=0.6,
+        output=tmp_path / "small",
+        heal=12,
+        heal_method=heal_method,
+        heal_lr=1e-2,
+        on_step=lambda *step: seen.append(step),
+        **OPTIONS,
+    )
+    assert metrics["test"]["healed"]["score"] < metrics["test"]["compressed"]["score"]
+    assert seen[-1] == (12, 12)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert any(isinstance(m, FactorizedLinear) for m in model.modules())
+    assert f"12 steps of {heal_method}" in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_merged_needs_nothing_of_us(files: tuple[str, str], tmp_path: Path) -> None:
+    compress_model(
+        *files,
+        "whitened-svd",
+        ratio=0.3,
+        output=tmp_path / "small",
+        merge=True,
+        options={"rank": None},
+        **OPTIONS,
+    )
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert "quantization_config" not in config
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert not any(isinstance(m, FactorizedLinear) for m in model.modules())
+
+
+def test_a_classifier_keeps_its_head(tmp_path: Path) -> None:
+    model, data = str(save_bert(tmp_path / "bert")), str(save_reviews(tmp_path / "reviews.csv"))
+    compress_model(
+        model, data, "svd", ratio=0.3, output=tmp_path / "small", calibration=8, limits={"test": 16}
+    )
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert type(loaded.classifier) is torch.nn.Linear
+
+
+def test_a_stopped_run_goes_on(files: tuple[str, str], tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    arguments = {"ratio": 0.3, "output": tmp_path / "small", **OPTIONS}
+    with pytest.raises(KeyboardInterrupt):
+        compress_model(*files, "lord", on_block=stop, **arguments)
+    assert not (tmp_path / "small").exists() and (tmp_path / "small.partial" / "block-0000.json").is_file()
+    with pytest.raises(InputError, match="--resume"):
+        compress_model(*files, "lord", **arguments)
+    compress_model(*files, "lord", resume=True, **arguments)
+    assert (tmp_path / "small" / "metrics.json").is_file() and not (tmp_path / "small.partial").exists()
+    with pytest.raises(InputError, match="no finished blocks"):
+        compress_model(*files, "lord", resume=True, **{**arguments, "output": tmp_path / "other"})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ratio", "1.5"], "ratio is 1.5"),
+        (["--ratio", "0.2", "--method", "zip"], "method 'zip' is not known"),
+        (["--ratio", "0.2", "--calibration", "0"], "calibration is 0"),
+        (["--ratio", "0.2", "--heal", "-1"], "heal is -1"),
+        (["--ratio", "0.2", "--method", "modegpt"], "modegpt knows llama"),
+        (["--ratio", "0.2", "--option", "radius=2"], "radius"),
+        ([], "ratio is not given"),
+    ],
+)
+def test_bad_words(
+    files: tuple[str, str], tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = files
+    common = [
+        "--model",
+        model,
+        "--data",
+        data,
+        "--kind",
+        "causal-lm",
+        "--max-length",
+        "32",
+        "--limit",
+        "test=4",
+    ]
+    assert main(["compress", *common, *words, "--output", str(tmp_path / "small")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
+
+
+def test_the_command(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = files
+    words = [
+        "--model",
+        model,
+        "--data",
+        data,
+        "--kind",
+        "causal-lm",
+        "--max-length",
+        "32",
+        "--limit",
+        "test=4",
+    ]
+    output = tmp_path / "small"
+    assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 0
+    assert "of the compressed layers removed" in capsys.readouterr().out
+    assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 2
+    words += ["--overwrite", "--json"]
+    assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "svd"
