@@ -22,10 +22,11 @@ class ProductSum:
     Args:
         out: rows.
         inner: columns.
+        stack: keep the factors stacked whatever room they take, for FLoRA, which sends them.
     """
 
-    def __init__(self, out: int, inner: int) -> None:
-        self.out, self.inner = out, inner
+    def __init__(self, out: int, inner: int, stack: bool = False) -> None:
+        self.out, self.inner, self.stack = out, inner, stack
         self._b: list[Float[Tensor, "out r"]] = []
         self._a: list[Float[Tensor, "r in"]] = []
         self._matrix: Float[Tensor, "out in"] | None = None
@@ -55,7 +56,7 @@ class ProductSum:
             return
         self._b.append(b)
         self._a.append(a)
-        if self.stacked_rank * (self.out + self.inner) >= self.out * self.inner:
+        if not self.stack and self.stacked_rank * (self.out + self.inner) >= self.out * self.inner:
             self._matrix = torch.cat(self._b, 1) @ torch.cat(self._a)
             self._b, self._a = [], []
 
@@ -70,7 +71,7 @@ class ProductSum:
 
     def scaled(self, weight: float) -> ProductSum:
         """w times this sum; this one stays as it is."""
-        total = ProductSum(self.out, self.inner)
+        total = ProductSum(self.out, self.inner, self.stack)
         total.merge(self, weight)
         return total
 
@@ -110,7 +111,8 @@ class ProductSum:
         else:
             b, a = self.stacks()
             core = torch.linalg.qr(b, mode="r").R @ a
-        return torch.linalg.vector_norm(core, dim=0)
+        norms: Tensor = torch.linalg.vector_norm(core, dim=0)
+        return norms
 
     def norm(self) -> float:
         """‖ΔW‖_F."""

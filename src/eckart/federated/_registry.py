@@ -26,6 +26,7 @@ class FederatedStrategy(ABC):
     Attributes:
         freezes_a: clients train B alone; A is drawn once and shared.
         any_rank: clients may have different ranks.
+        stacks: its result is every client's factors, not a sum of them.
         linear: its result is a plain weighted mean of what clients send, as the accounting of differential privacy and
             coordinate-wise robust rules need.
     """
@@ -39,6 +40,7 @@ class FederatedStrategy(ABC):
     saves: ClassVar[str]
     freezes_a: ClassVar[bool] = False
     any_rank: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
     linear: ClassVar[bool] = False
 
     @abstractmethod
@@ -128,7 +130,7 @@ def aggregate(
         raise InputError(
             f"{len(factors)} factors, {len(weights)} weights and {len(scalings)} scalings: give one of each a client"
         )
-    sums = LayerSum()
+    sums = LayerSum(strategy.stacks)
     for (a, b), weight, scaling in zip(factors, weights, scalings, strict=True):
         sums.add(a, b, float(weight), float(scaling))
     return strategy.finish(sums)

@@ -18,9 +18,13 @@ class LayerSum:
 
     Factors of lower rank are padded with zeros in the first two; the third is exact whatever the ranks and scalings.
     Memory does not depend on the number of clients (see `ProductSum`).
+
+    Args:
+        stack: keep every client's factors in the third sum, as FLoRA needs; memory then grows with the clients.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stack: bool = False) -> None:
+        self.stack = stack
         self.clients, self.weight = 0, 0.0
         self.ranks: set[int] = set()
         self.scalings: set[float] = set()
@@ -51,7 +55,7 @@ class LayerSum:
         a, b = a.to(DTYPE), b.to(DTYPE)
         if self._a is None or self._b is None or self._products is None or self._first_a is None:
             self._a, self._b, self._first_a = torch.zeros_like(a), torch.zeros_like(b), a.clone()
-            self._products = ProductSum(b.shape[0], a.shape[1])
+            self._products = ProductSum(b.shape[0], a.shape[1], self.stack)
         if (more := a.shape[0] - self._a.shape[0]) > 0:
             self._a = torch.cat([self._a, self._a.new_zeros(more, self._a.shape[1])])
             self._b = torch.cat([self._b, self._b.new_zeros(self._b.shape[0], more)], 1)

@@ -27,6 +27,7 @@ class FLoRAStacking(FederatedStrategy):
     """Stack the factors: exact for any ranks, but clients download all of it and start each round afresh."""
 
     any_rank: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
     def finish(self, sums: LayerSum) -> Aggregate:
         """The stacks as an update of the base weight."""
