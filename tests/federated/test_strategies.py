@@ -14,7 +14,6 @@ from eckart.federated import (
     FlexLoRA,
     LayerSum,
     LoRAFAIR,
-    ProductSum,
     aggregate,
     make_strategy,
 )
