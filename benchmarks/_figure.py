@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from eckart.experiments._svg import GRID, circle, document, line, polyline, text
+from eckart.jobs._svg import GRID, circle, document, line, polyline, text
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 76, 46, 190, 56
 COLOURS = ("#0b7285", "#c2410c", "#5f3dc4", "#2b8a3e", "#868e96", "#e67700", "#1864ab", "#a61e4d")

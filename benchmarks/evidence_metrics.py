@@ -27,9 +27,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from eckart.experiments.checkpoints import find_model
-from eckart.experiments.data import read_data
+from eckart.data.read import read_data
 from eckart.metrics import measure_states
+from eckart.tasks.pretrained import find_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (32, 64, 128)

@@ -24,9 +24,9 @@ import torch
 from _harness import RESULTS, save, table
 from torch import Tensor, nn
 
-from eckart._console import progress
-from eckart.experiments.data import read_data
-from eckart.experiments.splits import Split, limit
+from eckart.cli.console import progress
+from eckart.data.read import read_data
+from eckart.data.splits import Split, limit
 from eckart.layers import S4DConfig, S4DForSequenceClassification, param_groups
 
 NAME = "s4d_fashion"

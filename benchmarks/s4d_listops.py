@@ -23,11 +23,11 @@ from s4d_fashion import Recurrent, words
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from eckart.experiments.data import read_data
-from eckart.experiments.encode import Rows
-from eckart.experiments.intervals import interval
-from eckart.experiments.splits import Split
+from eckart.data.read import read_data
+from eckart.data.splits import Split
 from eckart.layers import S4DConfig, S4DForSequenceClassification, param_groups
+from eckart.tasks.encode import Rows
+from eckart.tasks.statistics import interval
 
 LONGEST = 1024
 BUCKETS = (0, 16, 64, LONGEST)

@@ -41,7 +41,10 @@ BELOW = {
     "training": {"linalg", "adapters"},
     "federated": {"linalg", "adapters"},
 }
-BELOW["experiments"] = set(BELOW)
+ROOMS = set(BELOW)
+BELOW["data"] = set()
+BELOW["tasks"] = {"data"} | ROOMS
+BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
 GROUND = {"errors", "extras", "files"}
 
 

@@ -13,16 +13,16 @@ from eckart import _peft_hook
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
-    from eckart._methods import MethodInfo, methods
     from eckart.adapters import adapt
+    from eckart.catalog import MethodInfo, methods
 
 _FACE = {
-    "MethodInfo": "eckart._methods",
+    "MethodInfo": "eckart.catalog",
     "adapt": "eckart.adapters",
-    "compare": "eckart.experiments.compare",
-    "methods": "eckart._methods",
+    "compare": "eckart.jobs.compare.comparison",
+    "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "experiments", "layers", "linalg", "metrics", "recovery")
+_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
 
 try:
     __version__ = version("eckart")
@@ -36,12 +36,14 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
-    "experiments",
+    "data",
+    "jobs",
     "layers",
     "linalg",
     "methods",
     "metrics",
     "recovery",
+    "tasks",
 ]
 
 

@@ -21,9 +21,9 @@ for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
         importlib.import_module(f"{__name__}.{_module.name}")
 
-from eckart.adapters.convert import from_peft  # noqa: E402 - it needs the methods
-from eckart.adapters.export import export_lora  # noqa: E402
-from eckart.adapters.merge import load_adapted, merge_checkpoint  # noqa: E402
+from eckart.adapters._export import export_lora  # noqa: E402
+from eckart.adapters._from_peft import from_peft  # noqa: E402 - it needs the methods
+from eckart.adapters._merging import load_adapted, merge_checkpoint  # noqa: E402
 from eckart.adapters.salt import regularization  # noqa: E402
 
 globals().update({config.__name__: config for config in ADAPTERS.values()})

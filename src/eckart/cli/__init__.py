@@ -1,0 +1,5 @@
+"""The command line: words only. Each command reads its options and calls one function of a job."""
+
+from eckart.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,220 @@
+"""Data sets read from what a user has: a file, a directory, or a name on the hub; checked and split (see `splits`)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eckart.data import images
+from eckart.data.columns import encode_labels, pick_columns
+from eckart.data.images import SPLITS, UNSPLIT
+from eckart.data.splits import PARTS, Split, complete
+from eckart.data.stdlib_docs import stdlib_docstrings
+from eckart.data.tables import Table, first_line, is_table, read_table
+from eckart.errors import InputError
+from eckart.extras import require
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: ``kind`` is "text" or "image"; ``labels`` are the class names, None for plain text."""
+
+    name: str
+    kind: str
+    splits: dict[str, Split]
+    labels: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """SHA-256 over the content of every split: equal for equal examples, wherever they lie."""
+        sha = hashlib.sha256(repr(self.labels).encode())
+        for part in PARTS:
+            sha.update(part.encode() + repr(self.splits[part].labels).encode())
+            for item in self.splits[part].inputs:
+                if isinstance(item, dict):
+                    item = item["bytes"] or Path(item["path"])
+                if isinstance(item, Path):
+                    item = item.read_bytes()
+                elif isinstance(item, np.ndarray):
+                    item = repr(item.shape).encode() + np.ascontiguousarray(item).tobytes()
+                elif not isinstance(item, bytes):
+                    item = repr(item).encode()
+                sha.update(len(item).to_bytes(8, "little") + item)
+        return sha.hexdigest()
+
+
+def stdlib_data() -> Data:
+    """The embedded set: docstrings of the standard library, labelled by package (see `stdlib_docs`)."""
+    found = stdlib_docstrings()
+    names = sorted({docstring.package for docstring in found["train"]})
+    index = {name: i for i, name in enumerate(names)}
+    splits = {
+        part: Split([d.text for d in docs], [index[d.package] for d in docs], [d.module for d in docs])
+        for part, docs in found.items()
+    }
+    return Data("the docstrings of Python's standard library", "text", splits, names)
+
+
+def read_data(
+    source: str | Path | None,
+    *,
+    labelled: bool | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+) -> Data:
+    """Read a data set and give it train, validation and test splits.
+
+    Args:
+        source: a file (CSV, TSV, JSON, JSON lines, Parquet, text, .npz), a directory (files named by split, idx files,
+            a folder of images per class, a saved `datasets` set), a hub name (``owner/name`` or ``owner/name:config``);
+            None is the embedded set.
+        labelled: True needs labels, False ignores them, None takes them where they are.
+        text_column: the column of texts, or two joined by a comma for pairs; found by its name when None.
+        label_column: the column of labels; found by its name when None.
+        seed: seed of every random cut.
+
+    Raises:
+        InputError: anything wrong with the source, its columns, labels or splits.
+    """
+    if source is None:
+        return without_labels(stdlib_data()) if labelled is False else stdlib_data()
+    tables = locate(source)
+    notes: list[str] = []
+    empty = next((table for table in tables.values() if not len(table)), None)
+    if empty is not None:
+        raise InputError(f"--data {empty.source} has no rows")
+    chosen = {
+        part: pick_columns(table, text_column, label_column, labelled) for part, table in tables.items()
+    }
+    hidden = [part for part, (_, labels) in chosen.items() if labels and {str(x) for x in labels} == {"-1"}]
+    for part in hidden:
+        del chosen[part]
+        notes.append(f"the {part} split has hidden labels (all -1) and is left out")
+    if not chosen:
+        raise InputError(f"--data {source}: every label is -1, there is nothing to learn from")
+    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables)
+    splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
+    kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
+    splits = complete(splits, names, seed, notes)
+    return Data(str(source), kind, splits, names, notes)
+
+
+def without_labels(data: Data) -> Data:
+    """The same examples as plain text."""
+    return replace(
+        data, splits={part: replace(s, labels=None) for part, s in data.splits.items()}, labels=None
+    )
+
+
+def locate(source: str | Path) -> dict[str, Table]:
+    """The tables of a source by split (``"all"`` when it is not split)."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _directory(path)
+    if path.is_file():
+        return images.read_arrays(path) if path.suffix.lower() == ".npz" else {UNSPLIT: read_table(path)}
+    name, _, config = str(source).partition(":")
+    if (
+        path.suffix.lower() in (".npz", ".gz")
+        or is_table(path)
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    ):
+        raise InputError(f"--data {source}: no such file or directory")
+    return _hub(name, config or None)
+
+
+def _directory(path: Path) -> dict[str, Table]:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        datasets = require("datasets", extra="compare")
+        try:
+            return _from_datasets(datasets.load_from_disk(str(path)), str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"--data {path} is a damaged `datasets` directory: {first_line(error)}"
+            ) from None
+    if images.is_idx_directory(path):
+        return images.read_idx_directory(path)
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        stem = re.sub(r"-\d+-of-\d+$", "", file.name.partition(".")[0]).lower()
+        if stem in SPLITS and file.is_file() and (is_table(file) or file.suffix == ".npz"):
+            files.setdefault(SPLITS[stem], []).append(file)
+    if files:
+        return {part: _join(shards) for part, shards in files.items()}
+    if folder := images.read_image_folder(path):
+        return folder
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    raise InputError(
+        f"--data {path} has no train/validation/test files, no idx files, no folders of images and no saved data set; "
+        f"it holds {held}: name one file, or rename them"
+    )
+
+
+def _join(shards: list[Path]) -> Table:
+    if len(shards) > 1 and not all(re.search(r"-\d+-of-\d+\.", shard.name) for shard in shards):
+        raise InputError(
+            f"--data {shards[0].parent}: {' and '.join(s.name for s in shards)} are the same split; keep one of them"
+        )
+    tables = [
+        images.read_arrays(shard).get(UNSPLIT, Table({}, str(shard)))
+        if shard.suffix == ".npz"
+        else read_table(shard)
+        for shard in shards
+    ]
+    if len({tuple(table.columns) for table in tables}) > 1:
+        raise InputError(f"--data {shards[0].parent}: the parts of {shards[0].name} differ in their columns")
+    columns: dict[str, Sequence[Any]] = {
+        name: [x for table in tables for x in table.columns[name]] for name in tables[0].columns
+    }
+    return Table(columns, tables[0].source)
+
+
+def _hub(name: str, config: str | None) -> dict[str, Table]:
+    datasets = require("datasets", extra="compare")
+    import huggingface_hub
+
+    try:
+        if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+            # fails at once where load_dataset would try again and again
+            huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns="README.md")
+        found = datasets.load_dataset(name, config)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        huggingface_hub.errors.HfHubHTTPError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        raise InputError(
+            f"--data {name}: no such file or directory here, and the hub gives no data set of that name, which needs "
+            f"network ({first_line(error)})"
+        ) from None
+    return _from_datasets(found, name)
+
+
+def _from_datasets(found: Any, source: str) -> dict[str, Table]:
+    parts = (
+        {SPLITS[k.lower()]: v for k, v in found.items() if k.lower() in SPLITS}
+        if isinstance(found, dict)
+        else {}
+    )
+    if isinstance(found, dict) and not parts:
+        raise InputError(
+            f"--data {source} has the splits {', '.join(found)}; one must be train, validation or test"
+        )
+    return {part: _features_to_table(rows, source) for part, rows in (parts or {UNSPLIT: found}).items()}
+
+
+def _features_to_table(rows: Any, source: str) -> Table:
+    columns: dict[str, Sequence[Any]] = rows.with_format(None).to_dict()
+    for name, feature in rows.features.items():
+        if names := getattr(feature, "names", None):
+            columns[name] = [names[x] if x is not None and x >= 0 else x for x in columns[name]]
+    return Table(columns, source)

@@ -1,0 +1,1 @@
+"""Fine-tune one method on a task."""

@@ -1,0 +1,328 @@
+"""Fine-tune one method: checkpoints that survive a kill, and in the end a directory that PEFT loads."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from eckart.errors import InputError
+from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.jobs.adapt.card import model_card
+from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
+from eckart.tasks.trainer import Recipe, evaluate, make_trainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from eckart.tasks.task import Task
+
+CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
+DEFAULT_BUDGET = "0.5%"
+_SET_BY_THE_RUN = {
+    "seed": "give seed itself, which is that of the whole run",
+    "target_modules": "give target_modules itself",
+    "modules_to_save": "the task's head is trained and saved",
+    "task_type": "the task decides it",
+}
+_IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides the numbers of a run; kept in run.json, and a resumed run must agree with it."""
+
+    model: str | None
+    data: str | None
+    task: dict[str, Any]
+    fingerprint: str
+    method: str
+    budget: str | None
+    options: dict[str, Any]
+    target_modules: list[str] | str
+    steps: int
+    batch_size: int
+    lr: float
+    head_lr: float
+    seed: int
+    save_every: int
+    validate_every: int
+
+    def check_same(self, earlier: Mapping[str, Any]) -> None:
+        """Refuse to go on with what was begun otherwise.
+
+        Raises:
+            InputError: an option differs from the first command's.
+        """
+        now = json.loads(json.dumps(asdict(self)))
+        for name, value in now.items():
+            if earlier.get(name) != value:
+                raise InputError(
+                    f"--resume: {name} was {earlier.get(name)!r} when this run began and is {value!r} now: repeat the "
+                    "first command, or begin again with --overwrite"
+                )
+
+
+def finetune(
+    model: str | None = None,
+    data: str | None = None,
+    method: str = "lora",
+    *,
+    output: str | Path,
+    budget: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    target_modules: str | list[str] | None = None,
+    steps: int = 400,
+    batch_size: int = 16,
+    lr: float | None = None,
+    head_lr: float | None = None,
+    seed: int = 0,
+    save_every: int | None = None,
+    validate_every: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+    **task_options: Any,
+) -> dict[str, Any]:
+    """Train the adapters of one method (and the task's head) and write them with their numbers and a model card.
+
+    While it runs, ``output`` holds ``run.json`` and ``checkpoints/``; a killed run goes on with ``resume`` and ends
+    with the numbers it would have had. The adapter, metrics.json and README.md appear together at the end, and the
+    checkpoints go.
+
+    Args:
+        model: model directory or hub name; None for the built-in MiniLM.
+        data: file, directory or hub name; None for Python's own docstrings.
+        method: slug or alias, see `eckart.methods`.
+        output: the directory to write.
+        budget: as in `eckart.adapt`; "0.5%" when neither it nor the method's own knob is given.
+        options: further fields of the method's config.
+        target_modules: layers to adapt; the task's own choice when None.
+        steps: optimiser steps.
+        batch_size: examples a step.
+        lr: learning rate of the adapters; the middle one that the method suggests when None.
+        head_lr: learning rate of the head.
+        seed: of the data order, the head, the adapters and dropout.
+        save_every: steps between checkpoints; a tenth of all when None.
+        validate_every: steps between scores on the validation split; a tenth of all when None.
+        resume: continue the run that ``output`` holds; a finished one is returned as it is.
+        overwrite: replace what an earlier run left in ``output``.
+        on_step: called after every step with how many are done and how many there are.
+        task_options: passed to `load_task`, such as ``kind``, ``text_column``, ``max_length``, ``limits``.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        InputError: anything wrong with what was given; ``output`` is as it was.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    from eckart.adapters import adapt, get_config
+    from eckart.tasks.task import load_task
+
+    directory = Path(output)
+    earlier = _earlier_run(directory, resume=resume, overwrite=overwrite)
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("save_every", save_every or 1)):
+        if value < 1:
+            raise InputError(f"{name} is {value}: give at least 1")
+    for name, rate in (("lr", lr), ("head_lr", head_lr)):
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(f"{name} is {rate}: give a positive number")
+    config, options = get_config(method), dict(options or {})
+    if taken := options.keys() & _SET_BY_THE_RUN:
+        raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
+    if budget is None and options.get(config.knob) is None:
+        budget = DEFAULT_BUDGET
+    task = load_task(model, data, seed=seed, **task_options)
+    every = max(1, round(steps / 10))
+    job = Job(
+        model=model,
+        data=data,
+        task=task_options,
+        fingerprint=task.fingerprint,
+        method=config.slug,
+        budget=budget,
+        options=options,
+        target_modules=target_modules or task.default_targets,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr or config.learning_rates[len(config.learning_rates) // 2],
+        head_lr=head_lr or MIDDLE_RATES[HEAD_ONLY],
+        seed=seed,
+        save_every=save_every or every,
+        validate_every=validate_every or every,
+    )
+    if earlier is not None:
+        job.check_same(earlier)
+        if (directory / METRICS).is_file():
+            return json.loads((directory / METRICS).read_text(encoding="utf-8"))
+    adapted = adapt(
+        task.fresh_model(seed),
+        config.slug,
+        budget=budget,
+        target_modules=job.target_modules,
+        modules_to_save=list(task.head_modules) or None,
+        seed=seed,
+        **options,
+    )
+    if earlier is None:
+        _clear(directory)
+        with atomic_write(directory / RUN) as file:
+            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
+    metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
+    _finish(adapted, task, job, directory, metrics)
+    return metrics
+
+
+def _earlier_run(directory: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """What run.json says when resuming; None for a new run."""
+    run = directory / RUN
+    if resume:
+        if not run.is_file():
+            raise InputError(f"--resume: {directory} holds no run to go on with: leave --resume out")
+        return json.loads(run.read_text(encoding="utf-8"))
+    if run.is_file() and not overwrite:
+        done = (directory / METRICS).is_file()
+        raise InputError(
+            f"--output {directory} holds {'a finished' if done else 'an unfinished'} run: "
+            f"{'' if done else 'continue it with --resume, '}choose another directory or pass --overwrite"
+        )
+    check_output(directory, overwrite=overwrite)
+    return None
+
+
+def _clear(directory: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    for name in (RUN, *reversed(_IN_THIS_ORDER)):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _last_checkpoint(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint; halves that a kill left are removed. The Trainer writes its state last."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            return path
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+    return None
+
+
+class _Follow(TrainerCallback):
+    """Scores the validation split as the run goes on and stops a run whose loss is lost."""
+
+    def __init__(self, task: Task, job: Job, on_step: Callable[[int, int], None] | None) -> None:
+        self.task, self.job, self.on_step = task, job, on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        if step % self.job.validate_every == 0 or step == self.job.steps:
+            evaluation = evaluate(kwargs["model"], self.task, self.task.validation, 2 * self.job.batch_size)
+            state.log_history.append({"step": step, "validation": asdict(evaluation)})
+        if self.on_step is not None:
+            self.on_step(step, self.job.steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not math.isfinite(loss := float((logs or {}).get("loss", 0.0))):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {state.global_step}: lower --lr or check the data"
+            )
+
+
+def _train(
+    model: PeftModel,
+    task: Task,
+    job: Job,
+    checkpoints: Path,
+    on_step: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], int, float]:
+    """Train to the end. Returns the log, the step it was taken up at and the seconds since then."""
+    trainer = make_trainer(
+        model,
+        task,
+        Recipe(job.steps, job.batch_size, job.lr, job.head_lr, job.seed),
+        callbacks=[_Follow(task, job, on_step)],
+        output_dir=str(checkpoints),
+        save_strategy="steps",
+        save_steps=job.save_every,
+        save_total_limit=2,
+    )
+    last = _last_checkpoint(checkpoints)
+    start = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except RuntimeError as error:  # all that torch.save says of a full disk
+        if "iostream error" in str(error) and shutil.disk_usage(checkpoints).free < 2**20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints)) from error
+        raise
+    begun = 0 if last is None else int(last.name.rpartition("-")[2])
+    return trainer.state.log_history, begun, time.monotonic() - start
+
+
+def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any]]) -> dict[str, Any]:
+    from eckart.adapters import saved_bytes, trainable_parameters
+    from eckart.adapters._budget import count_parameters
+
+    config = model.peft_config["default"]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    adapter = trainable_parameters(model)
+    validations = [{"step": log["step"], **log["validation"]} for log in history if "validation" in log]
+    return {
+        "model": task.model_name,
+        "data": task.data_name,
+        "kind": task.kind,
+        "labels": task.labels,
+        "method": job.method,
+        "budget": job.budget,
+        "options": {config.knob: getattr(config, config.knob), **job.options},
+        "target_modules": job.target_modules,
+        "trainable_parameters": adapter,
+        "head_parameters": trained - adapter,
+        "base_parameters": count_parameters(model) - (trained - adapter),
+        "saved_bytes": saved_bytes(model),
+        **{name: getattr(job, name) for name in ("steps", "batch_size", "lr", "head_lr", "seed")},
+        "metric": task.metric,
+        "greater_is_better": task.greater_is_better,
+        "validation": {name: value for name, value in validations[-1].items() if name != "step"},
+        "test": asdict(evaluate(model, task, task.test, 2 * job.batch_size)),
+        "losses": [[log["step"], log["loss"]] for log in history if "loss" in log],
+        "validations": validations,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("eckart", "torch", "transformers", "peft")},
+        },
+    }
+
+
+def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
+    """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
+    base = model.get_base_model()
+    if job.model is not None:
+        model.peft_config["default"].base_model_name_or_path = job.model
+    whole = directory / ".finished"
+    with atomic_directory(whole, overwrite=True) as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        base.config.save_pretrained(folder)
+        if task.processor is not None:
+            task.processor.save_pretrained(folder)
+        (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(model_card(model, job.model, metrics, directory), encoding="utf-8")
+    last = {name: place for place, name in enumerate(_IN_THIS_ORDER)}
+    for file in sorted(whole.iterdir(), key=lambda path: last.get(path.name, -1)):
+        os.replace(file, directory / file.name)
+    whole.rmdir()
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)

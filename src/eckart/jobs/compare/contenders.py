@@ -1,0 +1,171 @@
+"""Who takes part in a comparison: adapters solved for one budget, and the baselines beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from eckart.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from eckart.adapters import AdapterConfig
+    from eckart.tasks.task import Task
+
+HEAD_ONLY, FULL, LORA = "head-only", "full", "lora"
+LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
+MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1.5e-4}
+"""The middle of the learning rates tried for the baselines that are no adapters; neighbours are a factor 3 apart."""
+
+Rates = Sequence[float] | Mapping[str, Sequence[float]] | None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method in the comparison.
+
+    Args:
+        name: its name in commands and tables.
+        label: its name for people.
+        learning_rates: what is tried, ascending; empty where nothing is trained.
+        config: the adapter's config at the budget; None for a baseline that is no adapter.
+        reason: why it does not take part; empty when it does.
+    """
+
+    name: str
+    label: str
+    learning_rates: tuple[float, ...]
+    config: AdapterConfig | None = None
+    reason: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {self.config.knob: getattr(self.config, self.config.knob)} if self.config else {}
+
+    @property
+    def trials(self) -> list[float]:
+        """The learning rates from the middle outwards: the likeliest first, so that the others can be given up."""
+        rates = self.learning_rates
+        return [rates[i] for i in sorted(range(len(rates)), key=lambda i: (abs(i - len(rates) // 2), i))]
+
+    def prepare(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        """The model with what this method trains, and the task's head, ready to train."""
+        from peft import get_peft_model
+
+        from eckart.tasks.trainer import in_head
+
+        if self.config is not None:
+            return get_peft_model(model, replace(self.config, seed=seed))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
+        return model
+
+
+def spaced(middle: float, count: int) -> tuple[float, ...]:
+    """``count`` learning rates, neighbours a factor 3 apart, rounded to two digits."""
+    return tuple(float(f"{middle * 3.0 ** (i - count // 2):.2g}") for i in range(count))
+
+
+def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
+    """The names of all who take part, baselines first, and the set of those that were asked for by name.
+
+    Args:
+        methods: ``"all"``, ``"a,b,c"`` or a list of names.
+
+    Raises:
+        InputError: none, or an unknown one.
+    """
+    from eckart.adapters import ADAPTERS, get_config
+
+    given = methods.split(",") if isinstance(methods, str) else methods
+    words = [word.strip() for word in given if word.strip()]
+    if not words:
+        raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
+    if words == ["all"]:
+        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted(ADAPTERS)])), set()
+    named = [word if word in LABELS else get_config(word).slug for word in words]
+    return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
+
+
+def _rates(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
+    if isinstance(given, Mapping):
+        given = given.get(name)
+    elif given is not None and name in MIDDLE_RATES:
+        given = spaced(MIDDLE_RATES[name], len(given))
+    if given is None:
+        start = max(0, len(default) - trials) // 2
+        given = default[start : start + trials]
+    rates = tuple(sorted({float(rate) for rate in given}))
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise InputError(f"learning_rates of {name} are {list(given)}: give positive numbers")
+    return rates
+
+
+def contenders(
+    task: Task,
+    methods: str | Sequence[str],
+    budget: str | int,
+    learning_rates: Rates,
+    trials: int,
+    target_modules: str | Sequence[str] | None,
+) -> list[Contender]:
+    """Every method with its config solved for the budget; nothing is trained.
+
+    A method that cannot meet the budget takes part with a ``reason`` instead of a config, unless it was asked for
+    by name.
+
+    Args:
+        task: whose model is adapted.
+        methods: as `method_names`.
+        budget: as `eckart.adapters.parse_budget`.
+        learning_rates: a list for every adapter (the baselines' own middle is kept), a list for each method by
+            name, or None for each method's own.
+        trials: how many of its own learning rates a method tries, the middle ones.
+        target_modules: the layers adapted; None for the task's own.
+
+    Raises:
+        InputError: an unknown method; a named one that cannot meet the budget; none that can; unequal numbers of
+            learning rates.
+    """
+    from eckart.adapters import get_config, solve_budget
+
+    names, named = method_names(methods)
+    if isinstance(learning_rates, Mapping) and (unknown := set(learning_rates) - set(names)):
+        raise InputError(
+            f"learning_rates names {min(unknown)!r}, which does not take part: {', '.join(names)} do"
+        )
+    model = task.fresh_model(0)
+    heads = list(task.head_modules)
+    found: list[Contender] = []
+    failures: list[InputError] = []
+    for name in names:
+        if name in MIDDLE_RATES:
+            rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
+            found.append(Contender(name, LABELS[name], rates if heads or name == FULL else ()))
+            continue
+        kind = get_config(name)
+        rates = _rates(name, kind.learning_rates, learning_rates, trials)
+        try:
+            targets = task.default_targets if target_modules is None else target_modules
+            config = kind(
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                modules_to_save=heads or None,
+            )
+            found.append(Contender(name, kind.title, rates, solve_budget(model, config, budget)))
+        except InputError as error:
+            if name in named:
+                raise
+            failures.append(error)
+            found.append(Contender(name, kind.title, rates, reason=str(error)))
+    if failures and not any(c.config for c in found):
+        raise failures[0]
+    counts = {len(c.learning_rates): c.name for c in found if c.learning_rates}
+    if len(counts) > 1:
+        told = ", ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
+        raise InputError(
+            f"learning_rates are not equally many ({told}): give every method the same number of trials"
+        )
+    return found

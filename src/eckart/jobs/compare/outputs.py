@@ -1,0 +1,113 @@
+"""The directory of a comparison: whose it is, how its files are written, and the command that repeats it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from eckart.errors import InputError
+from eckart.files import atomic_write, check_output
+from eckart.jobs.compare.study import without_password
+
+DATABASE, ABOUT = "study.db", "compare.json"
+RESULTS, TABLE, CURVES, REPORT, ADAPTERS = (
+    "results.csv",
+    "results.parquet",
+    "curves.csv",
+    "report.html",
+    "adapters",
+)
+OURS = (DATABASE, ABOUT, RESULTS, TABLE, CURVES, REPORT, ADAPTERS)
+ELSEWHERE = "choose another directory or pass --overwrite"
+
+
+def check_directory(directory: Path, overwrite: bool) -> Path:
+    """Refuse a directory with other things in it, before anything is loaded."""
+    if directory.is_dir() and all(entry.name.startswith(f".{ABOUT}") for entry in directory.iterdir()):
+        return directory  # another worker is writing its first file
+    if overwrite or not (directory / ABOUT).is_file():
+        check_output(directory, overwrite=overwrite)
+    return directory
+
+
+def begun(directory: Path, about: Mapping[str, Any]) -> str | None:
+    """When the comparison in a directory was begun; None when there is none.
+
+    Args:
+        directory: of a comparison, or empty.
+        about: what ``compare.json`` is to say; its ``identity`` and task must be those of the one that is there.
+
+    Raises:
+        InputError: it holds another comparison; names what differs.
+    """
+    if not (directory / ABOUT).is_file():
+        return None
+    try:
+        found = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+        started, there, here = str(found["started"]), found["identity"], about["identity"]
+        differences = [
+            f"{name} is {there.get(name)} there and {here.get(name)} here"
+            for name in here | there
+            if here.get(name) != there.get(name)
+        ]
+        if found["task"]["fingerprint"] != about["task"]["fingerprint"]:
+            names = [f"{task['model']} on {task['data']}" for task in (found["task"], about["task"])]
+            told = f"are {names[0]} there and {names[1]} here" if names[0] != names[1] else "have changed"
+            differences.insert(0, f"model and data {told}")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"--output {directory}: its {ABOUT} is not a comparison's: {ELSEWHERE}") from None
+    if differences:
+        raise InputError(
+            f"--output {directory} holds another comparison: {'; '.join(differences)}: {ELSEWHERE}"
+        )
+    return started
+
+
+def clear(directory: Path) -> None:
+    """Remove the files of a comparison, and nothing else."""
+    for name in OURS:
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def command_line(arguments: Mapping[str, Any]) -> str:
+    """The command line that repeats a call; what stands at its default is left out."""
+    words = ["eckart", "compare"]
+    plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "progress": True}
+    for name, value in arguments.items():
+        value = str(value) if isinstance(value, Path) else value
+        if name in ("overwrite", "timeout", "progress") or value == plain.get(name) or value is False:
+            continue
+        option = "--lr" if name == "learning_rates" else f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                words += ["--limit" if name == "limits" else option, f"{key}={_shown(item)}"]
+        elif name == "storage":
+            words += [option, without_password(value)]
+        else:
+            words += [option, _shown(value)]
+    return shlex.join(words)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def now() -> str:
+    """The time, as files say it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_about(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write ``compare.json``."""
+    with atomic_write(directory / ABOUT) as path:
+        path.write_text(json.dumps(about, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

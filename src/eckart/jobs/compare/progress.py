@@ -1,0 +1,174 @@
+"""Live progress: one line for each method on a terminal, one line for each finished run elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records, Row
+
+if TYPE_CHECKING:
+    from eckart.jobs.compare.contenders import Contender
+
+STEP_ESTIMATE = 1.6
+"""Seconds of a step, with its share of set-up and evaluation, over the frozen floor's, for a method not yet seen."""
+
+
+@dataclass
+class Line:
+    """What is known of one method: where it is, its score, and the seconds it still needs."""
+
+    stage: str = "waiting"
+    score: str = ""
+    left: float | None = None
+    done: bool = False
+
+
+def duration(seconds: float) -> str:
+    """A duration as a person says it: ``45 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """A table that is redrawn in place on a terminal; without a terminal only `say` and `ran` print.
+
+    Args:
+        labels: what each method is called, by name, in the order shown.
+        show: False prints nothing at all.
+        console: where to print; standard error by default, so that standard output stays free for results.
+    """
+
+    def __init__(
+        self, labels: Mapping[str, str], *, show: bool = True, console: Console | None = None
+    ) -> None:
+        self.lines = {name: Line() for name in labels}
+        self._labels, self._show, self._step = labels, show, ""
+        self._console = console or Console(stderr=True, highlight=False)
+        self._started = time.monotonic()
+        self._live: Live | None = None
+        if show and self._console.is_terminal:
+            self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=4)
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._step = ""
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line of its own, above the table where there is one."""
+        if self._show:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def ran(self, text: str) -> None:
+        """Say that a run is done, where no table shows it."""
+        if self._live is None:
+            self.say(text)
+
+    def step(self, text: str) -> None:
+        """Say where the run in flight is; only the table shows it."""
+        self._step = text
+
+    @property
+    def left(self) -> float:
+        """Seconds that all methods still need."""
+        return sum(line.left or 0.0 for line in self.lines.values())
+
+    def _table(self) -> Table:
+        elapsed = duration(time.monotonic() - self._started)
+        caption = f"{elapsed} gone, about {duration(self.left)} left"
+        table = Table(box=None, pad_edge=False, caption_justify="left")
+        table.caption = f"{caption}; {self._step}" if self._step else caption
+        for column in ("method", "stage", "score", "time left"):
+            table.add_column(column, justify="left" if column in ("method", "stage") else "right")
+        for name, line in self.lines.items():
+            left = "" if line.done or line.left is None else duration(line.left)
+            style = "dim" if line.stage == "waiting" else "green" if line.done else None
+            table.add_row(self._labels[name], line.stage, line.score, left, style=style)
+        return table
+
+
+class Scoreboard:
+    """Turns the records of a study into the lines of a `Progress`.
+
+    Args:
+        everyone: all methods, also those left out.
+        plan: the runs of those that take part.
+        metric: name of the score.
+        progress: where it is shown.
+    """
+
+    def __init__(self, everyone: Sequence[Contender], plan: Plan, metric: str, progress: Progress) -> None:
+        from eckart.jobs.compare.advice import METRICS, Metric
+
+        self.everyone, self.plan, self.progress = everyone, plan, progress
+        self.metric = METRICS.get(metric, Metric(metric.replace("_", " ")))
+        self.total = 1 + sum(len(plan.of(contender)) for contender in plan.contenders)
+
+    def update(self, records: Records) -> None:
+        """Bring every line up to date."""
+        floor = records.get(FLOOR, {}).get("row", {}).get("step_seconds")
+        for contender in self.everyone:
+            self.progress.lines[contender.name] = self._line(contender, records, floor)
+
+    def announce(self, floor: Row) -> None:
+        """Say what is to come, once the frozen floor is known."""
+        step = (
+            f"takes {floor['step_seconds']:.2g} s" if floor["step_seconds"] else f"failed: {floor['error']}"
+        )
+        self.progress.say(
+            f"{len(self.plan.contenders)} methods, {self.total - 1} runs at most, about {duration(self.progress.left)} "
+            f"to go; a step of the frozen model {step}"
+        )
+
+    def tell(self, row: Row, records: Records) -> None:
+        """Say how a run went."""
+        score = row["score"] if row["stage"] == FINAL else row["validation_score"]
+        told = f" {self.metric.name} {self.metric.show(score)}" if score is not None else ""
+        what = f"lr {row['lr']:g}" if row["stage"] == TUNE else f"seed {row['seed']}"
+        error = f": {row['error']}" if row["error"] else ""
+        self.progress.ran(
+            f"[{len(records)}/{self.total}] {row['label']}, {row['stage']}, {what}: {row['status']}{told}{error}, "
+            f"about {duration(self.progress.left)} left"
+        )
+
+    def _line(self, contender: Contender, records: Records, floor: float | None) -> Line:
+        if contender.reason:
+            return Line("left out", done=True)
+        trials, finals = self.plan.trials(contender, records), self.plan.finals(contender, records)
+        scores = [row["score"] for row in finals if row["score"] is not None]
+        usable = [row for row in trials if row["status"] == "complete"]
+        score = self.metric.show(fmean(scores)) if scores else ""
+        if usable and not scores:
+            score = f"({self.metric.show(min(usable, key=self.plan.rank)['validation_score'])})"
+        if not self.plan.tuned(contender, records):
+            stage = f"tuning, {len(trials)} of {len(contender.trials)} done" if trials else "waiting"
+        elif contender.learning_rates and self.plan.best_rate(contender, records) is None:
+            return Line("failed", done=True)
+        else:
+            stage = f"final, {len(finals)} of {self.plan.seeds} done"
+        missing = [name for name in self.plan.of(contender) if name not in records]
+        if not missing:
+            return Line("done" if scores else "failed", score, done=True)
+        steps = sum(self.plan.tune_steps if name.startswith(TUNE) else self.plan.steps for name in missing)
+        seen = [row for row in (*trials, *finals) if row["steps"]]
+        pace = sum(row["seconds"] for row in seen) / sum(row["steps"] for row in seen) if seen else None
+        if pace is None and floor is not None:
+            pace = floor * STEP_ESTIMATE
+        return Line(stage, score, steps * pace if pace else None)

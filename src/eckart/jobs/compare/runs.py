@@ -1,0 +1,254 @@
+"""One run of a comparison: a method, a learning rate, a seed; from a fresh model to a row of the results."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.plan import FINAL, Plan, Row
+from eckart.jobs.compare.study import Run
+from eckart.tasks.task import Task
+from eckart.tasks.trainer import (
+    Evaluation,
+    FrozenFloor,
+    PeakMemory,
+    Recipe,
+    Training,
+    data_order,
+    device,
+    evaluate,
+    in_head,
+    lengths,
+    train_run,
+)
+
+WHAT = ["run_id", "stage", "method", "label", "options", "budget"]
+SIZE = ["trainable_parameters", "head_parameters", "saved_bytes"]
+HOW = ["lr", "seed", "steps", "status"]
+SCORE = ["validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better"]
+COST = ["step_time_ratio", "step_seconds", "peak_memory_mb", "seconds"]
+COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, "error", "versions", "machine"]
+"""The columns of ``results.csv``."""
+CURVE_POINTS = 200
+"""Points kept of a training curve."""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in ("eckart", "torch", "transformers", "peft", "optuna", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    facts = {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(terse=True),
+    }
+    return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+@dataclass
+class Result:
+    """What a run left: its row, its curve (step, split, loss, score), its score at each rung, and the model."""
+
+    row: dict[str, Any]
+    curve: list[list[Any]] = field(default_factory=list)
+    rungs: dict[int, float] = field(default_factory=dict)
+    model: nn.Module | None = None
+
+
+def _finite(value: Any) -> Any:
+    """The value, or None for a float that JSON and a table cannot tell."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _thin(points: Sequence[Any]) -> list[Any]:
+    """At most `CURVE_POINTS` of a curve's points, first and last among them."""
+    last, parts = len(points) - 1, CURVE_POINTS - 1
+    return list(points) if last <= parts else [points[round(i * last / parts)] for i in range(parts + 1)]
+
+
+@dataclass
+class Runner:
+    """Does runs of a plan.
+
+    Args:
+        task: model and data.
+        plan: whose runs they are.
+        batch_size: examples in a step.
+        budget: as it was given, for the rows.
+        on_step: told in words where the run is.
+    """
+
+    task: Task
+    plan: Plan
+    batch_size: int
+    budget: str
+    on_step: Callable[[str], None] = lambda words: None
+
+    def do(self, run: Run, contender: Contender | None, earlier: Sequence[Row] = ()) -> Result:
+        """Do a run. What goes wrong in it is recorded in its row.
+
+        Args:
+            run: from the plan.
+            contender: the method; None for the frozen floor.
+            earlier: rows of the method's earlier tuning runs, against which a hopeless one is given up.
+        """
+        start = time.perf_counter()
+        result = Result(self.blank_row(run, contender))
+        try:
+            if contender is None:
+                self._floor(run, result)
+            else:
+                self._train(run, contender, earlier, result)
+        except Exception as error:
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            result.row |= {"status": "failed", "error": words[:500]}
+        result.row["seconds"] = time.perf_counter() - start
+        result.row = {name: _finite(value) for name, value in result.row.items()}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return result
+
+    def blank_row(self, run: Run, contender: Contender | None) -> dict[str, Any]:
+        """The part of a row that is known before the run."""
+        options = dict(contender.options) if contender else {}
+        if contender and contender.config and self.task.head_modules:
+            options["head_lr"] = run.parameters.get("head_lr")
+        return dict.fromkeys(COLUMNS) | {
+            "run_id": run.id,
+            "stage": run.parameters["stage"],
+            "method": run.parameters["method"],
+            "label": contender.label if contender else "frozen floor",
+            "options": json.dumps(options, default=str),
+            "budget": self.budget if contender and contender.config else "",
+            "lr": run.parameters.get("lr"),
+            "seed": run.parameters["seed"],
+            "steps": run.parameters["steps"],
+            "status": "complete",
+            "metric": self.task.metric,
+            "greater_is_better": self.task.greater_is_better,
+            "error": "",
+            "versions": json.dumps(versions()),
+            "machine": json.dumps(machine()),
+        }
+
+    def _train(self, run: Run, contender: Contender, earlier: Sequence[Row], result: Result) -> None:
+        steps, seed, row = run.parameters["steps"], run.parameters["seed"], result.row
+        final = run.parameters["stage"] == FINAL
+        base = self.task.fresh_model(seed).to(device())
+        floor = FrozenFloor(base) if final and steps else None
+        result.model = model = contender.prepare(base, self.task, seed)
+        row |= self._sizes(model)
+        if steps:
+            recipe = Recipe(steps, self.batch_size, run.parameters["lr"], run.parameters["head_lr"], seed)
+            training = train_run(
+                model,
+                self.task,
+                recipe,
+                rungs=() if final else (self.plan.rung, steps),
+                keep_going=self._hopeful(earlier, steps),
+                floor=floor,
+                on_step=lambda step: self.on_step(f"{contender.label}, step {step} of {steps}"),
+            )
+            self._record(training, result)
+        if final and row["status"] == "complete":
+            self.on_step(f"{contender.label}, scoring the test split")
+            found = evaluate(model, self.task, self.task.test, 2 * self.batch_size)
+            row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
+            row["status"] = "complete" if math.isfinite(found.score) else "diverged"
+
+    def _record(self, training: Training, result: Result) -> None:
+        costs = ("status", "steps", "step_seconds", "step_time_ratio", "peak_memory_mb")
+        result.row |= {key: getattr(training, key) for key in costs}
+        result.rungs = {step: v.score for step, v in training.validations if math.isfinite(v.score)}
+        result.row["rung_score"] = result.rungs.get(self.plan.rung)
+        losses = [[step, "train", _finite(loss), None] for step, loss in _thin(training.losses)]
+        scores = [[step, "validation", _finite(v.loss), _finite(v.score)] for step, v in training.validations]
+        result.curve = losses + scores
+        if training.validations:
+            _, last = training.validations[-1]
+            result.row |= {"validation_score": last.score, "validation_loss": last.loss}
+
+    def _hopeful(self, earlier: Sequence[Row], steps: int) -> Callable[[int, Evaluation], bool]:
+        """Whether a learning rate is worth going on with: at the rung its validation score is not more than its own
+        standard error behind the best that the method's earlier learning rates had there."""
+        sign = 1.0 if self.task.greater_is_better else -1.0
+        scores = [sign * row["rung_score"] for row in earlier if row.get("rung_score") is not None]
+
+        def keep_going(step: int, found: Evaluation) -> bool:
+            return step == steps or not scores or sign * found.score >= max(scores) - found.standard_error
+
+        return keep_going
+
+    def _sizes(self, model: nn.Module) -> dict[str, int]:
+        """Numbers trained in the method and in the head, and the bytes of a checkpoint with both."""
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        head = sum(p.numel() for name, p in trained if in_head(name, self.task.head_modules))
+        saved = [p for _, p in trained]
+        if isinstance(model, PeftModel):
+            saved = list(get_peft_model_state_dict(model, save_embedding_layers=False).values())
+        return {
+            "trainable_parameters": sum(p.numel() for _, p in trained) - head,
+            "head_parameters": head,
+            "saved_bytes": sum(tensor.numel() * tensor.element_size() for tensor in saved),
+        }
+
+    def _floor(self, run: Run, result: Result) -> None:
+        """Step time and memory of the frozen base, on its own; the runs' ratios are measured anew beside each."""
+        steps = run.parameters["steps"]
+        model = self.task.fresh_model(0).to(device())
+        floor = FrozenFloor(model)
+        order = data_order(lengths(self.task.train), steps + 1, self.batch_size, 0)
+        loader = DataLoader(Subset(self.task.train, order), self.batch_size, collate_fn=self.task.collator)
+        batches = [{name: value.to(device()) for name, value in batch.items()} for batch in loader]
+        with PeakMemory([*model.parameters(), *model.buffers()]) as memory:
+            floor.step(batches[0])
+        result.row |= {
+            "trainable_parameters": 0,
+            "head_parameters": 0,
+            "step_seconds": median(floor.step(batch) for batch in batches[1:]),
+            "step_time_ratio": 1.0,
+            "peak_memory_mb": memory.peak / 1e6,
+        }
+
+
+def left_out(runner: Runner, contender: Contender) -> dict[str, Any]:
+    """The row of a method that does not take part: failed, with the reason."""
+    parameters: Mapping[str, Any] = {"stage": FINAL, "method": contender.name, "seed": None, "steps": 0}
+    row = runner.blank_row(Run(f"{FINAL}/{contender.name}", parameters), contender)
+    return row | {"status": "failed", "error": contender.reason}

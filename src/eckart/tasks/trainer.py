@@ -1,0 +1,388 @@
+"""One training run: the same recipe, batches and measurements for every method.
+
+`make_trainer` is the one place where a `transformers.Trainer` is set up; `train_run` drives it and watches over it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, Subset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from eckart.tasks.statistics import Z95, interval
+from eckart.tasks.task import Task
+
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises; it then falls linearly to zero."""
+DIVERGED = 3.0
+"""A run is given up when its loss is NaN or infinite, or when the median of `DIVERGED_STEPS` is above this multiple of
+its first loss: one batch may well be hard."""
+DIVERGED_STEPS = 5
+FLOOR_PROBES = 5
+"""Steps of a measured run after which the frozen floor takes the same batch."""
+NEIGHBOURS = 16
+"""Batches whose examples are dealt to them by length."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a run besides its model: one learning rate for the method, one for the head."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score on one split with its 95% interval over the examples, and the mean loss."""
+
+    score: float
+    ci_low: float
+    ci_high: float
+    loss: float
+
+    @property
+    def standard_error(self) -> float:
+        return (self.ci_high - self.ci_low) / (2 * Z95)
+
+
+@dataclass
+class Training:
+    """What a run left: how it ended, its curves and its costs."""
+
+    status: str = "complete"
+    steps: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    validations: list[tuple[int, Evaluation]] = field(default_factory=list)
+    step_seconds: float = math.nan
+    step_time_ratio: float = math.nan
+    peak_memory_mb: float = math.nan
+
+
+def device() -> torch.device:
+    """Where runs take place: the accelerator when there is one."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def lengths(split: Dataset[Any]) -> list[int]:
+    """Tokens of each example; all zero where examples have no tokens."""
+    size = len(split)  # type: ignore[arg-type]
+    return [len(split[i]["input_ids"]) for i in range(size)] if "input_ids" in split[0] else [0] * size
+
+
+def data_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -> list[int]:
+    """Indices of the training examples in the order they are seen, a function of the seed alone.
+
+    Passes through the data, each shuffled and without the odd examples that fill no batch. The examples of `NEIGHBOURS`
+    batches are then sorted by length and dealt to batches that are shuffled again, so that a batch holds examples of
+    like length and little is spent on padding. A shorter run sees the first batches of a longer one.
+
+    Args:
+        lengths: tokens of each example.
+        steps: batches wanted.
+        batch_size: examples in a batch.
+        seed: of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    whole = len(lengths) - len(lengths) % batch_size or len(lengths)
+    order: list[int] = []
+    while len(order) < steps * batch_size:
+        shuffled = torch.randperm(len(lengths), generator=generator).tolist()[:whole]
+        for start in range(0, whole, NEIGHBOURS * batch_size):
+            near = sorted(shuffled[start : start + NEIGHBOURS * batch_size], key=lengths.__getitem__)
+            batches = [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+            for batch in torch.randperm(len(batches), generator=generator).tolist():
+                order += batches[batch]
+    return order[: steps * batch_size]
+
+
+def in_head(name: str, head_modules: Iterable[str]) -> bool:
+    """Whether a parameter belongs to the task's head."""
+    return any(f".{head}." in f".{name}." for head in head_modules)
+
+
+def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[str, Any]]:
+    """Two groups for the optimiser: what the method trains, and the head with its own learning rate."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    head = [p for name, p in trained if in_head(name, task.head_modules)]
+    body = [p for name, p in trained if not in_head(name, task.head_modules)]
+    groups = ((body, recipe.learning_rate), (head, recipe.head_learning_rate))
+    return [{"params": params, "lr": rate} for params, rate in groups if params]
+
+
+def make_trainer(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **arguments: Any,
+) -> Trainer:
+    """A `transformers.Trainer` for a task: AdamW without weight decay, linear schedule with warm-up, fixed batches.
+
+    Args:
+        model: the model, with ``requires_grad`` set on what trains.
+        task: data, collator and the names of the head's modules.
+        recipe: steps, batch size, learning rates and seed.
+        callbacks: further `TrainerCallback`s.
+        arguments: fields of `TrainingArguments` that differ, such as ``output_dir`` and ``save_steps``.
+    """
+    settings: dict[str, Any] = {
+        "output_dir": tempfile.gettempdir(),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": max(1, round(WARMUP * recipe.steps)),
+        "seed": recipe.seed,
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    args = TrainingArguments(**(settings | arguments))
+    args._n_gpu = min(
+        args.n_gpu, 1
+    )  # of several GPUs in one process, the Trainer would split each batch over all
+    order = data_order(lengths(task.train), recipe.steps, recipe.batch_size, recipe.seed)
+    trainer = Trainer(
+        model.to(args.device),
+        args,
+        data_collator=task.collator,
+        train_dataset=Subset(task.train, order),
+        callbacks=list(callbacks),
+        optimizers=(torch.optim.AdamW(parameter_groups(model, task, recipe), weight_decay=0.0), None),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:
+    """Score a model on a split. Examples of like length share a batch, so that little is spent on padding."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    sizes = lengths(split)
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    scores, losses = [], []
+    for batch in DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator):
+        batch = {name: value.to(device) for name, value in batch.items()}
+        outputs = model(**batch)
+        scores.append(np.asarray(task.per_example(outputs, batch["labels"]), dtype=float))
+        losses.append((float(outputs.loss), len(scores[-1])))
+    model.train(training)
+    values = np.concatenate(scores)
+    return Evaluation(*interval(values), loss=sum(value * n for value, n in losses) / len(values))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class FrozenFloor:
+    """The cheapest step there can be: forward and backward through every layer of the base with nothing trained.
+
+    It shares the tensors of the model it is made from, so it costs no memory, and has modules of its own, so that
+    what is later done to the model does not reach it. Make it before the model is adapted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+        self.model = copy.deepcopy(model, shared).train()
+        first = next(m for m in self.model.modules() if next(m.parameters(recurse=False), None) is not None)
+        first.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
+
+    def step(self, batch: dict[str, Any]) -> float:
+        """Seconds of one step on a batch. The global random state is left as it was."""
+        device = next(self.model.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            _synchronize(device)
+            start = time.perf_counter()
+            self.model(**batch).loss.backward()
+            _synchronize(device)
+            return time.perf_counter() - start
+
+
+class PeakMemory(TorchDispatchMode):
+    """Follows the bytes of all tensors alive: ``known`` ones and every one that appears while the mode is on."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._alive: dict[int, Any] = {}
+        self.current = self.peak = 0
+        for tensor in known:
+            self._meet(tensor)
+
+    def _meet(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+
+        def leave(_: Any) -> None:
+            del self._alive[key]
+            self.current -= size
+
+        self._alive[key] = weakref.ref(storage, leave)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._meet(leaf)
+        return result
+
+
+def _longest_batch(task: Task, recipe: Recipe) -> int:
+    """The step with the longest examples, and so the largest memory, once the optimiser's state is in place."""
+    sizes = lengths(task.train)
+    order = data_order(sizes, recipe.steps, recipe.batch_size, recipe.seed)
+    longest = [
+        max(sizes[i] for i in order[s : s + recipe.batch_size])
+        for s in range(0, len(order), recipe.batch_size)
+    ]
+    return max(range(2, recipe.steps + 1), key=lambda step: longest[step - 1], default=1)
+
+
+class _Watch(TrainerCallback):
+    """Follows a run: curves, early stops, and the step's time and memory beside the frozen floor's."""
+
+    def __init__(
+        self,
+        task: Task,
+        recipe: Recipe,
+        rungs: Sequence[int],
+        keep_going: Callable[[int, Evaluation], bool],
+        floor: FrozenFloor | None,
+        on_step: Callable[[int], None],
+    ) -> None:
+        self.task, self.recipe, self.rungs, self.keep_going = task, recipe, set(rungs), keep_going
+        self.floor, self.on_step = floor, on_step
+        self.training = Training()
+        self.memory_step = _longest_batch(task, recipe) if floor else 0
+        spread = np.linspace(2, recipe.steps, FLOOR_PROBES + 1) if floor else ()
+        self.probes = {min(round(step), recipe.steps) for step in spread} - {self.memory_step}
+        self.times: dict[int, float] = {}
+        self.ratios: list[float] = []
+        self.batch: dict[str, Any] = {}
+        self.memory: PeakMemory | None = None
+
+    def watch(self, model: nn.Module) -> Any:
+        return model.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
+
+    def _keep_batch(self, _module: nn.Module, _args: Any, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _synchronize(args.device)
+        if state.global_step + 1 == self.memory_step:
+            model, optimizer = kwargs["model"], kwargs["optimizer"]
+            kept = tree_leaves(list(optimizer.state.values()))
+            known = [*model.parameters(), *model.buffers(), *(t for t in kept if isinstance(t, Tensor))]
+            self.memory = PeakMemory(known)
+            self.memory.__enter__()
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _synchronize(args.device)
+        step, seconds = state.global_step, time.perf_counter() - self.started
+        self.training.steps = step
+        if self.memory:
+            self.training.peak_memory_mb = self.memory.peak / 1e6
+            self.close()
+        elif step > 1:
+            self.times[step] = seconds
+            if self.floor and step in self.probes:
+                batch = {k: v for k, v in self.batch.items() if k != "num_items_in_batch"}
+                self.ratios.append(seconds / self.floor.step(batch))
+        self.on_step(step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        step, loss, losses = state.global_step, float(logs["loss"]), self.training.losses
+        losses.append((step, loss))
+        recent = [value for _, value in losses[-DIVERGED_STEPS:]]
+        high = len(recent) == DIVERGED_STEPS and median(recent) > DIVERGED * losses[0][1]
+        if not math.isfinite(loss) or high:
+            self.training.status = "diverged"
+            control.should_training_stop = True
+        elif step in self.rungs and not self.validate(step, kwargs["model"]):
+            self.training.status = "pruned"
+            control.should_training_stop = True
+
+    def validate(self, step: int, model: nn.Module) -> bool:
+        evaluation = evaluate(model, self.task, self.task.validation, 2 * self.recipe.batch_size)
+        self.training.validations.append((step, evaluation))
+        return self.keep_going(step, evaluation)
+
+    def close(self) -> None:
+        if self.memory:
+            self.memory.__exit__(None, None, None)
+            self.memory = None
+
+
+def train_run(
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    *,
+    rungs: Sequence[int] = (),
+    keep_going: Callable[[int, Evaluation], bool] = lambda step, evaluation: True,
+    floor: FrozenFloor | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Training:
+    """Train a model in place and say how it went.
+
+    Args:
+        model: the model, with ``requires_grad`` set on what trains.
+        task: the data; only its train and validation splits are touched.
+        recipe: steps, batch size, learning rates and seed.
+        rungs: steps after which the validation split is scored.
+        keep_going: asked at each rung with the step and the score; False ends the run as "pruned".
+        floor: when given, step time (as a ratio to the floor's) and peak memory are measured.
+        on_step: called after each step.
+
+    Returns:
+        the curves and costs; ``status`` is "complete", "pruned" or "diverged".
+    """
+    watch = _Watch(task, recipe, rungs, keep_going, floor, on_step)
+    trainer = make_trainer(model, task, recipe, callbacks=[watch])
+    hook = watch.watch(model)
+    try:
+        trainer.train()
+    finally:
+        watch.close()
+        hook.remove()
+    training = watch.training
+    if watch.times:
+        training.step_seconds = median(watch.times.values())
+    if watch.ratios:
+        training.step_time_ratio = median(watch.ratios)
+    return training

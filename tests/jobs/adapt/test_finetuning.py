@@ -1,0 +1,297 @@
+"""Fine-tuning one method: what it leaves behind, and that a killed run ends with the numbers it would have had."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_files import write_bert, write_gpt2, write_reviews
+from transformers import AutoConfig, BertForSequenceClassification, Trainer
+
+from eckart.errors import InputError
+from eckart.jobs.adapt.finetuning import finetune
+
+SETTINGS: dict[str, Any] = {
+    "steps": 12,
+    "batch_size": 8,
+    "save_every": 4,
+    "validate_every": 6,
+    "options": {"r": 2},
+}
+STARTED = "run.json"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    return str(write_bert(folder / "bert")), str(write_reviews(folder / "reviews.csv"))
+
+
+@pytest.fixture(scope="module")
+def whole(files: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "lora"
+    seen: list[tuple[int, int]] = []
+    metrics = finetune(*files, "lora", output=folder, on_step=lambda *step: seen.append(step), **SETTINGS)
+    assert seen == [(step, 12) for step in range(1, 13)]
+    return folder, metrics
+
+
+def same_numbers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    apart = ("seconds", "resumed_at_step")
+    return {k: v for k, v in one.items() if k not in apart} == {
+        k: v for k, v in other.items() if k not in apart
+    }
+
+
+def test_directory_and_numbers(whole: tuple[Path, dict[str, Any]], files: tuple[str, str]) -> None:
+    folder, metrics = whole
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert not (folder / "checkpoints").exists()
+    assert not list(folder.glob(".*"))
+    assert metrics["method"] == "lora"
+    assert metrics["options"] == {"r": 2}
+    assert metrics["budget"] is None
+    # two layers of query, key, value and output (16 → 16), up (16 → 24) and down (24 → 16), and the pooler's is a head
+    assert metrics["trainable_parameters"] == 2 * 2 * (4 * 32 + 2 * 40)
+    assert metrics["saved_bytes"] == 4 * metrics["trainable_parameters"]
+    assert [step for step, _ in metrics["losses"]] == list(range(1, 13))
+    assert [point["step"] for point in metrics["validations"]] == [6, 12]
+    assert metrics["validations"][-1]["score"] == metrics["validation"]["score"]
+    assert metrics["labels"] == ["negative", "positive"]
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert all(value.any() for name, value in weights.items() if name.endswith("lora_B"))
+
+
+def test_adapter_loads_in_peft_and_gives_the_scores(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str]
+) -> None:
+    from eckart.tasks.task import load_task
+    from eckart.tasks.trainer import evaluate
+
+    folder, metrics = whole
+    base = BertForSequenceClassification.from_pretrained(
+        files[0], config=AutoConfig.from_pretrained(folder), ignore_mismatched_sizes=True
+    )
+    model = PeftModel.from_pretrained(base, folder).eval()
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    task = load_task(*files)
+    again = evaluate(model, task, task.test, 16)
+    assert again.score == metrics["test"]["score"]
+    assert again.loss == pytest.approx(metrics["test"]["loss"], rel=1e-5)
+
+
+def test_card_tells_the_run_and_its_snippet_runs(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, metrics = whole
+    card = (folder / "README.md").read_text()
+    front = card.split("---")[1]
+    assert f'base_model: "{files[0]}"' in front
+    assert 'library_name: "peft"' in front
+    assert f"{metrics['trainable_parameters']:,} in adapters" in card
+    assert f"{metrics['test']['score']:.4f}" in card
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert snippet
+    exec(compile(snippet[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in ("negative", "positive")
+
+
+class Stop(BaseException):
+    """Ends a run from inside, as an interrupt does."""
+
+
+def stop_at(step: int) -> Any:
+    def check(done: int, total: int) -> None:
+        if done == step:
+            raise Stop
+
+    return check
+
+
+@pytest.mark.parametrize("step", [3, 10])
+def test_resumed_run_ends_with_the_same_numbers(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], tmp_path: Path, step: int
+) -> None:
+    folder = tmp_path / "lora"
+    with pytest.raises(Stop):
+        finetune(*files, "lora", output=folder, on_step=stop_at(step), **SETTINGS)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", STARTED]
+    metrics = finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == (step - step % 4)
+    assert same_numbers(metrics, whole[1])
+    ours, theirs = (load_file(path / "adapter_model.safetensors") for path in (folder, whole[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # A finished run is not done again.
+    assert finetune(*files, "lora", output=folder, resume=True, on_step=stop_at(1), **SETTINGS) == metrics
+
+
+def test_killed_process_and_half_a_checkpoint(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    code = f"""
+import os, torch
+torch.set_num_threads(1)
+from eckart.jobs.adapt.finetuning import finetune
+def die(done, total):
+    if done == 9:
+        os._exit(9)
+finetune(*{files!r}, "lora", output={str(folder)!r}, on_step=die, **{SETTINGS!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    checkpoints = folder / "checkpoints"
+    half = checkpoints / "checkpoint-9"
+    shutil.copytree(checkpoints / "checkpoint-8", half)
+    state = (half / "trainer_state.json").read_text()
+    (half / "trainer_state.json").write_text(state[: len(state) // 2])
+    metrics = finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == 8
+    assert [loss for _, loss in metrics["losses"]] == pytest.approx([loss for _, loss in whole[1]["losses"]])
+    assert metrics["test"] == pytest.approx(whole[1]["test"])
+
+
+def test_a_kill_between_training_and_the_last_file(
+    whole: tuple[Path, dict[str, Any]],
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "lora"
+    with monkeypatch.context() as patch:
+        patch.setattr("eckart.jobs.adapt.finetuning.model_card", full)
+        with pytest.raises(OSError, match="No space left"):
+            finetune(*files, "lora", output=folder, **SETTINGS)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", STARTED]
+    metrics = finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == 12
+    assert same_numbers(metrics, whole[1])
+
+
+def test_full_disk_while_a_checkpoint_is_saved(
+    whole: tuple[Path, dict[str, Any]],
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    folder, usage = tmp_path / "lora", shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(RuntimeError, match="iostream"):
+            finetune(*files, "lora", output=folder, **SETTINGS)
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+        with pytest.raises(OSError, match="No space left on device"):
+            finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
+    assert same_numbers(finetune(*files, "lora", output=folder, resume=True, **SETTINGS), whole[1])
+
+
+def test_resume_refuses_another_run(files: tuple[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "lora"
+    with pytest.raises(InputError, match="holds no run to go on with"):
+        finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
+    with pytest.raises(Stop):
+        finetune(*files, "lora", output=folder, on_step=stop_at(5), **SETTINGS)
+    for name, value in (("steps", 20), ("lr", 0.5), ("options", {"r": 3})):
+        with pytest.raises(InputError, match=f"--resume: {name} was .* when this run began"):
+            finetune(*files, "lora", output=folder, resume=True, **(SETTINGS | {name: value}))
+    with pytest.raises(InputError, match="method was 'lora'"):
+        finetune(*files, "bone", output=folder, resume=True, **SETTINGS)
+    with pytest.raises(InputError, match="an unfinished run: continue it with --resume"):
+        finetune(*files, "lora", output=folder, **SETTINGS)
+    assert (folder / "checkpoints/checkpoint-4").is_dir()
+
+
+def test_output_is_kept_or_replaced_as_asked(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lora"
+    shutil.copytree(whole[0], folder)
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    short = SETTINGS | {"steps": 2}
+    with pytest.raises(InputError, match="holds a finished run"):
+        finetune(*files, "lora", output=folder, **short)
+    with pytest.raises(InputError, match="match no layer"):
+        finetune(*files, "lora", output=folder, overwrite=True, target_modules=["nothing"], **short)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    metrics = finetune(*files, "bone", output=folder, overwrite=True, **short)
+    assert metrics["steps"] == 2
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "ECKART_BONE"
+    assert (folder / "notes.txt").read_text() == "mine"
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    (strangers / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        finetune(*files, "lora", output=strangers, **short)
+
+
+def test_budget_sets_the_knob(files: tuple[str, str], tmp_path: Path) -> None:
+    settings = SETTINGS | {"steps": 1, "options": {}}
+    by_default = finetune(*files, "svfit", output=tmp_path / "a", **settings, target_modules=["query"])
+    assert by_default["budget"] == "0.5%"
+    assert by_default["trainable_parameters"] == 2 * by_default["options"]["r"] == 32
+    asked = finetune(*files, "lora", output=tmp_path / "b", budget="900", **settings)
+    assert asked["trainable_parameters"] == 2 * (4 * 32 + 2 * 40) * asked["options"]["r"]
+    assert asked["options"]["r"] == 2
+    with pytest.raises(InputError, match="the smallest possible is 416 parameters"):
+        finetune(*files, "lora", output=tmp_path / "c", budget="10", **settings)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_language_model_and_numbers_that_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(write_gpt2(tmp_path / "gpt2"))
+    (tmp_path / "story.txt").write_text("\n".join(["the film was very good and a long book"] * 200))
+    settings = SETTINGS | {"max_length": 16, "steps": 4}
+    metrics = finetune(model, str(tmp_path / "story.txt"), "bone", output=tmp_path / "out", **settings)
+    assert metrics["metric"] == "bits_per_token"
+    assert metrics["head_parameters"] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert snippet
+    exec(compile(snippet[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: step(*args, **kwargs) * torch.nan)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1: lower --lr"):
+        finetune(model, str(tmp_path / "story.txt"), "bone", output=tmp_path / "lost", **settings)
+    assert not (tmp_path / "lost/adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"save_every": -2}, "save_every is -2"),
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"head_lr": -0.1}, "head_lr is -0.1"),
+        ({"options": {"seed": 3}}, "option 'seed' .* give seed itself"),
+        ({"options": {"target_modules": "query"}}, "option 'target_modules'"),
+    ],
+)
+def test_settings_that_are_refused(
+    files: tuple[str, str], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        finetune(*files, "lora", output=tmp_path / "out", **(SETTINGS | change))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,509 @@
+"""The leaderboard, its intervals, the Pareto front, the advice and the page's text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_study import METHODS, write_study
+
+from eckart.errors import InputError
+from eckart.jobs.compare.advice import lead, leaderboard, overlap, pareto_front, sentences
+from eckart.jobs.compare.report import advice, build_report, read_results
+from eckart.tasks.statistics import Z95, combined_interval
+
+BUDGET = "0.5%"
+
+
+def runs(
+    scores: dict[str, list[float]], *, half: float = 0.01, metric: str = "accuracy", **columns: object
+) -> pd.DataFrame:
+    """Final runs: one for each score of each method, with intervals of ``half`` to both sides."""
+    rows = [
+        {
+            "run_id": f"{method}-{seed}",
+            "stage": "final",
+            "method": method,
+            "label": method.upper(),
+            "budget": BUDGET,
+            "seed": seed,
+            "status": "complete" if math.isfinite(score) else "diverged",
+            "score": score,
+            "ci_low": score - half,
+            "ci_high": score + half,
+            "metric": metric,
+            "greater_is_better": metric != "bits_per_token",
+            "trainable_parameters": {"full": 20_000_000, "head-only": 0}.get(method, 100_000),
+            "head_parameters": 0,
+        }
+        | columns
+        for method, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def board_row(frame: pd.DataFrame, method: str) -> object:
+    return next(row for row in leaderboard(frame).itertuples() if row.method == method)
+
+
+class TestInterval:
+    def test_one_seed_keeps_the_interval_of_its_run(self):
+        low, high = combined_interval([0.8], [0.77], [0.82])
+        assert (low, high) == pytest.approx((0.77, 0.82), abs=1e-12)
+
+    def test_equal_seeds_keep_it_too(self):
+        """The test examples are the same for all seeds, so more seeds do not make their share smaller."""
+        assert combined_interval([0.8] * 5, [0.77] * 5, [0.82] * 5) == pytest.approx((0.77, 0.82), abs=1e-12)
+
+    @pytest.mark.parametrize(
+        ("seeds", "quantile"), [(2, 12.7062), (3, 4.30265), (11, 2.22814), (31, 2.04227)]
+    )
+    def test_without_test_sampling_it_is_students(self, seeds: int, quantile: float):
+        """Quantiles of Student's t with 1, 2, 10 and 30 degrees of freedom, from its tables."""
+        scores = np.linspace(0.4, 0.6, seeds)
+        low, high = combined_interval(scores, scores, scores)
+        half = quantile * scores.std(ddof=1) / math.sqrt(seeds)
+        assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), rel=1e-4)
+
+    def test_covers_the_truth_as_often_as_it_says(self):
+        rng = np.random.default_rng(1)
+        inside = 0
+        for _ in range(600):
+            scores = 0.7 + rng.normal(0, 0.01) + rng.normal(0, 0.01, size=3)
+            low, high = combined_interval(scores, scores - Z95 * 0.01, scores + Z95 * 0.01)
+            inside += low <= 0.7 <= high
+        assert 0.93 <= inside / 600 <= 0.99
+
+    @given(st.lists(st.floats(0.1, 0.9), min_size=1, max_size=6), st.floats(0.001, 0.1))
+    @settings(max_examples=30, deadline=None)
+    def test_never_narrower_than_test_sampling(self, scores: list[float], half: float):
+        values = np.array(scores)
+        low, high = combined_interval(values, values - half, values + half)
+        assert low <= values.mean() - half + 1e-9
+        assert high >= values.mean() + half - 1e-9
+
+    def test_lead_contains_zero_less_often_than_intervals_meet(self):
+        frame = runs({"a": [0.80], "b": [0.785]})
+        one, other = board_row(frame, "a"), board_row(frame, "b")
+        assert overlap(one, other)
+        assert lead(one, other) == pytest.approx((0.015, 0.015 - 0.01 * 2**0.5, 0.015 + 0.01 * 2**0.5))
+
+    def test_lead_has_the_same_sense_where_lower_is_better(self):
+        frame = runs({"a": [2.0], "b": [2.5]}, half=0.1, metric="bits_per_token")
+        gap = lead(board_row(frame, "a"), board_row(frame, "b"))
+        assert gap == pytest.approx((0.5, 0.5 - 0.1 * 2**0.5, 0.5 + 0.1 * 2**0.5))
+
+
+class TestLeaderboard:
+    def test_best_first_means_over_seeds_and_costs(self):
+        frame = runs({"a": [0.5, 0.6], "b": [0.8, 0.9]}, step_time_ratio=1.5, peak_memory_mb=100.0)
+        frame.loc[frame["run_id"] == "b-1", ["step_time_ratio", "peak_memory_mb"]] = [2.5, 300.0]
+        board = leaderboard(frame)
+        assert list(board["method"]) == ["b", "a"]
+        assert list(board["rank"]) == [1, 2]
+        assert list(board["score"]) == pytest.approx([0.85, 0.55])
+        assert list(board["step_time_ratio"]) == [2.0, 1.5]
+        assert list(board["peak_memory_mb"]) == [300.0, 100.0]
+        assert list(board["seeds"]) == [2, 2]
+
+    def test_lower_is_better_sorts_the_other_way(self):
+        board = leaderboard(runs({"a": [3.0], "b": [2.0], "c": [4.0]}, metric="bits_per_token"))
+        assert list(board["method"]) == ["b", "a", "c"]
+
+    def test_accuracy_stays_between_zero_and_one(self):
+        row = board_row(runs({"a": [0.99, 1.0]}, half=0.02), "a")
+        assert row.ci_high == 1.0
+
+    def test_what_did_not_finish_is_last_and_says_why(self):
+        frame = runs({"a": [0.7, math.nan], "b": [math.nan], "c": [0.6]})
+        frame.loc[frame["run_id"] == "b-0", "status"] = "failed"
+        tuned = runs({"d": [math.nan]}, stage="tune", status="pruned")
+        waiting = runs({"e": [math.nan]}, stage="tune", status="complete")
+        board = leaderboard(pd.concat([waiting, frame, tuned])).set_index("method")
+        assert list(board.index[:2]) == ["a", "c"]
+        assert board["state"].to_dict() == {
+            "a": "partial", "b": "failed", "c": "complete", "d": "pruned", "e": "pending"
+        }  # fmt: skip
+        assert (board.loc["a", "seeds"], board.loc["a", "seeds_run"]) == (1, 2)
+
+    def test_a_finished_run_without_a_number_has_diverged(self):
+        board = leaderboard(runs({"a": [math.nan]}, status="complete"))
+        assert board.loc[0, "state"] == "diverged"
+
+    def test_a_seed_that_succeeded_later_is_whole(self):
+        frame = runs({"a": [0.7, 0.8]})
+        lost = frame.iloc[[1]].assign(run_id="a-1-lost", status="failed", score=math.nan)
+        row = board_row(pd.concat([lost, frame]), "a")
+        assert (row.state, row.seeds, row.seeds_run) == ("complete", 2, 2)
+
+    def test_tuning_and_floor_runs_do_not_score(self):
+        frame = pd.concat(
+            [runs({"a": [0.7]}), runs({"a": [0.9]}, stage="tune"), runs({"frozen": [0.95]}, stage="floor")]
+        )
+        board = leaderboard(frame)
+        assert list(board["method"]) == ["a"]
+        assert board.loc[0, "score"] == 0.7
+        assert board.loc[0, "trials"] == 1
+
+    def test_a_table_of_something_else_is_refused(self):
+        with pytest.raises(InputError, match="no column run_id, stage, method, status, score"):
+            leaderboard(pd.DataFrame({"x": [1]}))
+
+
+class TestPareto:
+    @given(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
+        st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_is_what_nothing_beats(self, points: list[tuple[int, int]], greater: bool):
+        board = pd.DataFrame(points, columns=["score", "saved_bytes"], dtype=float)
+        board["greater_is_better"] = greater
+        front = pareto_front(board, "saved_bytes", "score")
+
+        def beats(one: tuple[int, int], other: tuple[int, int]) -> bool:
+            sign = 1 if greater else -1
+            no_worse = sign * one[0] >= sign * other[0] and one[1] <= other[1]
+            return no_worse and one != other
+
+        expected = [i for i, point in enumerate(points) if not any(beats(rival, point) for rival in points)]
+        assert front == expected
+
+    def test_a_missing_number_is_neither_on_it_nor_beats_others(self):
+        board = pd.DataFrame({"score": [math.nan, 0.5, 0.4], "seconds": [1.0, 2.0, math.nan]})
+        board["greater_is_better"] = True
+        assert pareto_front(board, "seconds", "score") == [1]
+
+    def test_two_costs(self):
+        board = pd.DataFrame({"seconds": [1.0, 2.0, 3.0], "saved_bytes": [3.0, 2.0, 2.5], "score": [0.0] * 3})
+        board["greater_is_better"] = True
+        assert pareto_front(board, "seconds", "saved_bytes") == [0, 1]
+
+
+BASE = {"head-only": [0.60], "full": [0.70], "lora": [0.72]}
+
+
+class TestAdvice:
+    def test_a_clear_winner_is_named_with_margin_and_interval(self):
+        said = sentences(leaderboard(runs(BASE | {"svfit": [0.80], "nola": [0.75]})))
+        assert said[0] == (
+            "Use SVFIT: it scores best at a budget of 0.5% (accuracy 80.0%, 95% interval 79.0–81.0%), "
+            "ahead of NOLA, the next, by 5.0 points (95% interval 3.6 to 6.4)."
+        )
+        assert "SVFIT is ahead of LORA by 8.0 points (95% interval 6.6 to 9.4)." in said
+        assert "SVFIT is ahead of training the head alone by 20.0 points (95% interval 18.6 to 21.4)." in said
+        assert "SVFIT is ahead of full fine-tuning by 10.0 points (95% interval 8.6 to 11.4)." in said
+
+    def test_nothing_is_recommended_where_intervals_overlap(self):
+        frame = runs(BASE | {"svfit": [0.80], "nola": [0.785], "bone": [0.70]})
+        frame["saved_bytes"] = frame["method"].map({"svfit": 9_000, "nola": 5_000, "bone": 10}).fillna(1e6)
+        frame["step_time_ratio"] = frame["method"].map({"svfit": 1.04, "nola": 1.2, "bone": 1.0}).fillna(2)
+        said = sentences(leaderboard(frame))
+        assert said[0] == "No recommendation at a budget of 0.5%: 2 of 4 methods cannot be told apart."
+        assert said[1].endswith("but its interval meets that of NOLA.")
+        assert said[2] == (
+            "Of these, NOLA is the smallest on disk (5.00 kB) and "
+            "SVFIT has the shortest step (1.04× the frozen model's)."
+        )
+        assert "Use" not in advice(frame)
+
+    def test_a_method_that_is_both_smallest_and_fastest_is_named_once(self):
+        frame = runs(BASE | {"svfit": [0.80], "nola": [0.785]})
+        frame["saved_bytes"] = frame["method"].map({"svfit": 9_000, "nola": 5_000}).fillna(1e6)
+        frame["step_time_ratio"] = frame["method"].map({"svfit": 1.2, "nola": 1.04}).fillna(2)
+        assert sentences(leaderboard(frame))[2] == (
+            "Of these, NOLA is the smallest on disk (5.00 kB) and has the shortest step (1.04× the frozen model's)."
+        )
+
+    def test_lora_can_win(self):
+        assert advice(runs({"lora": [0.8], "bone": [0.7], "head-only": [0.6]})).startswith("Use LORA")
+
+    def test_a_head_that_does_as_well_is_said(self):
+        text = advice(runs(BASE | {"svfit": [0.80], "head-only": [0.79]}))
+        assert text.startswith("No recommendation: SVFIT scores best")
+        assert "training the head alone does as well within the intervals" in text
+        assert "cannot be told apart from SVFIT: an adapter may not be needed." in text
+
+    def test_a_head_that_does_better_is_said(self):
+        text = advice(runs(BASE | {"svfit": [0.80], "head-only": [0.90]}))
+        assert "but training the head alone does better." in text
+        assert "Training the head alone is ahead of SVFIT by 10.0 points (95% interval 8.6 to 11.4)." in text
+
+    def test_full_fine_tuning_within_the_interval(self):
+        text = advice(runs(BASE | {"svfit": [0.80], "full": [0.81]}))
+        assert text.startswith("Use SVFIT")
+        assert (
+            "Full fine-tuning (81.0%, 95% interval 80.0–82.0%) cannot be told apart from SVFIT, "
+            "and trains 200 times as many parameters." in text
+        )
+
+    def test_full_fine_tuning_that_is_better(self):
+        text = advice(runs(BASE | {"svfit": [0.80], "full": [0.90]}))
+        assert text.startswith("Use SVFIT")
+        assert "Full fine-tuning is ahead of SVFIT by 10.0 points" in text
+
+    def test_lower_is_better(self):
+        frame = runs(
+            {"lora": [3.0], "bone": [2.5], "full": [2.2], "head-only": [4.0]}, metric="bits_per_token"
+        )
+        said = sentences(leaderboard(frame))
+        assert said[0].startswith("Use BONE: it scores best at a budget of 0.5% (bits per token 2.500")
+        assert "ahead of LORA, the next, by 0.500 bits (95% interval 0.486 to 0.514)" in said[0]
+        assert any(s.startswith("Full fine-tuning is ahead of BONE by 0.300 bits") for s in said)
+        assert any(s.startswith("BONE is ahead of training the head alone by 1.500 bits") for s in said)
+
+    def test_one_method_only(self):
+        text = advice(runs({"bone": [0.7]}))
+        assert text.startswith("Nothing to choose between: BONE is the only method with a test score")
+        assert "Not compared with training the head alone, full fine-tuning and LoRA" in text
+
+    def test_one_seed_is_said(self):
+        assert "not the luck of training" in advice(runs({"bone": [0.7], "lora": [0.8]}))
+        assert "Only one seed" not in advice(runs({"bone": [0.7, 0.71], "lora": [0.8, 0.81]}))
+        assert "over test examples alone: LORA." in advice(runs({"bone": [0.7, 0.71], "lora": [0.8]}))
+
+    def test_seeds_that_differ_take_the_recommendation_away(self):
+        steady = runs({"bone": [0.70, 0.70], "lora": [0.76, 0.76]})
+        unsteady = runs({"bone": [0.70, 0.70], "lora": [0.70, 0.82]})
+        assert advice(steady).startswith("Use LORA")
+        assert advice(unsteady).startswith("No recommendation")
+
+    def test_a_winner_that_lost_a_run_is_not_recommended(self):
+        text = advice(runs({"bone": [0.70, 0.71], "lora": [0.90, math.nan]}))
+        assert "but 1 of its 2 runs on the test split diverged or failed." in text
+        assert not text.startswith("Use")
+
+    def test_an_unknown_interval_recommends_nothing(self):
+        text = advice(runs({"bone": [0.70], "lora": [0.90]}, ci_low=math.nan, ci_high=math.nan))
+        assert text.startswith("No recommendation")
+        assert "interval unknown" in text
+
+    def test_a_study_under_way_recommends_nothing(self):
+        waiting = runs({"nola": [math.nan]}, stage="tune", status="complete")
+        text = advice(pd.concat([runs({"bone": [0.7], "lora": [0.9]}), waiting]))
+        assert text.startswith("No recommendation yet: LORA leads")
+        assert "but NOLA is still to be tested." in text
+        assert "(pending)" not in text
+
+    def test_a_head_under_way_is_waited_for(self):
+        waiting = runs({"head-only": [math.nan]}, stage="tune", status="complete", budget="")
+        text = advice(pd.concat([runs({"bone": [0.7], "lora": [0.9]}), waiting]))
+        assert text.startswith("No recommendation yet: LORA leads")
+
+    def test_nothing_finished(self):
+        empty = runs({"a": [0.5]}).iloc[:0]
+        assert advice(empty) == "No advice yet: no run has finished."
+        tuning = runs({"a": [math.nan]}, stage="tune", status="complete")
+        assert advice(tuning) == "No advice yet: A is still to be tested."
+
+    def test_all_failed(self):
+        frame = runs({"a": [math.nan], "b": [math.nan]}, status="failed")
+        expected = "No advice: no method at the budget has a test score, A (failed) and B (failed)."
+        assert advice(frame) == expected
+        assert advice(pd.concat([frame, runs({"head-only": [0.5]})])) == expected
+
+    def test_each_budget_has_its_verdict(self):
+        small = runs({"bone": [0.7], "lora": [0.6]}, budget="0.1%")
+        large = runs({"bone": [0.8], "lora": [0.9]}, budget="1%")
+        text = advice(pd.concat([small, large]))
+        assert "Use BONE: it scores best at a budget of 0.1%" in text
+        assert "Use LORA: it scores best at a budget of 1%" in text
+
+    @given(
+        st.lists(st.floats(0.3, 0.9), min_size=2, max_size=5, unique=True),
+        st.floats(0.005, 0.1),
+        st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_recommends_exactly_when_the_intervals_are_apart(
+        self, values: list[float], half: float, lower: bool
+    ):
+        metric = "bits_per_token" if lower else "accuracy"
+        frame = runs({f"m{i}": [v] for i, v in enumerate(values)}, half=half, metric=metric)
+        best, second = sorted(values, reverse=not lower)[:2]
+        if abs(abs(best - second) - 2 * half) < 1e-9:
+            return
+        apart = abs(best - second) > 2 * half
+        assert advice(frame).startswith("Use M" if apart else "No recommendation") is True
+        if apart:
+            assert advice(frame).startswith(f"Use M{values.index(best)}:")
+
+
+class Outline(HTMLParser):
+    """Elements with their attributes, and the text inside scripts of data."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def data(self) -> dict[str, object]:
+        return next(json.loads(text) for text in self.text if text.startswith('{"metric"'))
+
+
+HOSTILE = '</script ><!--<script><b id="evil">&amp;\u2028<img src=x onerror="document.title=1">'
+
+
+class TestPage:
+    def test_is_a_pure_function_of_the_files(self, tmp_path: Path):
+        directory = write_study(tmp_path)
+        first = build_report(directory).read_bytes()
+        assert build_report(directory).read_bytes() == first
+        assert build_report(directory) == tmp_path / "report.html"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "compare.json", "curves.csv", "report.html", "results.csv"
+        ]  # fmt: skip
+
+    def test_refers_to_nothing_outside(self, tmp_path: Path):
+        outline = Outline(build_report(write_study(tmp_path)).read_text("utf-8"))
+        links = [
+            v for _, attributes in outline.elements for k, v in attributes.items() if k in ("src", "href")
+        ]
+        assert links and all(link.startswith("data:") for link in links)
+        css = next(text for text in outline.text if ":root" in text)
+        assert "url(" not in css and "@import" not in css
+
+    def test_shows_every_method_run_and_fact(self, tmp_path: Path):
+        page = build_report(write_study(tmp_path)).read_text("utf-8")
+        text = "\n".join(Outline(page).text)
+        for label, *_ in METHODS.values():
+            assert label in text
+        for fact in (
+            "eckart compare --methods all",
+            "torch 2.13.0",
+            "train 4,912",
+            "cores 2",
+            "2025-11-24 06:02 UTC",
+        ):
+            assert fact in text
+        assert page.count("<tr data-stage") == len(read_results(tmp_path))
+        assert "loss is NaN at step 60" in text
+        assert len(page) < 250_000
+
+    def test_the_data_inside_are_the_files(self, tmp_path: Path):
+        outline = Outline(build_report(write_study(tmp_path)).read_text("utf-8"))
+        links = {a["download"]: a["href"] for tag, a in outline.elements if tag == "a" and "download" in a}
+        for name in ("results.csv", "compare.json"):
+            assert base64.b64decode(links[name].partition("base64,")[2]) == (tmp_path / name).read_bytes()
+
+    def test_hostile_texts_stay_texts(self, tmp_path: Path):
+        directory = write_study(tmp_path, labels=[HOSTILE, "fine"])
+        results = pd.read_csv(directory / "results.csv")
+        clean = Outline(build_report(directory).read_text("utf-8"))
+        for column in ("label", "error", "options"):
+            results.loc[results["method"] == "bone", column] = HOSTILE
+        results.to_csv(directory / "results.csv", index=False)
+        study = json.loads((directory / "compare.json").read_text("utf-8"))
+        study["command"] = study["task"]["data"] = study["machine"] = HOSTILE
+        (directory / "compare.json").write_text(json.dumps(study), "utf-8")
+        outline = Outline(build_report(directory).read_text("utf-8"))
+        assert not [a for _, a in outline.elements if a.get("id") == "evil" or "onerror" in a]
+        assert [tag for tag, _ in outline.elements].count("script") == 2
+        assert "img" not in {tag for tag, _ in outline.elements}
+        assert HOSTILE in {arm["label"] for arm in outline.data()["arms"]}
+        assert len(clean.data()["arms"]) == len(outline.data()["arms"])
+
+    def test_curves_are_means_over_final_runs(self, tmp_path: Path):
+        directory = write_study(tmp_path)
+        data = Outline(build_report(directory).read_text("utf-8")).data()
+        bone = next(arm["id"] for arm in data["arms"] if arm["method"] == "bone")
+        loss = next(series for series in data["curves"] if series["name"] == "training loss")
+        table = pd.read_csv(directory / "curves.csv")
+        last = table[
+            table["run_id"].str.startswith("bone-final")
+            & (table["split"] == "train")
+            & (table["step"] == 300)
+        ]["loss"]
+        step, mean, low, high = loss["lines"][str(bone)][-1]
+        assert (step, mean) == (300, pytest.approx(last.mean(), rel=1e-4))
+        assert (low, high) == pytest.approx((last.min(), last.max()), rel=1e-4)
+
+    def test_the_best_rate_at_an_end_is_pointed_out(self, tmp_path: Path):
+        page = build_report(write_study(tmp_path)).read_text("utf-8")
+        table = re.search(r'<table class="tuning">.*?</table>', page, re.DOTALL)[0]
+        rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table, re.DOTALL))
+        assert "a larger one may be better" in rows["SALT"]
+        assert "may be better" not in rows["LoRA"]
+
+    @pytest.mark.parametrize("state", ["running", "interrupted", "timeout"])
+    def test_a_study_that_is_not_over_says_so(self, tmp_path: Path, state: str):
+        page = build_report(write_study(tmp_path, state=state)).read_text("utf-8")
+        assert 'class="notice"' in page
+
+    @pytest.mark.parametrize("rows", ["none", "tuning", "failed"])
+    def test_a_study_without_scores_has_a_page(self, tmp_path: Path, rows: str):
+        directory = write_study(tmp_path, state="running")
+        results = pd.read_csv(directory / "results.csv")
+        if rows == "none":
+            results = results.iloc[:0]
+            (directory / "curves.csv").unlink()
+        elif rows == "tuning":
+            results = results[results["stage"] == "tune"]
+        else:
+            results = results.assign(status="failed", score=math.nan, ci_low=math.nan, ci_high=math.nan)
+        results.to_csv(directory / "results.csv", index=False)
+        page = build_report(directory).read_text("utf-8")
+        assert "No advice" in page
+        assert "NaN" not in json.dumps(Outline(page).data())
+
+    def test_labels_name_the_budget_only_where_there_are_several(self, tmp_path: Path):
+        directory = write_study(tmp_path)
+        results = pd.read_csv(directory / "results.csv")
+        results.loc[results["method"].isin(["full", "head-only"]), "budget"] = None
+        results.to_csv(directory / "results.csv", index=False)
+        arms = Outline(build_report(directory).read_text("utf-8")).data()["arms"]
+        assert "Bone" in {arm["label"] for arm in arms}
+        results.loc[results["method"] == "svfit", "budget"] = "0.1%"
+        results.to_csv(directory / "results.csv", index=False)
+        arms = Outline(build_report(directory).read_text("utf-8")).data()["arms"]
+        assert {"Bone · 0.5%", "SVFit · 0.1%", "full fine-tuning"} <= {arm["label"] for arm in arms}
+
+    def test_lower_is_better_has_a_page(self, tmp_path: Path):
+        directory = write_study(tmp_path)
+        results = pd.read_csv(directory / "results.csv")
+        results = results.assign(metric="bits_per_token", greater_is_better=False)
+        results.to_csv(directory / "results.csv", index=False)
+        page = build_report(directory).read_text("utf-8")
+        assert "bits per token, lower is better" in page
+        first = next(a for tag, a in Outline(page).elements if tag == "tr" and "data-method" in a)
+        assert first["data-method"] == "head-only"
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("compare.json", None, "compare.json is not there"),
+            ("results.csv", None, "results.csv is not there"),
+            ("compare.json", b"{", "compare.json is not JSON"),
+            ("compare.json", b"[]", "compare.json holds no JSON object"),
+            ("results.csv", b"", "results.csv is not a CSV table"),
+            ("results.csv", b"a,b\n1,2\n", "results has no column"),
+            ("results.csv", b"\xff\xfe\x00", "results.csv is not a CSV table"),
+            ("curves.csv", b"a,b\n1,2\n", "curves.csv has no column"),
+        ],
+    )
+    def test_bad_files_are_named_and_leave_no_page(
+        self, tmp_path: Path, name: str, content: bytes | None, message: str
+    ):
+        directory = write_study(tmp_path)
+        (directory / name).unlink() if content is None else (directory / name).write_bytes(content)
+        with pytest.raises(InputError, match=message) as caught:
+            build_report(directory)
+        assert "\n" not in str(caught.value)
+        assert not (directory / "report.html").exists()

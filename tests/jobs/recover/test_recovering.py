@@ -1,0 +1,181 @@
+"""Files in, files out: the two jobs and their commands."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer.testing
+from problems import cos2, light_rows, low_rank
+
+from eckart.cli.recover import recover
+from eckart.errors import InputError
+from eckart.jobs.recover.recovering import complete, eigenvector
+from eckart.recovery import MatrixCompletion, StreamingPCA
+
+ROWS = light_rows(3000, 16, 4.0)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    table = 3 + 8 * low_rank(60, 40, 2) + rng.normal(0, 0.1, (60, 40))
+    users, items = np.nonzero(rng.random(table.shape) < 0.5)
+    frame = pd.DataFrame(
+        {"userId": users, "movieId": [f"m{i}" for i in items], "rating": table[users, items]}
+    )
+    frame.to_csv(tmp_path / "ratings.csv", index=False)
+    return tmp_path / "ratings.csv"
+
+
+def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: Path) -> None:
+    steps = []
+    report = complete(
+        ratings, output=tmp_path / "out", rank=2, reg=0.1, on_iteration=lambda *x: steps.append(x)
+    )
+    assert report.users == 60 and report.items == 40 and report.test_ratings > 50
+    assert report.test_rmse < 0.3 < report.bias_rmse
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["test_rmse"] == report.test_rmse
+    model = MatrixCompletion.load(tmp_path / "out" / "model")
+    users, items = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("users", "items"))
+    by_hand = model.mean_ + users.bias[3] + items.bias[5] + (users.iloc[3, 2:] @ items.iloc[5, 2:])
+    assert model.predict([users.name[3]], [items.name[5]])[0] == pytest.approx(by_hand)
+    assert steps[0] == (1, 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ratings": "nothing.csv"}, "nothing.csv cannot be read"),
+        ({"test_share": 1.0}, "--test-share is 1.0"),
+        ({"test_share": 0.99999}, "--test-share 0.99999 leaves 0 ratings .* lower --test-share or --rank"),
+        (
+            {"test_share": 0.999},
+            "--test-share 0.999 leaves 1 ratings of 1 users and 1 items, too few for rank 2",
+        ),
+        ({"rank": 41}, "the file holds .* 60 users and 40 items, too few for rank 41"),
+        ({"colour": 1}, "MatrixCompletion takes all_observed"),
+        ({"rank": 0}, "'n_components' parameter .* Got 0 instead"),
+        ({"reg": -1.0}, "'reg' parameter .* Got -1.0 instead"),
+        ({"n_jobs": 0}, "'n_jobs' parameter .* Got 0 instead"),
+    ],
+)
+def test_complete_refuses(ratings: Path, tmp_path: Path, change, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        complete(**{"ratings": ratings, "output": tmp_path / "out", "rank": 2} | change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_user_whose_only_rating_is_held_out_is_predicted_by_the_rest(ratings: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(ratings)
+    lonely = pd.DataFrame({"userId": range(100, 140), "movieId": "m0", "rating": 3.0})
+    pd.concat([table, lonely]).to_csv(ratings, index=False)
+    report = complete(ratings, output=tmp_path / "out", rank=2, test_share=0.5)
+    assert report.users == 100
+    assert np.isfinite(report.test_rmse)
+
+
+def test_complete_refuses_ratings_that_are_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item,rating\n1,2,3\n1,3,good\n")
+    with pytest.raises(InputError, match=r"X\['rating'\] must hold numbers: .*'good'"):
+        complete(tmp_path / "a.csv", output=tmp_path / "out", rank=1)
+
+
+def test_complete_refuses_a_table_without_the_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(ValueError, match="has columns x, y: name them user, item and rating"):
+        complete(tmp_path / "a.csv", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["file", "stream", "bare"])
+def test_eigenvector_of_rows_in_every_form(tmp_path: Path, form: str) -> None:
+    np.save(tmp_path / "rows.npy", ROWS)
+    source, options = {
+        "file": (tmp_path / "rows.npy", {}),
+        "stream": (io.BytesIO(npy(ROWS)), {}),
+        "bare": (io.BytesIO(ROWS.astype(np.float32).tobytes()), {"width": 16}),
+    }[form]
+    pca = eigenvector(source, output=tmp_path / "v.npy", **options)
+    assert cos2(pca.components_[0].astype(float), ROWS) > 0.95
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), pca.components_)
+    if form != "bare":
+        np.testing.assert_allclose(
+            pca.components_,
+            StreamingPCA(n_samples=3000, random_state=0).partial_fit(ROWS).components_,
+            atol=1e-10,
+        )
+
+
+class Trickle(io.BytesIO):
+    """A pipe that hands over a few bytes at a time."""
+
+    def read(self, size: int = -1) -> bytes:
+        return super().read(min(size, 1000))
+
+
+def test_a_pipe_that_trickles() -> None:
+    assert cos2(eigenvector(Trickle(npy(ROWS))).components_[0], ROWS) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (npy(ROWS)[:-3], {}, "rows end in the middle of row 3000, of 16 numbers"),
+        (npy(ROWS)[: -16 * 8], {}, "rows end after row 2999, 3000 were announced"),
+        (ROWS.tobytes()[:-3], {"width": 16, "dtype": "float64"}, "in the middle of row 3000"),
+        (ROWS.tobytes(), {}, "give --width"),
+        (b"", {"width": 4}, "rows: there are none"),
+        (npy(ROWS.T.copy(order="C").T), {}, "column by column"),
+        (npy(ROWS[0]), {}, r"of shape \(16,\)"),
+        (npy(ROWS[:0]), {}, r"of shape \(0, 16\): there are none"),
+        (npy(ROWS[:, :0]), {}, r"of shape \(3000, 0\): there are none"),
+        (npy(ROWS), {"width": 5}, "width is 5, and rows have 16 numbers by their header"),
+        (ROWS.tobytes(), {"width": 16, "dtype": "float64", "method": "oja"}, "give n_samples or eta"),
+        (npy(np.array([["a"]])), {}, "and type <U1"),
+        (npy(ROWS)[:9], {}, "broken .npy header"),
+        (npy(np.array([[1.0, 2.0], [3.0, np.nan]])), {}, "NaN or infinity in row 2"),
+        (npy(ROWS), {"colour": 1}, "StreamingPCA takes"),
+        (npy(ROWS), {"components": 0}, "'n_components' parameter .* Got 0 instead"),
+        (ROWS.tobytes(), {"width": 16, "dtype": "int8"}, "dtype is 'int8': give float32 or float64"),
+    ],
+)
+def test_eigenvector_refuses(tmp_path: Path, data: bytes, options, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        eigenvector(io.BytesIO(data), output=tmp_path / "v.npy", **options)
+    assert not (tmp_path / "v.npy").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_rows_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output, message in (
+        (tmp_path, "is a directory: name a file in it"),
+        (tmp_path / "file" / "v.npy", "file is a file: choose another place"),
+    ):
+        rows = io.BytesIO(npy(ROWS))
+        with pytest.raises(InputError, match=message):
+            eigenvector(rows, output=output)
+        assert rows.tell() == 0
+
+
+def test_commands(ratings: Path, tmp_path: Path) -> None:
+    run = typer.testing.CliRunner().invoke
+    done = run(
+        recover,
+        ["complete", str(ratings), "--rank", "2", "--output", str(tmp_path / "o"), "--option", "reg=0.1"],
+    )
+    assert done.exit_code == 0 and "60 users, 40 items" in done.stdout and "biases alone" in done.stdout
+    done = run(recover, ["eigenvector", "-", "--json"], input=npy(ROWS))
+    found = json.loads(done.stdout)
+    assert found["rows"] == 3000 and cos2(np.array(found["components"][0]), ROWS) > 0.95
+    done = run(recover, ["eigenvector", "-", "--option", "method=oja-grid"], input=npy(ROWS))
+    assert done.exit_code == 0 and "3,000 rows of 16 numbers, 0 of them kept apart" in done.stdout
