@@ -72,13 +72,16 @@ class StreamingGrid(Grid):
 
     def _replies(self, waiting: set[str], deadline: float | None) -> Iterator[Message]:
         while waiting:
+            arrived = False
             for message in self.grid.pull_messages(waiting):
+                arrived = True
                 waiting.discard(message.metadata.reply_to_message_id)
                 yield message
+            if arrived:
+                continue
             if deadline is not None and time.monotonic() >= deadline:
                 return
-            if waiting:
-                time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def set_run(self, run: Any) -> None:
         """See Flower."""

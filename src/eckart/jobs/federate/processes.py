@@ -85,7 +85,7 @@ class Federation:
         package.mkdir(parents=True)
         (self.home / "logs").mkdir()
         for name, module in (("server", "eckart.jobs.federate.server"), ("client", client)):
-            (package / f"{name}.py").write_text(f"from {module} import app as app\n", encoding="utf-8")
+            (package / f"{name}.py").write_text(f"import {module}\n\napp = {module}.app\n", encoding="utf-8")
         (package / "__init__.py").touch()
         project = PROJECT.format(output=json.dumps(str(self.directory)), deadline=float(deadline))
         (self.home / "app" / "pyproject.toml").write_text(project, encoding="utf-8")
