@@ -22,6 +22,7 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.federated._registry import FederatedStrategy
+from eckart.federated.partition import check_numbers
 from eckart.federated.rounds import NORM_RATIO, Combine, Outcome, Round, Update
 from eckart.federated.state import ServerState
 
@@ -177,7 +178,8 @@ class LoRAStrategy(Strategy):
         norm_ratio: float = NORM_RATIO,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        check_clients(strategy, population, ranks, fraction, min_clients)
+        check_numbers(population, ranks, fraction, min_clients)
+        check_ranks(strategy, ranks)
         self.strategy, self.state = strategy, state
         self.population, self.ranks = population, list(ranks)
         self.asked_each_round = max(min_clients, round(fraction * population))
@@ -314,22 +316,12 @@ class LoRAStrategy(Strategy):
         return None
 
 
-def check_clients(
-    strategy: FederatedStrategy, population: int, ranks: Sequence[int], fraction: float, min_clients: int
-) -> None:
-    """Refuse what cannot be a federation.
+def check_ranks(strategy: FederatedStrategy, ranks: Sequence[int]) -> None:
+    """Refuse ranks that a strategy cannot combine.
 
     Raises:
-        InputError: as said.
+        InputError: they differ and it needs equal ones.
     """
-    if population < 1:
-        raise InputError(f"clients is {population}: give at least 1")
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}: give a share of the clients in (0, 1]")
-    if not 1 <= min_clients <= population:
-        raise InputError(f"min_clients is {min_clients}: give 1 to {population}, the number of clients")
-    if not ranks or min(ranks) < 1:
-        raise InputError(f"ranks are {list(ranks)}: give ranks of at least 1")
     if len(set(ranks)) > 1 and not strategy.any_rank:
         raise InputError(
             f"ranks are {list(ranks)}: {strategy.slug} needs equal ranks, use flexlora, hetlora or flora-stacking"

@@ -19,6 +19,28 @@ from eckart.errors import InputError
 KINDS = "iid, dirichlet:ALPHA, groups or contiguous"
 
 
+def check_numbers(population: int, ranks: Sequence[int], fraction: float, min_clients: int) -> None:
+    """Refuse numbers that make no federation.
+
+    Args:
+        population: all clients.
+        ranks: of the clients, in turn.
+        fraction: share of them asked in a round.
+        min_clients: fewest updates that make a round.
+
+    Raises:
+        InputError: naming the number.
+    """
+    if population < 1:
+        raise InputError(f"clients is {population}: give at least 1")
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction is {fraction}: give a share of the clients in (0, 1]")
+    if not 1 <= min_clients <= population:
+        raise InputError(f"min_clients is {min_clients}: give 1 to {population}, the number of clients")
+    if not ranks or min(ranks) < 1:
+        raise InputError(f"ranks are {list(ranks)}: give ranks of at least 1")
+
+
 def parse_partition(text: str) -> tuple[str, float]:
     """The kind of a partition and its α (0 where it has none).
 

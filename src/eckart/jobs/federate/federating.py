@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, check_output
+from eckart.jobs.federate import results
+from eckart.jobs.federate.plan import Plan
+from eckart.jobs.federate.processes import HOME, check_port, end_leftovers, run_processes
+from eckart.jobs.federate.results import RUN
 
 Backend = Literal["simulation", "processes"]
 
@@ -94,24 +99,17 @@ def federate(
     Raises:
         InputError: anything wrong with what was given, no flwr, too few clients.
     """
-    require("flwr", extra="federated")
-    from eckart.federated import make_strategy
-    from eckart.federated.flower import check_clients
-    from eckart.jobs.federate import results
-    from eckart.jobs.federate.plan import Plan
-
     if backend not in ("simulation", "processes"):
         raise InputError(f"backend is {backend!r}: choose simulation or processes")
     if not deadline > 0:
         raise InputError(f"deadline is {deadline}: give seconds above 0")
-    rule, directory = make_strategy(strategy, **dict(options or {})), Path(output)
-    check_clients(rule, clients, ranks, fraction, min_clients)
+    directory = Path(output)
     plan = Plan(
         model=model,
         data=data,
         task={name: value for name, value in task_options.items() if value is not None},
         fingerprint="",
-        strategy=rule.slug,
+        strategy=strategy.strip().lower().replace("_", "-"),
         options=dict(options or {}),
         clients=clients,
         fraction=fraction,
@@ -134,13 +132,17 @@ def federate(
         seed=seed,
     )
     plan.check()
-    if not (directory / results.RUN).is_file() or overwrite:
+    if not (directory / RUN).is_file() or overwrite:
         check_output(directory, overwrite=overwrite)
+    if backend == "processes":
+        end_leftovers(directory.absolute() / HOME)
+        check_port(port)
+    require("flwr", extra="federated")
     return _run(plan, directory, backend, workers, deadline, port, tls, overwrite, on_round)
 
 
 def _run(
-    plan: Any,
+    plan: Plan,
     directory: Path,
     backend: Backend,
     workers: int | None,
@@ -150,13 +152,12 @@ def _run(
     overwrite: bool,
     on_round: Callable[[dict[str, Any], int], None] | None,
 ) -> dict[str, Any]:
-    from dataclasses import replace
-
-    from eckart.jobs.federate import lora, results
-    from eckart.jobs.federate.plan import Plan
+    from eckart.federated.flower import check_ranks
+    from eckart.jobs.federate import lora
     from eckart.jobs.federate.server import begin, combination_of
     from eckart.tasks.task import load_task
 
+    check_ranks(plan.rule(), plan.ranks)
     combination_of(plan)
     task = load_task(plan.model, plan.data, seed=plan.seed, **plan.task)
     plan = replace(
@@ -166,7 +167,7 @@ def _run(
     )
     plan.split(task)
     begin(task, plan)
-    run = directory / results.RUN
+    run = directory / RUN
     if run.is_file() and not overwrite:
         plan.check_same(Plan.from_json(run.read_text(encoding="utf-8")))
     else:
@@ -178,6 +179,4 @@ def _run(
         from eckart.jobs.federate.simulation import simulate
 
         return simulate(plan, task, directory, deadline=deadline, workers=workers, on_round=on_round)
-    from eckart.jobs.federate.processes import run_processes
-
     return run_processes(plan, directory, deadline=deadline, port=port, tls=tls, on_round=on_round)

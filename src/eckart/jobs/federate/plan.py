@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -9,10 +10,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
-from eckart.federated import FederatedStrategy, make_strategy
-from eckart.federated.partition import parse_partition, split_examples
+from eckart.federated import SLUGS
+from eckart.federated.partition import check_numbers, parse_partition, split_examples
 
 if TYPE_CHECKING:
+    from eckart.federated import FederatedStrategy
     from eckart.tasks.task import Task
 
 MAY_CHANGE = ("rounds",)
@@ -67,11 +69,18 @@ class Plan:
     seed: int
 
     def check(self) -> None:
-        """Refuse what cannot be run, before anything is read.
+        """Refuse what cannot be run, before anything is read and torch is loaded.
 
         Raises:
             InputError: as said.
         """
+        if self.strategy not in SLUGS:
+            near = difflib.get_close_matches(self.strategy, SLUGS, n=1)
+            raise InputError(
+                f"unknown strategy {self.strategy!r}: "
+                + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SLUGS)}")
+            )
+        check_numbers(self.clients, self.ranks, self.fraction, self.min_clients)
         for name in ("rounds", "local_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
@@ -89,10 +98,11 @@ class Plan:
             )
         if self.robust is None and self.malicious:
             raise InputError(f"malicious is {self.malicious}: it needs robust, such as krum")
-        self.rule()
 
     def rule(self) -> FederatedStrategy:
         """The strategy with its options."""
+        from eckart.federated import make_strategy
+
         return make_strategy(self.strategy, **self.options)
 
     @property

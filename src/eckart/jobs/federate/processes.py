@@ -51,6 +51,8 @@ output = {output}
 deadline = {deadline}
 """
 POLL_SECONDS = 0.2
+HOME, PIDS = ".flower", "pids.json"
+"""Where Flower writes, inside the run's directory; the processes that were started, in there."""
 
 
 class Federation:
@@ -77,8 +79,9 @@ class Federation:
         client: str = "eckart.jobs.federate.client",
     ) -> None:
         self.directory, self.port = directory.absolute(), port
-        self.home = self.directory / ".flower"
+        self.home = self.directory / HOME
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        end_leftovers(self.home)
         check_port(port)
         shutil.rmtree(self.home, ignore_errors=True)
         package = self.home / "app" / "federation"
@@ -199,6 +202,8 @@ class Federation:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        pids = [process.pid for process in self.processes.values()]
+        (self.home / PIDS).write_text(json.dumps(pids), encoding="utf-8")
 
     def _environment(self) -> dict[str, str]:
         bin_directory = str(Path(sys.executable).parent)
@@ -226,6 +231,31 @@ class Federation:
 def _signal_group(process: subprocess.Popen[bytes], sign: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, sign)
+
+
+def end_leftovers(home: Path) -> None:
+    """End what an earlier run in this directory left behind when it was killed; known by its environment."""
+    try:
+        pids = json.loads((home / PIDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for pid in pids:
+        try:
+            ours = f"FLWR_HOME={home}/".encode() in Path(f"/proc/{int(pid)}/environ").read_bytes()
+        except OSError:
+            continue
+        if ours:
+            os.killpg(pid, signal.SIGKILL)
+            while _alive(pid):
+                time.sleep(POLL_SECONDS)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process still runs: one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def check_port(port: int) -> None:
