@@ -105,9 +105,9 @@ def federate(
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Fine-tune LoRA over many clients by Flower: a table of the rounds, and in the end an adapter. Resumes when repeated.
+    """Fine-tune LoRA over many clients by Flower: a table of the rounds, in the end an adapter. Resumes when repeated.
 
-    Example: `eckart federate --strategy lora-fair --clients 20 --fraction 0.3 --partition dirichlet:0.3 --data reviews.csv`
+    Example: `eckart federate --data reviews.csv --strategy lora-fair --clients 20 --partition dirichlet:0.3`
     """
     from eckart.jobs.federate.federating import federate as run
 
