@@ -120,7 +120,7 @@ def main() -> None:
                 }
             )
             print(
-                f"{slug:15} {count:5} clients: fold {folding:.3f} s, finish {end:.3f} s, peak {rows[-1]['peak MiB']:.1f} MiB",
+                f"{slug:15} {count:5} clients: {folding:.3f} s, then {end:.3f} s, {rows[-1]['peak MiB']:.1f} MiB",
                 flush=True,
             )
     fits: dict[str, float] = {}

@@ -66,6 +66,7 @@ def test_the_final_adapter_is_the_servers_model(strategy: str, files, tmp_path: 
     assert metrics["validation"]["score"] == pytest.approx(float(rows[-1]["score"]))
     assert metrics["validation"]["loss"] == pytest.approx(float(rows[-1]["loss"]), rel=1e-4)
     assert float(rows[0]["bytes_up"]) > 0
+    assert "Trained with `eckart federate`" in (tmp_path / "run" / results.CARD).read_text()
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
     model = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "run")
     assert model.peft_config["default"].peft_type == "LORA"
@@ -113,6 +114,15 @@ def test_a_finished_run_can_be_made_longer(files, tmp_path: Path, in_process) ->
     assert federate(**small(files, tmp_path / "run", rounds=2))["rounds"] == 2
     whole = federate(**small(files, tmp_path / "whole", rounds=2))
     assert whole["test"] == json.loads((tmp_path / "run" / results.METRICS).read_text())["test"]
+
+
+def test_a_finished_run_is_given_again_and_cannot_be_made_shorter(files, tmp_path: Path, in_process) -> None:
+    first = federate(**small(files, tmp_path / "run"))
+    asked = len(in_process["messages"])
+    assert federate(**small(files, tmp_path / "run")) == first
+    assert len(in_process["messages"]) == asked
+    with pytest.raises(InputError, match=r"rounds is 1: .* has 2 already"):
+        federate(**small(files, tmp_path / "run", rounds=1))
 
 
 def test_a_half_written_checkpoint_is_passed_over(files, tmp_path: Path, in_process) -> None:
@@ -191,6 +201,10 @@ def test_hold_out_is_a_tenth_and_apart() -> None:
         ({"deadline": 0.0}, "deadline is 0"),
         ({"robust": "krum", "malicious": 3}, "krum needs 9 clients"),
         ({"robust": "median"}, "median"),
+        (
+            {"strategy": "flexlora", "ranks": [1, 2], "robust": "krum", "fraction": 1.0},
+            "which ranks .* make unequal",
+        ),
         ({"malicious": 1}, "malicious is 1: it needs robust"),
         ({"noise": 1.0}, "they need clip"),
         ({"clip": 1.0}, "lora-fair is no plain mean"),

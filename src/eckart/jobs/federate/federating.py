@@ -170,6 +170,8 @@ def _run(
     run = directory / RUN
     if run.is_file() and not overwrite:
         plan.check_same(Plan.from_json(run.read_text(encoding="utf-8")))
+        if (done := results.check_length(directory, plan)) is not None:
+            return done
     else:
         results.clear(directory)
     (directory / results.FAILURE).unlink(missing_ok=True)

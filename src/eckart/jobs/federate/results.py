@@ -3,7 +3,7 @@
 run.json                     the plan
 checkpoints/round-0003.safetensors   the server's model after each round (the last two), with the tables so far
 rounds.csv, clients.csv, report.html
-adapter_model.safetensors, adapter_config.json, …, metrics.json      when the run is over
+adapter_model.safetensors, adapter_config.json, …, README.md, metrics.json      when the run is over
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
 from eckart.files import atomic_directory, atomic_write
+from eckart.jobs.federate.card import model_card
 from eckart.jobs.federate.page import page
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
     from eckart.tasks.trainer import Evaluation
 
-RUN, METRICS, CHECKPOINTS, FAILURE = "run.json", "metrics.json", "checkpoints", "failure.json"
+RUN, METRICS, CARD = "run.json", "metrics.json", "README.md"
+CHECKPOINTS, FAILURE = "checkpoints", "failure.json"
 ROUND_COLUMNS = (
     "round",
     "asked",
@@ -157,6 +159,24 @@ def last_kept(directory: Path, plan: Plan) -> tuple[ServerState, Tables, dict[st
     return None
 
 
+def check_length(directory: Path, plan: Plan) -> dict[str, Any] | None:
+    """What metrics.json holds where a run is over already; None where there are rounds to go.
+
+    Raises:
+        InputError: it has more rounds than the plan.
+    """
+    kept = last_kept(directory, plan)
+    if kept is not None and kept[0].round > plan.rounds:
+        raise InputError(
+            f"rounds is {plan.rounds}: {directory} has {kept[0].round} already, give more or --overwrite"
+        )
+    path = directory / METRICS
+    if kept is None or kept[0].round < plan.rounds or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found if found["rounds"] == plan.rounds else None
+
+
 def clear(directory: Path) -> None:
     """Remove what an earlier run left in a directory, and nothing else."""
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
@@ -212,6 +232,7 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD).write_text(model_card(plan, metrics, directory), encoding="utf-8")
     for file in sorted(whole.iterdir(), key=lambda path: path.name == METRICS):
         os.replace(file, directory / file.name)
     whole.rmdir()

@@ -121,6 +121,10 @@ def combination_of(plan: Plan) -> Combine | None:
             delta=plan.delta,
         )
     if plan.robust is not None:
+        if len(set(plan.ranks)) > 1:
+            raise InputError(
+                f"robust is {plan.robust!r}: it compares updates, which ranks {plan.ranks} make unequal"
+            )
         check_robust(plan.robust, plan.malicious, plan.rule(), plan.asked)
         return combination(plan.robust, plan.malicious)
     return None
