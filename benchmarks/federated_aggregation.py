@@ -2,8 +2,8 @@
 
     python benchmarks/federated_aggregation.py [--largest 1000] [--width 1024]
 
-Times are of one thread's processor. Memory is the peak of a process of its own above that before the first update. The
-exponents are those of fits of log seconds on log size.
+Times are of one thread's processor. Memory is that of all tensors alive at once, one client's factors
+among them. The exponents are those of fits of log seconds on log size.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from _fit import exponent
 
 from eckart.federated import LayerSum, make_strategy
 from eckart.files import atomic_write
+from eckart.tasks.trainer import PeakMemory
 
 RESULTS = Path(__file__).parent / "results" / "federated_aggregation.json"
 STRATEGIES = ("fedit", "lora-fair", "flexlora", "fedex-lora", "flora-stacking")
@@ -67,25 +66,14 @@ def dense_seconds(count: int, width: int, r: int) -> float:
 
 
 def peak(slug: str, count: int, width: int, r: int) -> float:
-    """MiB above the start, in a process of its own."""
-    words = [sys.executable, __file__, "--peak", slug, str(count), str(width), str(r)]
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-
-
-def _print_peak(slug: str, count: int, width: int, r: int) -> None:
-    import resource
-
+    """MiB of all tensors alive at once, at most."""
     strategy = make_strategy(slug)
-    for a, b in updates(2, width, r):  # what the first call of each kernel takes is not ours
-        warm = LayerSum(strategy.stacks)
-        warm.add(a, b, 1.0)
-        strategy.finish(warm)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sums = LayerSum(strategy.stacks)
-    for a, b in updates(count, width, r):
-        sums.add(a, b, 1.0, 2.0)
-    strategy.finish(sums)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    with PeakMemory([]) as memory:
+        sums = LayerSum(strategy.stacks)
+        for a, b in updates(count, width, r):
+            sums.add(a, b, 1.0, 2.0)
+        strategy.finish(sums)
+    return float(memory.peak) / 2**20
 
 
 def main() -> None:
@@ -95,13 +83,8 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=1000, help="clients")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--peak", nargs=4, metavar="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.peak:
-        slug, *sizes = arguments.peak
-        _print_peak(slug, *map(int, sizes))
-        return
     width, r = arguments.width, arguments.rank
     counts = [n for n in (10, 30, 100, 300, 1000, 3000) if n <= arguments.largest]
     rows: list[dict[str, Any]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -54,7 +54,7 @@ def with_lora(
         r=r,
         lora_alpha=scaling * r,  # type: ignore[arg-type]
         rank_pattern=ranks,
-        alpha_pattern={name: scaling * rank for name, rank in ranks.items()},  # type: ignore[misc]
+        alpha_pattern={name: scaling * rank for name, rank in ranks.items()},
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         modules_to_save=list(task.head_modules) or None,
     )
@@ -70,16 +70,16 @@ def with_lora(
 
 def lora_layers(model: PeftModel) -> dict[str, Linear]:
     """Layer name -> its LoRA layer."""
-    root = model.base_model.model
+    root = model.get_base_model()
     return {name: module for name, module in root.named_modules() if isinstance(module, Linear)}
 
 
 def shapes_and_head(model: PeftModel) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]]:
     """(out, in) of every adapted weight, and the head by PEFT's keys."""
-    shapes = {
-        name: (layer.lora_B["default"].weight.shape[0], layer.lora_A["default"].weight.shape[1])
-        for name, layer in lora_layers(model).items()
-    }
+    shapes = {}
+    for name, layer in lora_layers(model).items():
+        a, b = (cast(nn.Linear, part["default"]).weight for part in (layer.lora_A, layer.lora_B))
+        shapes[name] = (b.shape[0], a.shape[1])
     factors = {key.format(name) for name in shapes for key in (KEY_A, KEY_B)}
     state = get_peft_model_state_dict(model)
     return shapes, {key: value.detach().float().cpu() for key, value in state.items() if key not in factors}
@@ -96,7 +96,7 @@ def add_to_base(model: PeftModel, updates: Mapping[str, Tensor]) -> None:
     layers = lora_layers(model)
     for name, update in updates.items():
         layer = layers[name]
-        weight = layer.get_base_layer().weight
+        weight = cast(nn.Linear, layer.get_base_layer()).weight
         weight += (update.mT if layer.fan_in_fan_out else update).to(weight)
 
 

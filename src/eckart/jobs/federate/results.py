@@ -200,7 +200,7 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     from eckart.tasks.trainer import device, evaluate
 
     model = final_adapter(task, state, plan.seed).to(device())
-    config = model.peft_config["default"]
+    config: Any = model.peft_config["default"]
     if plan.model is not None:
         config.base_model_name_or_path = plan.model
     metrics = {
@@ -227,8 +227,9 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     }
     whole = directory / ".finished"
     with atomic_directory(whole, overwrite=True) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        model.get_base_model().config.save_pretrained(folder)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        base: Any = model.get_base_model()
+        base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -81,10 +81,10 @@ def serve(
     )
 
     def after(report: RoundReport) -> None:
-        private = combine if isinstance(combine, Private) else None
+        epsilon, spent = (combine.epsilon, combine.spent()) if isinstance(combine, Private) else (None, None)
         model = lora.server_model(task, strategy.state, plan.seed).to(device())
-        tables.add(report, evaluate(model, task, task.validation, 64), private and private.epsilon)
-        results.keep(directory, strategy.state, plan, tables, private and private.spent())
+        tables.add(report, evaluate(model, task, task.validation, 64), epsilon)
+        results.keep(directory, strategy.state, plan, tables, spent)
         tables.write(directory, title, task.metric)
         if on_round is not None:
             on_round(tables.rounds[-1], plan.rounds)

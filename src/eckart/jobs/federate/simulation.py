@@ -66,7 +66,7 @@ def simulate(
             backend_config={
                 "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
                 "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": logging.ERROR},
-            },  # type: ignore[arg-type]
+            },
         )
     finally:
         if path is None:  # Flower leaves its own there
