@@ -22,7 +22,7 @@ _FACE = {
     "compare": "eckart.jobs.compare.comparison",
     "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks")
+_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks", "training")
 
 try:
     __version__ = version("eckart")
@@ -44,6 +44,7 @@ __all__ = [
     "metrics",
     "recovery",
     "tasks",
+    "training",
 ]
 
 

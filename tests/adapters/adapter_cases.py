@@ -42,9 +42,6 @@ LAYERS = {
     "embedding-padding": LayerCase(lambda: nn.Embedding(20, 8, padding_idx=1), (3, 5), tokens=20),
 }
 
-# Methods whose start is not the base model itself (their cards say so).
-NOT_ZERO_AT_START = {"snell"}
-
 every_method = pytest.mark.parametrize("slug", SLUGS)
 every_layer = pytest.mark.parametrize(("slug", "kind"), [(slug, kind) for slug in SLUGS for kind in LAYERS])
 

@@ -100,15 +100,6 @@ def test_options_of_another_kind(slug: str, option: str, value: Any, wanted: str
 
 
 @every_method
-def test_rank_above_the_smallest_side_names_the_layer(slug: str) -> None:
-    base = seeded(MLP)
-    before = snapshot(base)
-    refusal(lambda: get_peft_model(base, config(slug, r=60)), "60", "layer up")
-    refusal(lambda: get_peft_model(base, config(slug, r=12)), "12", "layer down")
-    assert_untouched(base, before)
-
-
-@every_method
 def test_every_value_of_the_knob_suits_every_layer(slug: str) -> None:
     chosen = config(slug)
     shapes = eckart.adapters.target_shapes(seeded(MLP), chosen)
@@ -150,7 +141,7 @@ class Odd(nn.Module):
         ("back", "ConvTranspose1d"),
         ("pair", "Bilinear"),
         ("attention", "MultiheadAttention"),
-        ("attention.out_proj", "never called"),
+        ("attention.out_proj", "without calling it"),
         ("bounded", "max_norm=1.0"),
     ],
 )
@@ -176,7 +167,7 @@ def test_a_weight_that_is_not_finite_is_named(slug: str, value: float) -> None:
 def test_a_refused_second_adapter_leaves_the_first(slug: str) -> None:
     model = adapted(slug, seeded(MLP), init_weights=False)
     before, outputs = snapshot(model), model(rows())
-    for options in ({"r": 60}, {"target_modules": ["nowhere"]}):
+    for options in ({"rank_pattern": {"nowhere": 2}}, {"target_modules": ["nowhere"]}):
         with pytest.raises(InputError):
             model.add_adapter("other", config(slug, **options))
         assert_untouched(model, before)

@@ -99,7 +99,8 @@ def test_the_largest_knob_that_fits(slug: str, sizes: list[tuple[int, int]], sha
             solve_budget(base, chosen, budget)
         return
     solved = solve_budget(base, chosen, budget)
-    reached = count(adapted(slug, base, **{chosen.knob: getattr(solved, chosen.knob)}))
+    options = {chosen.knob: getattr(solved, chosen.knob), "rank_pattern": solved.rank_pattern}
+    reached = count(adapted(slug, base, **options))
     assert max(cost for cost in costs if cost <= limit) <= reached <= limit
 
 
@@ -109,10 +110,9 @@ def test_adapt_solves_the_budget_on_the_layers_it_adapts(slug: str, tmp_path: Pa
     for limit in (least, 3 * least, PARAMETERS):
         model = eckart.adapt(seeded(MLP), slug, budget=limit, target_modules=["up", "down"])
         assert least <= trainable_parameters(model) <= limit
-        knob = getattr(model.peft_config["default"], get_config(slug).knob)
-        fixed = eckart.adapt(
-            seeded(MLP), slug, target_modules=["up", "down"], **{get_config(slug).knob: knob}
-        )
+        solved = model.peft_config["default"]
+        options = {solved.knob: getattr(solved, solved.knob), "rank_pattern": solved.rank_pattern}
+        fixed = eckart.adapt(seeded(MLP), slug, target_modules=["up", "down"], **options)
         assert trainable_parameters(fixed) == trainable_parameters(model)
     model = eckart.adapt(seeded(MLP), slug, budget="3KiB", target_modules=["up", "down"])
     model.save_pretrained(tmp_path)
@@ -140,6 +140,7 @@ def test_percentages_are_of_the_base_model(slug: str) -> None:
         solve_budget(base, config(slug), "60%") for base in (seeded(MLP), adapted(slug, seeded(MLP)))
     )
     assert getattr(again, again.knob) == getattr(plain, plain.knob)
+    assert again.rank_pattern == plain.rank_pattern
 
 
 @every_method
@@ -173,7 +174,7 @@ def test_solving_changes_neither_model_nor_config(slug: str) -> None:
     assert_untouched(base, before)
     assert chosen.to_dict() == written
     assert solved is not chosen
-    assert {k for k, v in solved.to_dict().items() if v != written[k]} == {chosen.knob}
+    assert {k for k, v in solved.to_dict().items() if v != written[k]} <= {chosen.knob, "rank_pattern"}
 
 
 def test_quantised_weights_count_as_what_they_hold() -> None:

@@ -188,9 +188,7 @@ def test_embedding_is_the_matrix() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 20}, r"r is 20, above min\(out, in\) = 7 of layer 0"),
         ({"r": [3, 4]}, r"r is \[3, 4\], but layer 0 has the dimensions \(5, 7, 3, 3\)"),
-        ({"r": [6, 4, 2, 2]}, r"r is \[6, 4, 2, 2\], but layer 0 has the dimensions"),
         ({"r": [3, 0, 2, 2]}, r"r is \[3, 0, 2, 2\]: give whole numbers of at least 1"),
         ({"r": [3]}, r"r is \[3\]: give whole numbers"),
         ({"factor_init": "zeros"}, "factor_init is 'zeros'"),

@@ -75,8 +75,8 @@ def test_embedding_starts_with_zero_rows_that_learn() -> None:
     assert torch.equal(adapter.lora_A.grad.abs().sum(0) > 0, seen)
 
 
-@pytest.mark.parametrize("r", [0, -2, 2.5, 9])
-def test_refuses_a_rank_no_layer_has(r: float) -> None:
+@pytest.mark.parametrize("r", [0, -2, 2.5])
+def test_refuses_what_is_no_rank(r: float) -> None:
     with pytest.raises(InputError, match=f"r is {r}"):
         adapted("lora", host("linear"), r=r)
 

@@ -79,7 +79,7 @@ def test_each_type_has_one_pool() -> None:
     assert [name.split(".")[3] for name in pools] == ["q", "up", "down"]
     assert all(".0." in name for name in pools)
     for kind in ("q", "up", "down"):
-        assert len({id(adapter._shared[0]) for adapter in of(model, kind)}) == 1
+        assert len({id(adapter.shared["pools"]) for adapter in of(model, kind)}) == 1
 
 
 def test_indices_within_a_block_and_between_blocks() -> None:
@@ -104,7 +104,7 @@ def test_factors_are_concatenated_shards() -> None:
     model = mos(r=5, shards_per_vector=4, lora_alpha=10.0)
     fill(model)
     for adapter in adapters(model):
-        pool_a, pool_b = (adapter._shared[0][name] for name in ("pool_A", "pool_B"))
+        pool_a, pool_b = (adapter.shared["pools"][name] for name in ("pool_A", "pool_B"))
         a = torch.stack([torch.cat([pool_a[i] for i in row]) for row in adapter.index_A])
         b = torch.stack([torch.cat([pool_b[:, i] for i in row]) for row in adapter.index_B], dim=1)
         torch.testing.assert_close(adapter.delta_weight(), 2 * b @ a)
@@ -120,16 +120,16 @@ def test_all_private_is_plain_lora() -> None:
         for ours, plain in pairs:
             rows = ours.index_A.flatten()
             assert torch.equal(rows, ours.index_B.flatten())
-            plain.lora_A.copy_(ours._shared[0]["pool_A"][rows])
-            plain.lora_B.copy_(ours._shared[0]["pool_B"][:, rows])
+            plain.lora_A.copy_(ours.shared["pools"]["pool_A"][rows])
+            plain.lora_B.copy_(ours.shared["pools"]["pool_B"][:, rows])
     x = torch.randn(5, 24, dtype=torch.float64)
     torch.testing.assert_close(model(x), lora(x))
     model(x).square().sum().backward()
     lora(x).square().sum().backward()
     for ours, plain in pairs:
         rows = ours.index_A.flatten()
-        torch.testing.assert_close(ours._shared[0]["pool_A"].grad[rows], plain.lora_A.grad)
-        torch.testing.assert_close(ours._shared[0]["pool_B"].grad[:, rows], plain.lora_B.grad)
+        torch.testing.assert_close(ours.shared["pools"]["pool_A"].grad[rows], plain.lora_A.grad)
+        torch.testing.assert_close(ours.shared["pools"]["pool_B"].grad[:, rows], plain.lora_B.grad)
 
 
 def test_a_private_shard_learns_from_its_block_alone() -> None:
@@ -137,7 +137,7 @@ def test_a_private_shard_learns_from_its_block_alone() -> None:
     fill(model)
     first, *others = of(model, "q")
     sum(adapter.delta_weight().square().sum() for adapter in others).backward()
-    grad = first._shared[0]["pool_A"].grad
+    grad = first.shared["pools"]["pool_A"].grad
     r = first.index_A.shape[0]
     assert not grad[first.index_A[r - 1]].count_nonzero()
     for adapter in others:
@@ -165,7 +165,7 @@ def test_indices_and_pools_follow_from_the_seed(tmp_path: Path) -> None:
     again = mos(stack(torch.float32))
     for a, b in zip(adapters(model), adapters(again), strict=True):
         assert torch.equal(a.index_A, b.index_A)
-        assert torch.equal(a._shared[0]["pool_A"], b._shared[0]["pool_A"])
+        assert torch.equal(a.shared["pools"]["pool_A"], b.shared["pools"]["pool_A"])
     other = mos(stack(torch.float32), seed=1)
     assert not torch.equal(adapters(other)[0].index_A, adapters(model)[0].index_A)
     fill(model)
@@ -177,7 +177,7 @@ def test_indices_and_pools_follow_from_the_seed(tmp_path: Path) -> None:
 
 
 def test_pool_starts_within_the_bound_of_the_whole_row() -> None:
-    pool = of(mos(shards_per_vector=8), "down")[0]._shared[0]["pool_A"]
+    pool = of(mos(shards_per_vector=8), "down")[0].shared["pools"]["pool_A"]
     assert pool.shape[1] == 5
     assert 0.9 * 40**-0.5 < pool.abs().max() <= 40**-0.5
 
@@ -193,10 +193,8 @@ def test_defaults_adapt_to_the_layers() -> None:
     ("options", "message"),
     [
         ({"equivalent_rank": 0}, "equivalent_rank is 0: give at least 1"),
-        ({"equivalent_rank": 25}, r"equivalent_rank is 25, above min\(out, in\) = 24 of layer 0.q"),
         ({"private_rank": 3}, "private_rank is 3, above equivalent_rank = 2"),
-        ({"r": 6}, r"r is 6, but layer 0.q \(24, 24\) allows 1 to 5"),
-        ({"private_rank": 2, "r": 3}, r"r is 3, but layer 0.q \(24, 24\) allows 2 to 2"),
+        ({"private_rank": 2, "r": 1}, r"r is 1, but layer 0.q \(24, 24\) allows 2 to 2"),
         ({"shards_per_vector": 5}, r"shards_per_vector is 5: layer 0.q \(24, 24\) needs a divisor of 24"),
         ({"shards_per_vector": 0}, "shards_per_vector is 0"),
         ({"r": 3, "subset_selection": False}, "r is 3 with subset_selection=False"),
@@ -213,5 +211,10 @@ def test_knob_values_leave_room_for_what_is_given() -> None:
     shapes = [adapter.layer.shape for adapter in adapters(mos())]
     assert list(MoSConfig().knob_values(shapes)) == list(range(1, 25))
     assert next(iter(MoSConfig(private_rank=3).knob_values(shapes))) == 3
-    # r = 10 of p + (e - p) L with p = 1, L = 4 needs e = 4
-    assert next(iter(MoSConfig(r=10).knob_values(shapes))) == 4
+
+
+def test_ranks_are_caps() -> None:
+    shapes = [adapter.layer.shape for adapter in adapters(mos())]
+    assert MoSConfig(equivalent_rank=100).sizes(shapes[0], 4)[0] == min(shapes[0].max_rank, 100)
+    # p + (e − p) L with p = 1, e = 2, L = 4
+    assert MoSConfig(r=10).sizes(shapes[0], 4)[2] == 5

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from adapter_cases import (
-    NOT_ZERO_AT_START,
     SLUGS,
     assert_untouched,
     config,
@@ -39,6 +38,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
+
+from eckart.adapters import get_config
 
 X = torch.arange(90).view(9, 10)
 
@@ -442,7 +443,7 @@ def test_merging_some_of_several(slug: str, case: str) -> None:
 def test_a_disabled_adapter_is_the_base_model(slug: str, case: str) -> None:
     model = CASES[case].model(slug)
     plain = CASES[case].base()(X)
-    if slug not in NOT_ZERO_AT_START:
+    if get_config(slug).zero_at_start:
         assert torch.equal(model(X), plain)
     fit(model, lr=0.01, optimiser=torch.optim.Adam)
     after = model(X)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from adapter_cases import (
     MLP,
-    NOT_ZERO_AT_START,
     Host,
     adapted,
     add,
@@ -34,10 +33,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eckart.adapters import saved_bytes, target_shapes, trainable_parameters
-
-# Options under which ΔW is differentiable as it is, where a method's default holds a part of it constant.
-TRUE_GRADIENT = {"snell": {"detach": False}}
+from eckart.adapters import get_config, saved_bytes, target_shapes, trainable_parameters
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -68,7 +64,7 @@ def test_starts_at_the_base_model(slug: str, kind: str, route: str) -> None:
     expected = base(x)
     model = adapted(slug, base, route=route)
     [layer] = layers(model)
-    if slug in NOT_ZERO_AT_START:
+    if not get_config(slug).zero_at_start:
         assert layer.get_delta_weight("default").count_nonzero()
     else:
         assert not layer.get_delta_weight("default").count_nonzero()
@@ -179,7 +175,7 @@ def test_routes_agree_for_any_shape_and_rank(slug: str, data: st.DataObject) -> 
 @every_method
 def test_gradients_are_the_derivatives_of_delta(slug: str) -> None:
     base = host("linear", torch.float64)
-    [layer] = layers(adapted(slug, base, init_weights=False, **TRUE_GRADIENT.get(slug, {})))
+    [layer] = layers(adapted(slug, base, init_weights=False, **get_config(slug).exact_gradient))
     names, values = zip(*layer.eckart_adapters["default"].named_parameters(), strict=True)
 
     def delta(*values: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def test_energy_takes_the_fewest_values_that_hold_the_share(share: float, norm: 
         assert r == 1 or held[r - 2] < share * held[-1]
     model.save_pretrained(tmp_path)
     again = SVFitConfig.from_pretrained(tmp_path)
-    assert again.energy_ranks == {
+    assert again.rank_pattern == {
         n.shape.name: len(n.eckart_adapters["default"].svfit_s) for n in layers(model)
     }
     shapes = [layer.shape for layer in layers(model)]
@@ -206,5 +206,3 @@ def test_refused_options(options: dict, message: str) -> None:
 def test_a_budget_sets_r_not_energy() -> None:
     with pytest.raises(InputError, match="energy"):
         eckart.adapt(seeded(MLP), "svfit", budget=10, energy=0.5)
-    with pytest.raises(InputError, match="give r to count before"):
-        SVFitConfig(energy=0.5).trainable_parameters([layers(adapted("svfit", seeded(MLP)))[0].shape])

@@ -9,8 +9,8 @@ from typing import Any
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from eckart.adapters._base import AdapterConfig
 from eckart.adapters._budget import solve_budget
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._registry import get_config
 from eckart.errors import InputError
 

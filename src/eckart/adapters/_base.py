@@ -1,180 +1,19 @@
-"""The contract of a method: a config that builds, and an adapter that is ΔW for one frozen weight."""
+"""The contract of an adapter: ΔW for one frozen weight, and the faster routes to the same numbers."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from numbers import Real
-from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
-from peft import PeftConfig, PeftType
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eckart.adapters._checkpoint import read_outline
-from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._layers import LayerContext
 from eckart.errors import InputError
 
-Route = Literal["auto", "factored", "folded"]
-
-_WANTED = {bool: "True or False", float: "a number", int: "a whole number"}
-
-
-@cache
-def _plain_options(config: type[AdapterConfig]) -> dict[str, type]:
-    """The fields that hold one number or boolean, or None, with its type."""
-    hints = get_type_hints(config)
-    kinds = {option.name: hints[option.name] for option in dataclasses.fields(config)}
-    plain = {name: next((t for t in _WANTED if kind in (t, t | None)), None) for name, kind in kinds.items()}
-    return {name: kind for name, kind in plain.items() if kind is not None}
-
-
-@dataclass
-class AdapterConfig(PeftConfig):
-    """Options that every method has. A method adds its own and says how to build its adapter.
-
-    Args:
-        target_modules: names (or one regular expression) of the layers to adapt, or ``"all-linear"``.
-        exclude_modules: names (or one regular expression) never adapted.
-        modules_to_save: further modules trained in full and saved, such as a classification head.
-        layers_to_transform: indices of the blocks to adapt; all when None.
-        layers_pattern: name of the list of blocks, when ``layers_to_transform`` is given.
-        seed: every random number of the adapter follows from it.
-        dropout: probability of zeroing an input element of the adapter's branch while training.
-        route: ``"factored"`` (x through the factors), ``"folded"`` (one product with W₀ + ΔW) or ``"auto"``.
-        init_weights: False starts from random non-zero values, for tests.
-        save_basis: also store the frozen tensors that are otherwise rebuilt from the seed or the base weight.
-
-    Raises:
-        InputError: an option outside its range.
-    """
-
-    target_modules: list[str] | set[str] | str | None = None
-    exclude_modules: list[str] | set[str] | str | None = None
-    modules_to_save: list[str] | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    seed: int = 0
-    dropout: float = 0.0
-    route: Route = "auto"
-    init_weights: bool = True
-    save_basis: bool = False
-    base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
-
-    # No field, which would be saved: set on a config read from a checkpoint.
-    checkpoint = cast("dict[str, Tensor] | None", None)
-
-    peft_kind: ClassVar[PeftType]
-
-    # What the registry tells of the method.
-    slug: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    family: ClassVar[str] = "adapters"
-    paper: ClassVar[str] = ""
-    arxiv: ClassVar[str] = ""
-    aliases: ClassVar[tuple[str, ...]] = ()
-    knob: ClassVar[str] = "r"
-    trains: ClassVar[str] = ""
-    saves: ClassVar[str] = ""
-    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
-    default_r: ClassVar[int] = 8
-    needs_base: ClassVar[bool] = False  # ΔW or its frozen factors depend on the base weight
-    checks: ClassVar[tuple[str, ...]] = ()  # saved buffers that rebuilt factors are held to
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = type(self).peft_kind
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(value := getattr(self, name), list):
-                setattr(self, name, set(value))
-        self._check_numbers()
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: give a probability in [0, 1)")
-        if self.route not in ("auto", "factored", "folded"):
-            raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
-        r = getattr(self, "r", None)
-        if isinstance(r, bool) or (isinstance(r, int | float) and (r < 1 or r != int(r))):
-            raise InputError(f"r is {r}: give a whole number of at least 1")
-
-    def _check_numbers(self) -> None:
-        """Refuse words, NaN and the like in the options that are plain numbers or booleans."""
-        for name, kind in _plain_options(type(self)).items():  # type: ignore[arg-type]  # mypy takes the hash of the instances
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) != (kind is bool) or not isinstance(value, Real) or value != value:
-                raise InputError(f"{name} is {value!r}: give {_WANTED[kind]}")
-
-    def rank(self, shape: LayerShape) -> int:
-        """The rank for one layer: ``r``, or the method's default lowered to ``min(out, in)`` when r is None.
-
-        Raises:
-            InputError: r above ``min(out, in)``.
-        """
-        r = getattr(self, "r", None)
-        if r is None:
-            return min(self.default_r, shape.max_rank)
-        if r > shape.max_rank:
-            raise InputError(
-                f"r is {r}, above min(out, in) = {shape.max_rank} of layer {shape.name} "
-                f"{(shape.out_features, shape.in_features)}: lower r or exclude the layer"
-            )
-        return int(r)
-
-    def check(self, shape: LayerShape) -> None:
-        """Refuse a layer this config cannot adapt; called for every layer before any is changed.
-
-        Raises:
-            InputError: naming the layer and the remedy.
-        """
-        self.rank(shape)
-
-    def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[Any]:
-        """The values of the knob that every one of these layers accepts."""
-        return range(1, min(shape.max_rank for shape in shapes) + 1)
-
-    def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
-        """How many numbers train over these layers, from the method's formula."""
-        raise NotImplementedError
-
-    def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
-        """Bytes of the tensors a float32 checkpoint holds: 4 for each trained number unless the method adds some."""
-        return 4 * self.trainable_parameters(shapes)
-
-    def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> Adapter:
-        """The adapter of one layer.
-
-        Args:
-            weight: the frozen matrix, dequantised, in the dtype of the base layer. Never modified.
-            layer: name, shape, kind, seed and the shared pool.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> PeftConfig:
-        """PEFT's loading, which for a local checkpoint also reads its weights, so that a damaged or foreign one is
-        refused before the model is touched.
-
-        Raises:
-            InputError: the weights are missing or damaged.
-        """
-        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        directory = Path(pretrained_model_name_or_path, subfolder or "")
-        pickled = (directory / "adapter_model.bin").is_file()
-        if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:
-            config.checkpoint = read_outline(directory, () if config.save_basis else config.checks)
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as they are written to adapter_config.json."""
-        return {**super().to_dict(), "base_check": getattr(self, "_saved_check", self.base_check)}
+M = TypeVar("M", bound=nn.Module)
 
 
 class Adapter(nn.Module):
@@ -185,24 +24,63 @@ class Adapter(nn.Module):
     Parameters and buffers are made in float32 (float64 where the weight is) and follow the base's dtype later.
     """
 
-    recompute: ClassVar[bool] = False  # rebuild ΔW in the backward pass instead of keeping it
+    recompute: bool = False  # rebuild ΔW in the backward pass instead of keeping it
+    lr_scale: ClassVar[Mapping[str, float]] = {}  # factors on the learning rate, by parameter name
 
     def __init__(self, layer: LayerContext) -> None:
         super().__init__()
         self.layer = layer
+        self.shared: dict[str, Any] = {}  # no ModuleDict: what other layers own is not registered here
         self.base_check: list[float] = []
+
+    def share(self, name: str, make: Callable[[], M], *key: object) -> M:
+        """A module that layers of this adapter have in common, also found as ``self.shared[name]``.
+
+        The first layer that asks makes and owns it: there its parameters count, train and are saved, once, as the
+        attribute ``name``.
+
+        Args:
+            name: of the attribute.
+            make: makes the module.
+            key: what tells one such module from another, where layers have several.
+        """
+        module, owner = self.layer.pool.module((name, *key), make)
+        if owner:
+            self.add_module(name, module)
+        self.shared[name] = module
+        return module
+
+    def once(self, name: str) -> Any:
+        """The output of a shared module, called without arguments once a forward pass of the model for all layers,
+        such as one transform of a global vector; outside of a forward and its backward pass, called now."""
+        return self.layer.pool.output(self.shared[name])
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype the adapter computes in: that of its first parameter."""
-        return next(
-            (parameter.dtype for parameter in self._parameters.values() if parameter is not None),
-            torch.float32,
-        )
+        """The dtype the adapter computes in: that of its first parameter, or of the first shared one."""
+        return next((parameter.dtype for parameter in self._own_parameters()), torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first parameter lies."""
+        return next((parameter.device for parameter in self._own_parameters()), torch.device("cpu"))
+
+    def _own_parameters(self) -> Iterator[nn.Parameter]:
+        yield from (parameter for parameter in self._parameters.values() if parameter is not None)
+        for module in self.shared.values():
+            yield from module.parameters()
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """The exact ΔW, differentiable in the parameters."""
         raise NotImplementedError
+
+    def delta_bias(self) -> Float[Tensor, " out"] | None:
+        """What is added to the layer's bias, differentiable in the parameters; None where the bias stays as it is."""
+        return None
+
+    def regularization(self) -> Float[Tensor, ""] | None:
+        """The penalty of one layer that the method adds to the loss, before its factor; None where it has none."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch ``x ΔWᵀ`` (or the layer's convolution or look-up with ΔW) for the layer's own input."""
@@ -223,7 +101,7 @@ class Adapter(nn.Module):
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Multiply–adds of a training step (forward and backward) beyond the frozen layer's, for the routes
-        (factored, folded); affine in the tokens. Without a factored route the folded one always wins."""
+        (factored, folded). Without a factored route the folded one always wins."""
         return self.fold_cost(tokens) + 1, self.fold_cost(tokens)
 
     def fold_cost(self, tokens: int) -> int:
@@ -239,31 +117,76 @@ class Adapter(nn.Module):
 
 
 class LowRankAdapter(Adapter):
-    """ΔW = scale · B A with ``A (r, in)`` and ``B (out, r)``: a method only says what its factors are."""
+    """ΔW = scale · B A with ``A (r, in)`` and ``B (out, r)``: a method only says what its factors are.
+
+    Of the r directions only those count whose entry in ``active`` is true; None is all of them. So ranks grow and
+    shrink without a parameter appearing or going, and optimisers, DDP and torch.compile never notice.
+    """
 
     scale: float = 1.0
+    active: Tensor | None
+
+    def __init__(self, layer: LayerContext) -> None:
+        super().__init__(layer)
+        self.register_buffer("active", None)
+        self._active_rank: int | None = None
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """The factors (A, B), differentiable in the parameters."""
         raise NotImplementedError
 
+    @property
+    def factor_rank(self) -> int:
+        """Rows of A."""
+        raise NotImplementedError
+
+    @property
+    def active_rank(self) -> int:
+        """How many directions count."""
+        if self._active_rank is None:
+            self._active_rank = self.factor_rank if self.active is None else int(self.active.sum())
+        return self._active_rank
+
+    def set_active(self, active: Bool[Tensor, " r"]) -> None:
+        """Choose the directions that count.
+
+        Raises:
+            InputError: not one boolean for each direction.
+        """
+        if active.shape != (self.factor_rank,) or active.dtype != torch.bool:
+            raise InputError(
+                f"active of layer {self.layer.shape.name} is {active.dtype} of shape {tuple(active.shape)}: give "
+                f"{self.factor_rank} booleans"
+            )
+        self.active = active.to(self.device, copy=True)
+        self._active_rank = None
+
+    def _active(self, h: Tensor, dim: int) -> Tensor:
+        """``h`` with the directions that do not count, along ``dim``, at zero."""
+        if self.active is None:
+            return h
+        return h * self.active.to(h.dtype).view(-1, *(1 for _ in range(h.dim() - dim % h.dim() - 1)))
+
     def delta_weight(self) -> Float[Tensor, "out in"]:
         a, b = self.factors()
-        return self.scale * (b @ a)
+        return self.scale * (b @ self._active(a, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         h, b_t = self.project(x)
-        return self.expand(h * self.scale, b_t)
+        return self.expand(self._active(h, self.layer.op.channels) * self.scale, b_t)
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
+        plain = type(self).expand is LowRankAdapter.expand and type(self).forward is LowRankAdapter.forward
+        if not plain or self.layer.op.kind != "linear" or y.dim() != 2:
+            return super().add_to(y, x, scaling)
         h, b_t = self.project(x)
-        if self.layer.op.kind != "linear" or y.dim() != 2 or y.dtype != h.dtype:
-            return torch.add(y, self.expand(h, b_t), alpha=scaling * self.scale)
-        return torch.addmm(y, h, b_t.to(h.dtype), alpha=scaling * self.scale)
+        if y.dtype != h.dtype:
+            return torch.add(y, self.expand(self._active(h, -1), b_t), alpha=scaling * self.scale)
+        return torch.addmm(y, self._active(h, -1), b_t.to(h.dtype), alpha=scaling * self.scale)
 
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         a, b = (factor.to(weight.dtype) for factor in self.factors())
-        alpha = scaling * self.scale
+        a, alpha = self._active(a, 0), scaling * self.scale
         if self.layer.op.stored_transposed:
             # Keep the weight's memory layout, and so the bits of its products.
             return torch.addmm(weight.t(), a.t(), b.t(), alpha=alpha).t()
@@ -289,12 +212,14 @@ class LowRankAdapter(Adapter):
         return convolution(h, kernel, groups=self.layer.op.groups)
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
-        shape, r = self.layer.shape, self.factor_rank
+        shape, r = self.layer.shape, self.active_rank
         through = 3 * tokens * r * (shape.in_features + shape.out_features)
         building = 3 * r * shape.in_features * shape.out_features
         return through, self.fold_cost(tokens) + building
 
-    @property
-    def factor_rank(self) -> int:
-        """Rows of A."""
-        raise NotImplementedError
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        stored = state_dict.get(f"{prefix}active")
+        if stored is not None and self.active is None:
+            self.set_active(torch.ones(self.factor_rank, dtype=torch.bool))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._active_rank = None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
-from eckart.adapters._base import AdapterConfig
+from eckart.adapters._census import find_targets, include_all_linear
+from eckart.adapters._checkpoint import MODEL_PREFIX
+from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import LayerShape
-from eckart.adapters._peft import EckartTuner, find_targets
+from eckart.adapters._peft import EckartTuner
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._walk import walk
 from eckart.errors import InputError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
@@ -74,7 +80,7 @@ def target_shapes(model: nn.Module, config: AdapterConfig) -> list[LayerShape]:
 
 def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
     """A copy of the config with ``target_modules`` as names, where it says "all-linear" or nothing."""
-    from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+    from peft.tuners.tuners_utils import BaseTuner
 
     config = copy.deepcopy(config)
     if config.target_modules is None:
@@ -86,7 +92,7 @@ def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
                 "name the layers or 'all-linear'"
             )
         config.target_modules = names if isinstance(names, str) else set(names)
-    _maybe_include_all_linear_layers(config, model)  # in place
+    include_all_linear(model, config)
     return config
 
 
@@ -102,7 +108,8 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> AdapterConfig:
-    """The config with its knob at the value whose count is the largest within the budget.
+    """The config with its knob at the value whose count is the largest within the budget. What is then left of it goes
+    into single layers, one rank more each, as ``rank_pattern``.
 
     Args:
         model: the base model, unchanged.
@@ -110,7 +117,7 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
         budget: as `parse_budget`.
 
     Returns:
-        A copy of the config with the knob set.
+        A copy of the config with the knob, and where the method's knob is a rank ``rank_pattern``, set.
 
     Raises:
         InputError: no value fits; tells the smallest possible count.
@@ -119,22 +126,56 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
     shapes = target_shapes(model, config)
 
     def cost(candidate: AdapterConfig) -> int:
-        return (
-            candidate.trainable_parameters(shapes)
-            if wanted.unit == "parameters"
-            else candidate.saved_bytes(shapes)
-        )
+        count = candidate.trainable_parameters if wanted.unit == "parameters" else candidate.saved_bytes
+        return count(shapes)
 
-    candidates = [replace(config, **{config.knob: value}) for value in config.knob_values(shapes)]
-    costs = [cost(candidate) for candidate in candidates]
-    fitting = [index for index, value in enumerate(costs) if value <= wanted.limit]
-    if not fitting:
-        least = f"{min(costs):,} {wanted.unit}" if costs else "no value of its knob suits every layer"
+    values = list(config.knob_values(shapes))
+    least, best = _search(
+        values,
+        lambda value: cost(replace(config, **{config.knob: value})),
+        wanted.limit,
+        monotone=config.monotone,
+    )
+    if best is None:
+        told = f"{least:,} {wanted.unit}" if values else "no value of its knob suits every layer"
         raise InputError(
             f"budget {budget!r} ({wanted.limit:,} {wanted.unit}) cannot be met by {config.slug} on {len(shapes)} "
-            f"layers: the smallest possible is {least}; raise the budget or target fewer layers"
+            f"layers: the smallest possible is {told}; raise the budget or target fewer layers"
         )
-    return candidates[max(fitting, key=lambda index: costs[index])]
+    solved = replace(config, **{config.knob: best})
+    return _fill(solved, shapes, cost, wanted.limit) if config.knob == "r" and config.monotone else solved
+
+
+def _search(
+    values: Sequence[Any], cost: Callable[[Any], int], limit: int, *, monotone: bool
+) -> tuple[int, Any]:
+    """The least cost there is, and the value of the largest one within the limit; None where none is."""
+    if not values:
+        return 0, None
+    if not monotone:
+        costs = [cost(value) for value in values]
+        within = [index for index, value in enumerate(costs) if value <= limit]
+        return min(costs), values[max(within, key=costs.__getitem__)] if within else None
+    if (least := cost(values[0])) > limit:
+        return least, None
+    return least, values[bisect_right(values, limit, key=cost) - 1]
+
+
+def _fill(
+    config: AdapterConfig,
+    shapes: Sequence[LayerShape],
+    cost: Callable[[AdapterConfig], int],
+    limit: int,
+) -> AdapterConfig:
+    """One rank more for each layer, from the first, that the limit still has room for."""
+    given = dict(config.rank_pattern or {})
+    for shape in shapes:
+        more = {**given, re.escape(shape.name.removeprefix(MODEL_PREFIX)): config.rank(shape) + 1}
+        with suppress(InputError):
+            candidate = replace(config, rank_pattern=more)
+            if find_pattern(config.rank_pattern or {}, shape.name) is None and cost(candidate) <= limit:
+                given = more if candidate.rank(shape) > config.rank(shape) else given
+    return replace(config, rank_pattern=given or None)
 
 
 def trainable_parameters(model: nn.Module, adapter_name: str | None = None) -> int:
@@ -144,11 +185,11 @@ def trainable_parameters(model: nn.Module, adapter_name: str | None = None) -> i
         model: a model with adapters.
         adapter_name: which adapter; the active ones when None.
     """
-    seen: dict[int, int] = {}
-    for layer in _layers(model):
-        for name in [adapter_name] if adapter_name else layer.active_adapters:
-            if name in layer.eckart_adapters:
-                seen.update((id(p), p.numel()) for p in layer.eckart_adapters[name].parameters())
+    seen = {
+        id(parameter): parameter.numel()
+        for _, _, _, adapter in walk(model, adapter_name)
+        for parameter in adapter.parameters()
+    }
     return sum(seen.values())
 
 
@@ -161,14 +202,6 @@ def saved_bytes(model: nn.Module, adapter_name: str = "default") -> int:
     """
     return sum(
         value.numel() * value.element_size()
-        for layer in _layers(model)
-        if adapter_name in layer.eckart_adapters
-        for value in layer.eckart_adapters[adapter_name].state_dict().values()
+        for _, _, _, adapter in walk(model, adapter_name)
+        for value in adapter.state_dict().values()
     )
-
-
-def _layers(model: nn.Module) -> list[EckartLayer]:
-    layers = [module for module in model.modules() if isinstance(module, EckartLayer)]
-    if not layers:
-        raise InputError("this model has no adapter: make one with eckart.adapt or get_peft_model")
-    return layers

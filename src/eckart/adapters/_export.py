@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._walk import walk
 from eckart.errors import InputError
 from eckart.files import atomic_directory, check_output
 from eckart.linalg.spectrum import svd_within
@@ -103,7 +105,7 @@ def export_lora(
         config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
     return ExportReport(
         path=str(path),
-        method=model.peft_config[adapter_name].slug,
+        method=cast(AdapterConfig, model.peft_config[adapter_name]).slug,
         r=config.r,
         exact=all(report.r >= report.rank for report in reports),
         error=max(report.error for report in reports),
@@ -117,17 +119,12 @@ def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLaye
             ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none, it is not a PeftModel"
         )
         raise InputError(f"adapter {adapter_name!r} is not in this model; adapters there are: {there}")
-    layers = {
-        name.removeprefix(MODEL_PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, EckartLayer) and adapter_name in module.eckart_adapters
-    }
-    if not layers:
+    if not isinstance(model.peft_config[adapter_name], AdapterConfig):
         kind = model.peft_config[adapter_name].peft_type
         raise InputError(
             f"adapter {adapter_name!r} is PEFT's own {kind}: load it with eckart.adapters.from_peft first"
         )
-    return layers
+    return {name: layer for name, layer, _, _ in walk(model, adapter_name)}
 
 
 @torch.no_grad()
@@ -176,12 +173,12 @@ def _saved_modules(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
         f"{name}.{key}": value.detach().contiguous().cpu()
         for name, module in model.named_modules()
         if isinstance(module, AuxiliaryTrainingWrapper)
-        for key, value in module.adapter_state_dict(adapter_name, module.state_dict()).items()
+        for key, value in cast(Any, module).adapter_state_dict(adapter_name, module.state_dict()).items()
     }
 
 
 def _lora_config(model: PeftModel, adapter_name: str, ranks: dict[str, int]) -> LoraConfig:
-    ours = model.peft_config[adapter_name]
+    ours = cast(AdapterConfig, model.peft_config[adapter_name])
     most = max(ranks.values())
     # PEFT takes the first pattern that fits the end of a layer's name: longer names go first.
     pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != most}

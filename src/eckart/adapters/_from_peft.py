@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import MissConfig as PeftMissConfig
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft import RandLoraConfig as PeftRandLoraConfig
-from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig
-from eckart.adapters._budget import target_shapes
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME, read_outline
-from eckart.adapters._merging import read_adapter_config
-from eckart.adapters._registry import get_config
-from eckart.adapters.randlora import RandomBases
+from eckart.adapters._loading import read_adapter_config
+from eckart.adapters._registry import ADAPTERS
 from eckart.errors import InputError
 
 
@@ -31,8 +24,9 @@ def from_peft(
 ) -> PeftModel:
     """Load a checkpoint that PEFT's own LoRA, RandLoRA or MiSS (also old Bone) wrote, as an adapter of this library.
 
-    The outputs are those of PEFT. Ranks and scalings that differ between the layers of a LoRA are padded and folded
-    into its factors. RandLoRA's bases are drawn again from its key, and stored only where that gives others.
+    The outputs are those of PEFT. Scalings that differ between the layers of a LoRA are folded into its factors, and a
+    rank above what a layer can hold is lowered without loss. RandLoRA's bases are drawn again from its key, and stored
+    only where that gives others.
 
     Args:
         model: the base model, or a `PeftModel` to which the adapter is added.
@@ -45,13 +39,14 @@ def from_peft(
             one that does not fit the model, which is left as it was.
     """
     directory, saved = read_adapter_config(path)
-    if saved["peft_type"] not in _READERS:
+    readers = {kind: config for config in ADAPTERS.values() for kind in config.peft_types}
+    if saved["peft_type"] not in readers:
         raise InputError(
-            f"adapter {path} is of type {saved['peft_type']}: from_peft reads {', '.join(_READERS)}; load it with PEFT"
+            f"adapter {path} is of type {saved['peft_type']}: from_peft reads {', '.join(readers)}; load it with PEFT"
         )
     read_outline(directory)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    config, state = _READERS[saved["peft_type"]](saved, load_file(directory / WEIGHTS_NAME), base)
+    config, state = readers[saved["peft_type"]].read_peft(saved, load_file(directory / WEIGHTS_NAME), base)
     _check_modules(path, state, base)
     config.inference_mode = not is_trainable
     config.checkpoint = state
@@ -77,7 +72,7 @@ _KEPT = (
 _WITHOUT_EFFECT = {"peft_type", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out"}
 
 
-def _options(saved: dict[str, Any], peft_config: type[PeftConfig], read: Iterable[str]) -> dict[str, Any]:
+def peft_options(saved: dict[str, Any], peft_config: type[PeftConfig], read: Iterable[str]) -> dict[str, Any]:
     """The fields that all methods share.
 
     Raises:
@@ -101,100 +96,9 @@ def _options(saved: dict[str, Any], peft_config: type[PeftConfig], read: Iterabl
     return {key: saved[key] for key in _KEPT if saved.get(key) is not None}
 
 
-def _ours(layer: str, name: str) -> str:
+def our_key(layer: str, name: str) -> str:
+    """The key of an adapter's tensor in our checkpoints."""
     return f"{layer}.eckart_adapters.{name}"
-
-
-_UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways in which PEFT starts a LoRA without changing the base weight; the others need the weight they left behind."""
-
-
-def _read_lora(saved: dict[str, Any], tensors: State, base: nn.Module) -> tuple[AdapterConfig, State]:
-    read = ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"]
-    if saved.get("init_lora_weights", True) in _UNCHANGED_BASE:
-        read.append("init_lora_weights")
-    options = _options(saved, PeftLoraConfig, read)
-    alpha, alphas = saved["lora_alpha"], saved.get("alpha_pattern") or {}
-    factors: dict[str, State] = {}
-    state: State = {}
-    for key, value in tensors.items():
-        match = re.fullmatch(r"(.*)\.lora_(?:embedding_)?([AB])(?:\.weight)?", key)
-        if match is None:
-            state[key] = value
-        else:
-            factors.setdefault(match[1], {})[match[2]] = value.flatten(1)
-    r = max((pair["A"].shape[0] for pair in factors.values() if "A" in pair), default=saved["r"])
-    config = get_config("lora")(
-        r=r,
-        lora_alpha=alpha,
-        use_rslora=bool(saved.get("use_rslora")),
-        dropout=saved.get("lora_dropout") or 0.0,
-        **options,
-    )
-    power = 0.5 if config.use_rslora else 1.0
-    for layer, pair in factors.items():
-        for letter, value in pair.items():
-            rank = value.shape[0 if letter == "A" else 1]
-            if letter == "B":
-                own = alphas.get(get_pattern_key(alphas.keys(), layer.removeprefix(MODEL_PREFIX)), alpha)
-                factor = (own / rank**power) / (alpha / r**power)
-                value = value if factor == 1 else value * factor
-            padding = (0, 0, 0, r - rank) if letter == "A" else (0, r - rank)
-            state[_ours(layer, f"lora_{letter}")] = nn.functional.pad(value, padding)
-    return config, state
-
-
-def _read_randlora(saved: dict[str, Any], tensors: State, base: nn.Module) -> tuple[AdapterConfig, State]:
-    read = ("r", "randlora_alpha", "randlora_dropout", "projection_prng_key", "save_projection")
-    options = _options(saved, PeftRandLoraConfig, (*read, "sparse", "very_sparse", "init_weights"))
-    config = get_config("randlora")(
-        r=saved["r"],
-        randlora_alpha=saved["randlora_alpha"],
-        basis="very-sparse" if saved.get("very_sparse") else "sparse" if saved.get("sparse") else "uniform",
-        seed=saved["projection_prng_key"],
-        dropout=saved.get("randlora_dropout") or 0.0,
-        **options,
-    )
-    state = {}
-    bases: State = {}
-    for key, value in tensors.items():
-        layer, _, name = key.rpartition(".")
-        if name in ("randlora_A", "randlora_B"):
-            bases[name] = value
-        else:
-            state[_ours(layer, name) if name.startswith("randlora_") else key] = value
-    shapes = target_shapes(base, config)
-    drawn = RandomBases(config, *config.basis_shape(shapes), torch.float32)
-    names = ("randlora_A", "randlora_B")
-    kept = {name: bases.get(name, getattr(drawn, name)).float() for name in names}
-    config.save_basis = any(not torch.equal(kept[name], getattr(drawn, name)) for name in names)
-    ends = [part for basis in kept.values() for part in (basis.flatten()[:2], basis.flatten()[-2:])]
-    shared = {"basis_check": torch.cat(ends), **(kept if config.save_basis else {})}
-    state.update(
-        {_ours(f"{MODEL_PREFIX}{shapes[0].name}", f"bases.{name}"): value for name, value in shared.items()}
-    )
-    return config, state
-
-
-def _read_miss(saved: dict[str, Any], tensors: State, base: nn.Module) -> tuple[AdapterConfig, State]:
-    old = "bone" if saved["peft_type"] == "BONE" else "miss"
-    options = _options(saved, PeftMissConfig, ("r", f"{old}_dropout", "mini_r", "init_weights"))
-    start = saved.get("init_weights", True)
-    config = get_config("bone")(
-        r=saved["r"],
-        variant=start if isinstance(start, str) else "miss",
-        dropout=saved.get(f"{old}_dropout") or 0.0,
-        **({"mini_r": saved["mini_r"]} if start == "mini" else {}),
-        **options,
-    )
-    state = {}
-    for key, value in tensors.items():
-        layer, _, name = key.rpartition(".")
-        state[_ours(layer, "miss_block") if name == f"{old}_block" else key] = value
-    return config, state
-
-
-_READERS = {"LORA": _read_lora, "RANDLORA": _read_randlora, "MISS": _read_miss, "BONE": _read_miss}
 
 
 def _check_modules(path: str | Path, state: State, base: nn.Module) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from eckart.errors import InputError
 
 if TYPE_CHECKING:
     from peft.utils.quantization_utils import QuantizationBackend
@@ -28,16 +30,19 @@ if TYPE_CHECKING:
     SupportedLayer = nn.Linear | Conv1D | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Embedding
 
 Kind = Literal["linear", "conv", "embedding"]
+M = TypeVar("M", bound=nn.Module)
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Name, kind and canonical weight shape ``(out, in, *kernel)`` of a layer that is adapted."""
+    """Name, kind and canonical weight shape ``(out, in, *kernel)`` of a layer that is adapted; ``matrix()`` gives the
+    frozen weight itself, for counts that depend on it."""
 
     name: str
     kind: Kind
     weight: tuple[int, ...]
+    frozen: FrozenWeight | None = field(default=None, compare=False, repr=False)
 
     @property
     def out_features(self) -> int:
@@ -54,6 +59,18 @@ class LayerShape:
         """``min(out, in)``."""
         return min(self.out_features, self.in_features)
 
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """The frozen weight.
+
+        Raises:
+            InputError: this shape stands for no layer.
+        """
+        if self.frozen is None:
+            raise InputError(
+                f"the weight of layer {self.name} is not known: take the shapes from target_shapes"
+            )
+        return self.frozen().detach()
+
 
 @dataclass(frozen=True)
 class LayerOp:
@@ -63,6 +80,7 @@ class LayerOp:
     stored_transposed: bool = False
     groups: int = 1
     arguments: dict[str, Any] = field(default_factory=dict)
+    padding_idx: int | None = None
     pad: tuple[tuple[int, ...], str] | None = None
 
     @property
@@ -101,7 +119,9 @@ def describe_layer(module: nn.Module, name: str) -> tuple[LayerShape, LayerOp] |
 
     if isinstance(module, nn.Embedding):
         shape = (module.embedding_dim, module.num_embeddings)
-        return LayerShape(name, "embedding", shape), LayerOp("embedding", True)
+        return LayerShape(name, "embedding", shape), LayerOp(
+            "embedding", True, padding_idx=module.padding_idx
+        )
     if isinstance(module, Conv1D):
         return LayerShape(name, "linear", tuple(reversed(module.weight.shape))), LayerOp("linear", True)
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -131,22 +151,56 @@ def _is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 class Pool:
-    """State shared by all layers of one adapter: what they are, and the modules they have in common."""
+    """What the layers of one adapter have in common: their shapes, their shared modules, and the outputs of these.
+
+    A shared module with a forward of its own is called once a forward pass of the model, before any layer. Its output
+    is kept until the backward pass ends, where activation checkpointing runs parts of the forward again and must see
+    the same graph.
+    """
 
     def __init__(self, shapes: list[LayerShape]) -> None:
         self.shapes = shapes
-        self._modules: dict[str, list[nn.Module]] = {}
+        self._modules: dict[Hashable, list[nn.Module]] = {}
+        self._outputs: dict[Hashable, Any] = {}
+        self._depth = 0
 
-    def module(self, key: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
-        """The shared module of this key and whether the caller made it and so must register it.
-
-        The first layer that asks owns the module (its parameters count, train and are saved once, there);
-        the others must keep it in a plain list, which `nn.Module` does not register.
-        """
+    def module(self, key: Hashable, make: Callable[[], M]) -> tuple[M, bool]:
+        """The shared module of this key and whether the caller made it and so must register it; see `Adapter.share`."""
         owner = key not in self._modules
         if owner:
             self._modules[key] = [make()]
-        return self._modules[key][0], owner
+        return cast(M, self._modules[key][0]), owner
+
+    def output(self, module: nn.Module) -> Any:
+        """What a shared module gives; see `Adapter.once`."""
+        in_backward = torch._C._current_graph_task_id() != -1
+        key = next(key for key, (shared,) in self._modules.items() if shared is module)
+        if key in self._outputs and (self._depth or in_backward):
+            return self._outputs[key]
+        return module()
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether a shared module has a forward of its own."""
+        return any(_has_forward(module) for (module,) in self._modules.values())
+
+    def enter(self, *_: Any) -> None:
+        """A forward pass of the model begins; the outermost computes the outputs."""
+        if not self._depth:
+            called = ((key, module) for key, (module,) in self._modules.items() if _has_forward(module))
+            self._outputs = {key: module() for key, module in called}
+        self._depth += 1
+
+    def leave(self, *_: Any) -> None:
+        """It has ended."""
+        self._depth -= 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_outputs": {}, "_depth": 0}
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -186,8 +240,13 @@ class FrozenWeight:
 
     @property
     def stored(self) -> Tensor:
-        """The current weight in the layer's own layout, dequantised."""
+        """The current weight in the layer's own layout, dequantised, and loaded where it is offloaded."""
         if self.backend is None:
+            if self.module.weight.is_meta and hasattr(self.module, "_hf_hook"):
+                from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+
+                with align_module_device(self.module):
+                    return self.module.weight.detach()
             return self.module.weight
         return self.backend.get_base_weight(self.module)
 

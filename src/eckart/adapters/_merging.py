@@ -1,23 +1,18 @@
-"""Base models with their adapters, from files to files: load one, merge one."""
+"""Merging: the weights of a model with those of an adapter, from files to files."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
 
-from eckart.adapters._checkpoint import MODEL_PREFIX, read_outline
-from eckart.errors import InputError
+from eckart.adapters._loading import base_model, load_adapted, local_directory, read_adapter_config
+from eckart.errors import InputError, first_line
 from eckart.files import atomic_directory, check_output
 
-CONFIG_NAME = "adapter_config.json"
 PREPROCESSING = (
     "tokenizer*",
     "vocab*",
@@ -30,125 +25,6 @@ PREPROCESSING = (
     "processor_config.json",
     "video_preprocessor_config.json",
 )
-_AUTO_CLASSES = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-_HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
-
-
-def local_directory(name: str | Path, patterns: tuple[str, ...]) -> Path:
-    """A directory that holds the files of a model or adapter: itself, or those of the hub that fit the patterns.
-
-    Raises:
-        InputError: neither a directory nor to be had from the hub.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
-    except (HFValidationError, HfHubHTTPError, OSError):
-        raise InputError(f"{name} is neither a directory nor found on the hub: check the name") from None
-
-
-def read_adapter_config(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The directory of an adapter checkpoint and what its adapter_config.json says.
-
-    Raises:
-        InputError: no adapter there, or a damaged file.
-    """
-    directory = local_directory(adapter, (CONFIG_NAME, "*.safetensors"))
-    path = directory / CONFIG_NAME
-    if not path.is_file():
-        raise InputError(f"adapter {adapter} has no {CONFIG_NAME}: give the directory of a finished adapter")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}): save or copy the adapter again") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise InputError(f"{path} is no adapter configuration: it names no peft_type")
-    return directory, config
-
-
-def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
-    """A base model with an adapter on it, in the model class that the adapter was trained in.
-
-    The size of a trained head follows from a ``config.json`` beside the adapter, or from the head's own shape.
-
-    Args:
-        model: directory or hub name of the base model; what the adapter's configuration names when None.
-        adapter: directory or hub name of the adapter.
-
-    Raises:
-        InputError: either is missing, damaged or does not fit the other.
-    """
-    from transformers import AutoConfig
-
-    directory, config = read_adapter_config(adapter)
-    model = base_model(model, adapter, config)
-    tensors = read_outline(directory)
-    labels = next((len(t) for head in _HEADS for key, t in tensors.items() if key.endswith(f".{head}")), None)
-    options: dict[str, Any] = {}
-    if labels is not None:
-        options = {"num_labels": labels, "ignore_mismatched_sizes": True}
-    if (directory / "config.json").is_file():
-        options = {"config": AutoConfig.from_pretrained(directory), "ignore_mismatched_sizes": True}
-    try:
-        base, info = _base_class(adapter, config).from_pretrained(
-            model, dtype="auto", output_loading_info=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"base model {model} cannot be loaded: {_first_line(error)}") from None
-    brought = {key.removeprefix(MODEL_PREFIX) for key in tensors}
-    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])} - brought
-    if absent:
-        raise InputError(
-            f"base model {model} lacks {min(absent)} ({len(absent)} tensors), which {type(base).__name__} needs and "
-            f"adapter {adapter} does not bring: give the base model it was trained on"
-        )
-    try:
-        return PeftModel.from_pretrained(base, str(directory))
-    except InputError:
-        raise
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"adapter {adapter} does not fit {model}: {_first_line(error)}") from None
-
-
-def base_model(model: str | Path | None, adapter: str | Path, config: dict[str, Any]) -> str | Path:
-    """The base model that was given, or that the adapter's configuration names.
-
-    Raises:
-        InputError: neither.
-    """
-    model = model or config.get("base_model_name_or_path")
-    if not model:
-        raise InputError(f"adapter {adapter} does not name its base model: give it with --model")
-    return model
-
-
-def _base_class(adapter: str | Path, config: dict[str, Any]) -> Any:
-    import transformers
-
-    if (task := config.get("task_type")) in _AUTO_CLASSES:
-        return getattr(transformers, _AUTO_CLASSES[task])
-    mapping = config.get("auto_mapping") or {}
-    library, name = mapping.get("parent_library", ""), mapping.get("base_model_class", "")
-    if library.partition(".")[0] == "transformers":
-        return getattr(importlib.import_module(library), name)
-    raise InputError(
-        f"adapter {adapter} does not say which transformers class it was trained in: set task_type in its {CONFIG_NAME}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @dataclass(frozen=True)
@@ -171,7 +47,7 @@ def merge_checkpoint(
 ) -> MergeReport:
     """Save the model with W + ΔW for its weights, in the base's own dtype, with the files of its tokenizer.
 
-    Tied embeddings of which only one side was adapted are untied first, so that the outputs stay those of the adapter.
+    Tied weights of which one was adapted are no longer tied, so that the outputs stay those of the adapter.
 
     Args:
         model: directory or hub name of the base model; what the adapter's configuration names when None.
@@ -187,11 +63,10 @@ def merge_checkpoint(
     model = base_model(model, adapter, config)
     adapted = load_adapted(model, adapter)
     layers = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
-    untie(adapted.get_base_model())
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise InputError(f"adapter {adapter} cannot be merged into {model}: {_first_line(error)}") from None
+        raise InputError(f"adapter {adapter} cannot be merged into {model}: {first_line(error)}") from None
     with atomic_directory(output, overwrite=overwrite) as folder:
         merged.save_pretrained(folder)
         copy_preprocessing(model, folder)
@@ -205,15 +80,3 @@ def copy_preprocessing(model: str | Path, folder: Path) -> None:
     source = local_directory(model, PREPROCESSING)
     for file in {file for pattern in PREPROCESSING for file in source.glob(pattern) if file.is_file()}:
         shutil.copy(file, folder)
-
-
-def untie(model: nn.Module) -> None:
-    """Give the output embedding a weight of its own where it shares one with the input and only one is adapted."""
-    first, last = model.get_input_embeddings(), model.get_output_embeddings()
-    if last is None or isinstance(first, BaseTunerLayer) == isinstance(last, BaseTunerLayer):
-        return
-    if first.weight is last.weight:
-        layer = last.get_base_layer() if isinstance(last, BaseTunerLayer) else last
-        layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False

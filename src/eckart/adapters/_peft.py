@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from peft import PeftType
@@ -17,8 +19,6 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
-    _maybe_include_all_linear_layers,
-    check_target_module_exists,
 )
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -26,16 +26,26 @@ from peft.utils import (
     resolve_quantization_backend,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from eckart.adapters._base import Adapter, AdapterConfig
+from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._census import (
+    PLAIN_LAYERS,
+    PREFIX,
+    aliases,
+    check_names,
+    fault,
+    find_targets,
+    include_all_linear,
+    is_plain,
+)
 from eckart.adapters._checkpoint import MODEL_PREFIX, compare_shapes, differs, same_size, weight_check
+from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
-from eckart.adapters._peft_layer import PLAIN_LAYERS, EckartLayer
+from eckart.adapters._peft_layer import BASE, EckartLayer
 from eckart.errors import InputError
 
-PREFIX = "eckart_"
 _QUANTISED_EPSILON = 2.0**-6
 _FINE_TUNED = 0.1
 """Relative difference up to which a base weight counts as a fine-tuned one, on which a ΔW of its own may be used."""
@@ -47,7 +57,7 @@ class EckartTuner(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = EckartLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
         self,
@@ -57,12 +67,14 @@ class EckartTuner(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        config = self.peft_config[adapter_name]
+        config = cast(AdapterConfig, self.peft_config[adapter_name])
         if config.target_modules != DUMMY_TARGET_MODULES:
-            config = self._prepare_adapter_config(config, self.get_model_config(model))
-            _maybe_include_all_linear_layers(config, model)
+            config = cast(AdapterConfig, self._prepare_adapter_config(config, self.get_model_config(model)))
+            include_all_linear(model, config)
             targets = list(find_targets(model, config, state_dict))
+            check_names(model, config, [name for name, _ in targets])
             self._prepared = self._build(targets, config, adapter_name, low_cpu_mem_usage)
+            self._follow_forwards(model)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _build(
@@ -74,6 +86,7 @@ class EckartTuner(BaseTuner):
             config.check(shape)
             shapes.append(shape)
             contexts.append((shape, op, frozen))
+        _check_pattern(config, shapes)
         pool = Pool(shapes)
         prepared = {}
         for shape, op, frozen in contexts:
@@ -93,6 +106,13 @@ class EckartTuner(BaseTuner):
                         )
         return prepared
 
+    def _follow_forwards(self, model: nn.Module) -> None:
+        """Let the shared modules of the adapter know when a forward pass of the model begins and ends."""
+        pool = next(adapter.layer.pool for adapter, *_ in self._prepared.values())
+        if pool.has_outputs:
+            model.register_forward_pre_hook(pool.enter)
+            model.register_forward_hook(pool.leave, always_call=True)
+
     def _describe(self, key: str, module: nn.Module) -> tuple[LayerShape, LayerOp, FrozenWeight]:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         described = describe_layer(base, key)
@@ -104,22 +124,24 @@ class EckartTuner(BaseTuner):
         shape, op = described
         if isinstance(module, EckartLayer):
             return shape, op, module.frozen
-        if getattr(base, "max_norm", None) is not None:
-            raise InputError(
-                f"layer {key} rescales its own weight (max_norm={base.max_norm}): exclude it or clear max_norm"
-            )
-        if isinstance(base, NonDynamicallyQuantizableLinear):
-            raise InputError(
-                f"layer {key} is read by nn.MultiheadAttention and never called, so that an adapter on it has no "
-                "effect: exclude it"
-            )
+        if why := fault(self.model, key, base):
+            raise InputError(f"layer {key} cannot be adapted: {why}; exclude it")
         backend = None
         if type(base) not in PLAIN_LAYERS or type(base.weight) not in (nn.Parameter, Tensor):
             kwargs = {"get_apply_tensor_subclass": _requantiser(base), **get_quantization_kwargs(self.model)}
             backend = resolve_quantization_backend(base, **kwargs)
-        return shape, op, FrozenWeight(base, op, backend)
+        scaled = isinstance(base, nn.Embedding) and hasattr(
+            base, "embed_scale"
+        )  # PEFT and we follow its scale
+        if backend is None and not is_plain(base) and not scaled:
+            raise InputError(
+                f"layer {key} cannot be adapted: {type(base).__name__} has a forward of its own, of which an adapter "
+                "would be no part once it is merged; exclude it"
+            )
+        frozen = FrozenWeight(cast(Any, base), op, backend)
+        return replace(shape, frozen=frozen), op, frozen
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]  # the configs are ours
         self,
         peft_config: AdapterConfig,
         adapter_name: str,
@@ -136,10 +158,61 @@ class EckartTuner(BaseTuner):
             if isinstance(parent, nn.TransformerEncoderLayer):
                 # Its fast path reads the weight without calling the layer, unless the layer has a hook.
                 layer.register_forward_pre_hook(_called)
-            self._replace_module(parent, target_name, layer, target)
+            for name in aliases(self.model, target):
+                _put(self.model, name, layer)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        """As PEFT's, for all names of a module that has several."""
+        named = list(self.model.named_modules(remove_duplicate=False))
+        layers = [(name, module) for name, module in named if isinstance(module, EckartLayer)]
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        for name, layer in layers:
+            _put(self.model, name, layer.get_base_layer())
+        return model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Give every adapted layer the names of the adapters of a mixed batch, one for each row.
+
+        Raises:
+            InputError: in training, or a name that no layer has.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise InputError("adapter_names is for inference: call model.eval() first")
+        layers = [
+            module for module in self.modules() if isinstance(module, EckartLayer | AuxiliaryTrainingWrapper)
+        ]
+        known = {name for layer in layers if isinstance(layer, EckartLayer) for name in layer.eckart_adapters}
+        if unknown := sorted(set(names) - known - {BASE}):
+            raise InputError(
+                f"adapter_names holds {unknown[0]!r}, which is not in this model: it has {', '.join(sorted(known))}, "
+                f"and {BASE} for none"
+            )
+
+        def inform(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            rows = len(inputs[0])
+            if rows % len(names):
+                raise InputError(
+                    f"adapter_names has {len(names)} names for a batch of {rows} rows: give one for each"
+                )
+            return inputs, {
+                **named,
+                "adapter_names": [name for name in names for _ in range(rows // len(names))],
+            }
+
+        handles = [layer.register_forward_pre_hook(inform, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @classmethod
-    def _get_adapter_state_dict(
+    def _get_adapter_state_dict(  # type: ignore[override]
         cls,
         model: nn.Module,
         config: AdapterConfig,
@@ -147,8 +220,8 @@ class EckartTuner(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        config._saved_check = {
-            layer.shape.name: layer.eckart_adapters[adapter_name].base_check
+        config.saved_check = {
+            layer.shape.name: layer.adapter(adapter_name).base_check
             for layer in model.modules()
             if isinstance(layer, EckartLayer) and adapter_name in layer.eckart_adapters
         }
@@ -162,6 +235,12 @@ class EckartTuner(BaseTuner):
         if inside in key:
             return key.replace(inside, ".eckart_adapters.")
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set the module of a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
@@ -199,6 +278,15 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
     return adapter
 
 
+def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:
+    """Refuse a `rank_pattern` of which a part fits no layer."""
+    for pattern in config.rank_pattern or ():
+        if not any(find_pattern([pattern], shape.name) for shape in shapes):
+            raise InputError(
+                f"rank_pattern names {pattern!r}, which fits none of the layers that are adapted"
+            )
+
+
 def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> None:
     """Compare a checkpoint with the adapters of each layer and load what it holds into them, all before the model is
     touched: PEFT loads only afterwards.
@@ -207,6 +295,9 @@ def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> No
         InputError: other tensors than the adapters have, or numbers that they refuse.
     """
     stems = {name: f"{MODEL_PREFIX}{name}.eckart_adapters." for name in adapters}
+    for name, adapter in adapters.items():
+        if isinstance(adapter, LowRankAdapter) and f"{stems[name]}active" in checkpoint:
+            adapter.set_active(torch.ones(adapter.factor_rank, dtype=torch.bool))
     states = {name: adapter.state_dict() for name, adapter in adapters.items()}
     expected = {stems[name] + key: value for name, state in states.items() for key, value in state.items()}
     compare_shapes(checkpoint, expected)
@@ -216,54 +307,18 @@ def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> No
         adapter.load_state_dict(held, strict=False)
 
 
-def find_targets(
-    model: nn.Module, config: AdapterConfig, state_dict: dict[str, Tensor] | None = None
-) -> Iterator[tuple[str, nn.Module]]:
-    """The layers that PEFT's matching rules give for this config, in model order.
-
-    Raises:
-        InputError: nothing matches; lists the names there are.
-    """
-    inside: list[str] = []
-    found = False
-    from_keys = state_dict and {
-        key.rsplit(f".{PREFIX}", 1)[0].removeprefix("_orig_mod.") for key in state_dict
-    }
-    for key, module in model.named_modules():
-        if not key or any(key.startswith(prefix) for prefix in inside):
-            continue
-        if isinstance(module, BaseTunerLayer):
-            inside.append(key + ".")
-        matches = key in from_keys if from_keys else check_target_module_exists(config, key)
-        if matches:
-            found = True
-            yield key, module
-    if not found:
-        names = sorted(
-            {
-                key.rpartition(".")[2]
-                for key, module in model.named_modules()
-                if key and describe_layer(module, key)
-            }
-        )
-        wanted = config.target_modules
-        wanted = sorted(wanted) if isinstance(wanted, set) else wanted
-        raise InputError(
-            f"target_modules {wanted!r} match no layer of this model; layers there are: {', '.join(names) or 'none'}"
-        )
-
-
 def _called(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """A hook that does nothing."""
 
 
 def _requantiser(module: nn.Module) -> Any:
     """How to quantise a weight again after a merge, when the model carries no quantisation config."""
-    weight, kind = module.weight, type(module.weight).__name__
+    weight: Any = module.weight
+    kind = type(weight).__name__
     int8 = kind == "Int8Tensor" and weight.act_quant_kwargs is None and weight.block_size[0] == 1
 
     def configuration() -> Any:
-        from torchao.quantization import Int8WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-untyped]
 
         if not int8:
             raise InputError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
 from typing import TypeVar
 
-from eckart.adapters._base import AdapterConfig
-from eckart.errors import InputError
+from eckart.adapters._config import AdapterConfig
+from eckart.errors import InputError, first_line
 
 ADAPTERS: dict[str, type[AdapterConfig]] = {}
 _ALIASES: dict[str, str] = {}
@@ -34,10 +36,18 @@ def register_adapter(
         trains: what trains, in a few words.
         saves: what a checkpoint holds, in a few words.
         aliases: other names by which it is known.
+
+    Raises:
+        InputError: a slug or an alias that another method has.
     """
 
     def decorate(config: C) -> C:
         from eckart.adapters._peft import register_peft_type
+
+        if taken := {slug, *aliases} & {*ADAPTERS, *_ALIASES}:
+            raise InputError(
+                f"method {min(taken)!r} is registered already: choose another slug for {config.__name__}"
+            )
 
         config.slug, config.title, config.paper, config.arxiv = slug, title, paper, arxiv
         config.trains, config.saves, config.aliases = trains, saves, tuple(aliases)
@@ -47,6 +57,16 @@ def register_adapter(
         return config
 
     return decorate
+
+
+def load_plugins() -> None:
+    """Import the methods of other packages: what they name under the entry-point group ``eckart.adapters``. One that
+    cannot be imported is left out with a warning."""
+    for entry in entry_points(group="eckart.adapters"):
+        try:
+            entry.load()
+        except Exception as error:
+            warnings.warn(f"the methods of {entry.value} are left out: {first_line(error)}", stacklevel=2)
 
 
 def get_config(method: str) -> type[AdapterConfig]:

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
+from peft import MissConfig as PeftMissConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
+from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._budget import target_shapes
+from eckart.adapters._checkpoint import MODEL_PREFIX
+from eckart.adapters._config import AdapterConfig
+from eckart.adapters._from_peft import our_key, peft_options
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -45,8 +50,8 @@ class BoneConfig(AdapterConfig):
     """Bone (MiSS): one zero-initialised block D, added to every r-wide slice of the weight's inputs.
 
     Args:
-        r: width of the block, at most ``min(out, in)``; must divide both for "bat" and "bat-row", and the outputs for
-            "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
+        r: width of the block, at most the inputs; must divide inputs and outputs for "bat" and "bat-row", and the
+            outputs for "shard_out", where it is the number of shards. None is 64, lowered to what suits the layer.
         variant: "miss", "mini" (its block repeated along the outputs too), "shard_out" (the paper's first form), "bat"
             (full rank, one B for each block of outputs) or "bat-row" (one for each block of inputs).
         mini_r: columns of the block for "mini", a divisor of the outputs. None is the largest that is at most r.
@@ -62,6 +67,8 @@ class BoneConfig(AdapterConfig):
     mini_r: int | None = None
 
     default_r: ClassVar[int] = 64
+    monotone: ClassVar[bool] = False
+    peft_types: ClassVar[tuple[str, ...]] = ("MISS", "BONE")
     learning_rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
 
     def __post_init__(self) -> None:
@@ -73,13 +80,14 @@ class BoneConfig(AdapterConfig):
             raise InputError(f"mini_r is {m}, variant {self.variant!r}: it is of 'mini' and at least 1")
 
     @property
-    def needs_base(self) -> bool:
+    def needs_base(self) -> bool:  # type: ignore[override]
         """Bat reads the base weight, the other variants never do."""
         return self.variant.startswith("bat")
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None:
-            return super().rank(shape)
+        if (r := self.pattern(shape.name) or self.r) is not None:
+            sides: list[int] = [getattr(shape, side) for side in _DIVIDED.get(self.variant, _BOTH[1:])]
+            return min(r, *sides)
         largest = min(self.default_r, shape.max_rank)
         return next(r for r in range(largest, 0, -1) if self._suits(shape, r))
 
@@ -95,8 +103,8 @@ class BoneConfig(AdapterConfig):
                 )
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
-        largest = min(shape.max_rank for shape in shapes)
-        return [r for r in range(1, largest + 1) if all(self._suits(shape, r) for shape in shapes)]
+        values = range(1, max(shape.max_rank for shape in shapes) + 1)
+        return [r for r in values if all(self._suits(s, replace(self, r=r).rank(s)) for s in shapes)]
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(math.prod(self.block(shape)) for shape in shapes)
@@ -114,6 +122,35 @@ class BoneConfig(AdapterConfig):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         block = torch.zeros(self.block(layer.shape), dtype=dtype, device=weight.device)
         return kinds[self.variant](layer, block)
+
+    @classmethod
+    def read_peft(
+        cls, saved: dict[str, Any], tensors: dict[str, Tensor], base: nn.Module
+    ) -> tuple[BoneConfig, dict[str, Tensor]]:
+        """PEFT's MiSS, and Bone of its earlier versions. Rows of a block beyond the inputs of a layer have no part in
+        its output and are left out."""
+        old = "bone" if saved["peft_type"] == "BONE" else "miss"
+        options = peft_options(saved, PeftMissConfig, ("r", f"{old}_dropout", "mini_r", "init_weights"))
+        start = saved.get("init_weights", True)
+        config = cls(
+            r=saved["r"],
+            variant=cast(Variant, start if isinstance(start, str) else "miss"),
+            dropout=saved.get(f"{old}_dropout") or 0.0,
+            **({"mini_r": saved["mini_r"]} if start == "mini" else {}),
+            **options,
+        )
+        ranks = {shape.name: config.rank(shape) for shape in target_shapes(base, config)}
+        state = {}
+        for key, value in tensors.items():
+            layer, _, name = key.rpartition(".")
+            ours = name == f"{old}_block"
+            rows = (
+                ranks.get(layer.removeprefix(MODEL_PREFIX))
+                if ours and config.variant in ("miss", "mini")
+                else None
+            )
+            state[our_key(layer, "miss_block") if ours else key] = value[:rows]
+        return config, state
 
 
 class Bone(LowRankAdapter):
@@ -133,14 +170,15 @@ class Bone(LowRankAdapter):
         return self.miss_block
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
-        return self._repeat(self.output_block().t())
+        return self._repeat(self._active(self.output_block(), 0).t())
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.layer.op.kind != "linear":
             return super().project(x)
         r = self.factor_rank
         tail = x.shape[-1] % r
-        h = (x[..., :-tail] if tail else x).unflatten(-1, (-1, r)).sum(-2)
+        whole: Any = x[..., :-tail] if tail else x
+        h: Tensor = whole.unflatten(-1, (-1, r)).sum(-2)
         return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block()
 
     def _repeat(self, block: Float[Tensor, "rows r"]) -> Float[Tensor, "rows in"]:
@@ -182,7 +220,7 @@ class ShardOut(Bone):
         return self.miss_block, self._spread(torch.eye(self.factor_rank), 0).to(self.miss_block)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
-        return self._spread(self.miss_block, 0)
+        return self._spread(self._active(self.miss_block, 0), 0)
 
     def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
         return super().expand(h, b_t) if self.layer.op.kind == "conv" else self._spread(h, -1)
@@ -203,7 +241,7 @@ class Bat(Adapter):
     def delta_weight(self) -> Float[Tensor, "out in"]:
         n, r, _ = self.miss_block.shape
         weight = self.layer.base_weight().to(self.dtype)
-        product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).unflatten(1, (r, -1))
+        product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).view(n, r, -1, r)
         return (product + self.miss_block.unsqueeze(2)).reshape(weight.shape)
 
 
@@ -213,5 +251,5 @@ class BatRow(Bat):
     def delta_weight(self) -> Float[Tensor, "out in"]:
         n, r, _ = self.miss_block.shape
         weight = self.layer.base_weight().to(self.dtype)
-        product = torch.bmm(weight.reshape(-1, n, r).transpose(0, 1), self.miss_block).unflatten(1, (-1, r))
+        product = torch.bmm(weight.reshape(-1, n, r).transpose(0, 1), self.miss_block).view(n, -1, r, r)
         return (product + self.miss_block.unsqueeze(1)).permute(1, 2, 0, 3).reshape(weight.shape)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -61,7 +62,7 @@ class FLoRATuckerConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ranks = [self.r] * 2 if isinstance(self.r, str) else self.r
+        ranks: Any = self.r
         if isinstance(ranks, list | tuple) and (
             len(ranks) < 2 or any(isinstance(r, str) or int(r) != r or r < 1 for r in ranks)
         ):
@@ -73,19 +74,19 @@ class FLoRATuckerConfig(AdapterConfig):
         """(r_in, r_out, r_k1, …) of a layer.
 
         Raises:
-            InputError: a rank above its dimension, or too few of them.
+            InputError: too few ranks.
         """
         out, inner, *kernel = shape.weight
         sizes = (inner, out) if self.freeze_spatial else (inner, out, *kernel)
         full = tuple(kernel) if self.freeze_spatial else ()
         if not isinstance(self.r, list | tuple):
             return (*(min(self.rank(shape), size) for size in sizes), *full)
-        if len(self.r) < len(sizes) or any(r > size for r, size in zip(self.r, sizes, strict=False)):
+        if len(self.r) < len(sizes):
             raise InputError(
                 f"r is {list(self.r)}, but layer {shape.name} has the dimensions {sizes} (in, out, kernel): give each "
-                "a rank that is no larger"
+                "a rank"
             )
-        return (*self.r[: len(sizes)], *full)
+        return (*(min(r, size) for r, size in zip(self.r, sizes, strict=False)), *full)
 
     def check(self, shape: LayerShape) -> None:
         """Its ranks."""
@@ -121,6 +122,9 @@ class FLoRATuckerConfig(AdapterConfig):
 
 class FLoRATucker(LowRankAdapter):
     """ΔW = scale · G ×₀ P₀ ×₁ P₁ ×₂ P₂ …, of matrix rank at most r_out."""
+
+    param_0: nn.Parameter
+    param_1: nn.Parameter
 
     def __init__(
         self,

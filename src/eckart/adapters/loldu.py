@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import DiagonalAdapter, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
@@ -89,6 +89,12 @@ class LoLDUConfig(AdapterConfig):
 
 class LoLDU(DiagonalAdapter):
     """ΔW = B diag(σ (z₀ + vector_z) − σ₀ z₀) A with ``vector_z (r)`` trained."""
+
+    pivots: Tensor
+    lora_A: Tensor
+    lora_B: Tensor
+    vector_z0: Tensor
+    scaling_factor: nn.Parameter | None
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: LoLDUConfig) -> None:
         super().__init__(layer)

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape, seeded_generator, whole
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -82,19 +83,18 @@ class MoSConfig(AdapterConfig):
         Raises:
             InputError: no such factors; names the layer and the remedy.
         """
-        e = min(2, shape.max_rank) if self.equivalent_rank is None else self.equivalent_rank
-        p = min(1, e - 1) if self.private_rank is None else self.private_rank
-        most, where = p + (e - p) * blocks, f"layer {shape.name} {(shape.out_features, shape.in_features)}"
-        if e > shape.max_rank:
+        wanted = self.default_r if self.equivalent_rank is None else self.equivalent_rank
+        if self.private_rank is not None and self.private_rank > wanted:
             raise InputError(
-                f"equivalent_rank is {e}, above min(out, in) = {shape.max_rank} of {where}: lower it"
+                f"private_rank is {self.private_rank}, above equivalent_rank = {wanted}: lower it"
             )
-        if p > e:
-            raise InputError(f"private_rank is {p}, above equivalent_rank = {e}: lower it")
+        e = min(wanted, shape.max_rank)
+        p = min(1, e - 1) if self.private_rank is None else min(self.private_rank, e)
+        most, where = p + (e - p) * blocks, f"layer {shape.name} {(shape.out_features, shape.in_features)}"
         if self.r is None:
             r = min(4 * e, most, shape.max_rank) if self.subset_selection else most
         else:
-            r = self.rank(shape)
+            r = min(self.rank(shape), most)
         if not p <= r <= min(most, shape.max_rank):
             raise InputError(
                 f"r is {r}, but {where} allows {p} to {min(most, shape.max_rank)}: from p = {p} to p + (e - p) L with "
@@ -106,18 +106,14 @@ class MoSConfig(AdapterConfig):
             raise InputError(f"shards_per_vector is {shards}: {where} needs a divisor of {common}")
         return e, p, r, shards
 
-    def check(self, shape: LayerShape) -> None:
-        """What a layer alone can tell; how many blocks share its pool is known when it is built."""
-        if self.r is not None:
-            self.rank(shape)
-
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
         """The values of e with which every layer has factors."""
         blocks = [(group[0], len(group)) for group in layer_types(shapes).values()]
-        for e in range(1, min(shape.max_rank for shape in shapes) + 1):
+        for e in range(1, max(shape.max_rank for shape in shapes) + 1):
             with contextlib.suppress(InputError):
+                candidate = replace(self, equivalent_rank=e)
                 for shape, number in blocks:
-                    replace(self, equivalent_rank=e).sizes(shape, number)
+                    candidate.sizes(shape, number)
                 yield e
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
@@ -157,10 +153,11 @@ class MoSConfig(AdapterConfig):
             dtype = torch.promote_types(weight.dtype, torch.float32)
             return nn.ParameterDict({"pool_A": a.to(dtype), "pool_B": b.to(dtype)})
 
-        shared, owner = layer.pool.module(f"mos {kind}", pools)
         index_a = draw("A")
         index_b = draw("B") if self.pair_dissociation else index_a.clone()
-        return MoS(self, shared, owner, index_a, index_b, layer)
+        adapter = MoS(self, index_a, index_b, layer)
+        adapter.share("pools", pools, kind)
+        return adapter
 
 
 def layer_types(shapes: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
@@ -175,11 +172,12 @@ def layer_types(shapes: Sequence[LayerShape]) -> dict[str, list[LayerShape]]:
 class MoS(LowRankAdapter):
     """ΔW = (α/r) · B A, gathered from the pools by two frozen index matrices."""
 
+    index_A: Tensor
+    index_B: Tensor
+
     def __init__(
         self,
         config: MoSConfig,
-        pools: nn.ParameterDict,
-        owner: bool,
         index_a: Int[Tensor, "r l"],
         index_b: Int[Tensor, "r l"],
         layer: LayerContext,
@@ -188,19 +186,11 @@ class MoS(LowRankAdapter):
         self.scale = config.lora_alpha / len(index_a)
         self.register_buffer("index_A", index_a, persistent=config.save_basis)
         self.register_buffer("index_B", index_b, persistent=config.save_basis)
-        self._shared = [pools]
-        if owner:
-            self.pools = pools
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the pools, which only one of their layers holds."""
-        return self._shared[0]["pool_A"].dtype
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """Rows of A and columns of B, shard by shard."""
         r, device = self.factor_rank, self.index_A.device
-        pool_a, pool_b = (whole(self._shared[0][name]).to(device) for name in ("pool_A", "pool_B"))
+        pool_a, pool_b = (whole(self.shared["pools"][name]).to(device) for name in ("pool_A", "pool_B"))
         a = pool_a.index_select(0, self.index_A.flatten()).view(r, -1)
         return a, pool_b.index_select(1, self.index_B.flatten()).t().reshape(r, -1).t()
 

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import Adapter, AdapterConfig, LowRankAdapter
+from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -152,7 +153,8 @@ class _RandomMix(Adapter):
             scale *= bound
             chunk = self.config.chunk_size or 0
             mixed = mix_random_basis(coefficients, key, math.prod(shape), self._law, chunk)
-        return (scale * mixed).to(coefficients.dtype).view(shape)
+        result: Tensor = (scale * mixed).to(coefficients.dtype).view(shape)
+        return result
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -173,6 +175,8 @@ class _RandomMix(Adapter):
 
 class NOLA(_RandomMix, LowRankAdapter):
     """ΔW = (α/r) · B A with mixed factors."""
+
+    lora_A0: Tensor | None
 
     def __init__(self, config: NOLAConfig, dtype: torch.dtype, layer: LayerContext) -> None:
         super().__init__(config, layer)
@@ -202,7 +206,7 @@ class NOLA(_RandomMix, LowRankAdapter):
 class DenseNOLA(_RandomMix):
     """ΔW = Σᵢ αᵢ Wᵢ without factors."""
 
-    recompute: ClassVar[bool] = True
+    recompute = True
 
     def __init__(self, config: NOLAConfig, dtype: torch.dtype, layer: LayerContext) -> None:
         super().__init__(config, layer)

@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
+from peft import RandLoraConfig as PeftRandLoraConfig
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._budget import target_shapes
+from eckart.adapters._checkpoint import MODEL_PREFIX
+from eckart.adapters._config import AdapterConfig
+from eckart.adapters._from_peft import our_key, peft_options
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -51,7 +57,7 @@ class RandLoRAConfig(AdapterConfig):
         num_bases: at most this many bases a layer, for a rank of at most r · num_bases; ⌈min(out, in)/r⌉ when None.
 
     Raises:
-        InputError: r above ``min(out, in)``, or an option outside its range.
+        InputError: an option outside its range.
     """
 
     r: int | None = None
@@ -63,6 +69,9 @@ class RandLoRAConfig(AdapterConfig):
     num_bases: int | None = None
 
     default_r: ClassVar[int] = 32
+    any_rank: ClassVar[bool] = True
+    monotone: ClassVar[bool] = False
+    peft_types: ClassVar[tuple[str, ...]] = ("RANDLORA",)
     checks: ClassVar[tuple[str, ...]] = ("basis_check",)
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
 
@@ -90,7 +99,13 @@ class RandLoRAConfig(AdapterConfig):
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         """Σ n (r + m)."""
-        return sum(self.bases(s) * (self.rank(s) + s.max_rank) for s in shapes)
+        counted = Counter((s.weight, self.pattern(s.name)) for s in shapes)
+        alike = {(s.weight, self.pattern(s.name)): s for s in shapes}
+        return sum(
+            n * self.bases(s) * (self.rank(s) + s.max_rank)
+            for key, s in alike.items()
+            for n in (counted[key],)
+        )
 
     def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
         """4 for each trained number, a check of 8 numbers, and with ``save_basis`` the bases, once."""
@@ -101,13 +116,57 @@ class RandLoRAConfig(AdapterConfig):
     def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> RandLoRA:
         """λ = 0 and γ = 1/max(n, m), so that ΔW = 0."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        shape = self.basis_shape(layer.pool.shapes)
-        shared, owner = layer.pool.module("randlora", lambda: RandomBases(self, *shape, dtype))
-        return RandLoRA(self, shared, owner, dtype, layer)
+        return RandLoRA(self, dtype, layer)
+
+    @classmethod
+    def read_peft(
+        cls, saved: dict[str, Any], tensors: dict[str, Tensor], base: nn.Module
+    ) -> tuple[RandLoRAConfig, dict[str, Tensor]]:
+        """PEFT's RandLoRA: its bases are drawn again from its key, and kept only where that gives others."""
+        read = ("r", "randlora_alpha", "randlora_dropout", "projection_prng_key", "save_projection")
+        options = peft_options(saved, PeftRandLoraConfig, (*read, "sparse", "very_sparse", "init_weights"))
+        config = cls(
+            r=saved["r"],
+            randlora_alpha=saved["randlora_alpha"],
+            basis="very-sparse"
+            if saved.get("very_sparse")
+            else "sparse"
+            if saved.get("sparse")
+            else "uniform",
+            seed=saved["projection_prng_key"],
+            dropout=saved.get("randlora_dropout") or 0.0,
+            **options,
+        )
+        state: dict[str, Tensor] = {}
+        bases: dict[str, Tensor] = {}
+        for key, value in tensors.items():
+            layer, _, name = key.rpartition(".")
+            if name in ("randlora_A", "randlora_B"):
+                bases[name] = value
+            else:
+                state[our_key(layer, name) if name.startswith("randlora_") else key] = value
+        shapes = target_shapes(base, config)
+        drawn = RandomBases(config, *config.basis_shape(shapes), torch.float32)
+        names = ("randlora_A", "randlora_B")
+        kept = {name: bases.get(name, getattr(drawn, name)).float() for name in names}
+        config.save_basis = any(not torch.equal(kept[name], getattr(drawn, name)) for name in names)
+        ends = [part for basis in kept.values() for part in (basis.flatten()[:2], basis.flatten()[-2:])]
+        shared = {"basis_check": torch.cat(ends), **(kept if config.save_basis else {})}
+        state.update(
+            {
+                our_key(f"{MODEL_PREFIX}{shapes[0].name}", f"bases.{name}"): value
+                for name, value in shared.items()
+            }
+        )
+        return config, state
 
 
 class RandomBases(nn.Module):
     """The frozen A and B of all layers: saved, once, with ``save_basis``; otherwise drawn again and held to a check."""
+
+    randlora_A: Tensor
+    randlora_B: Tensor
+    basis_check: Tensor
 
     def __init__(
         self, config: RandLoRAConfig, large: int, small: int, n: int, r: int, dtype: torch.dtype
@@ -138,7 +197,8 @@ class RandomBases(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RandomBases:
         self._cast.clear()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "basis_check")
@@ -156,9 +216,7 @@ class RandomBases(nn.Module):
 class RandLoRA(LowRankAdapter):
     """U = B̄ Ā by columns of the shared bases; ΔW = scale · U or its transpose."""
 
-    def __init__(
-        self, config: RandLoRAConfig, shared: nn.Module, owner: bool, dtype: torch.dtype, layer: LayerContext
-    ) -> None:
+    def __init__(self, config: RandLoRAConfig, dtype: torch.dtype, layer: LayerContext) -> None:
         super().__init__(layer)
         shape = layer.shape
         r, n, m = config.rank(shape), config.bases(shape), shape.max_rank
@@ -167,43 +225,47 @@ class RandLoRA(LowRankAdapter):
         self.basis_order = config.basis_order
         self.randlora_lambda = nn.Parameter(torch.zeros(r, n, dtype=dtype))
         self.randlora_gamma = nn.Parameter(torch.full((n, m), 1 / max(n, m), dtype=dtype))
-        self._shared = [shared]
-        if owner:
-            self.bases = shared
+        sizes = config.basis_shape(layer.pool.shapes)
+        self.share("bases", lambda: RandomBases(config, *sizes, dtype))
 
     def _parts(self) -> tuple[tuple[Tensor, Tensor, Tensor], Float[Tensor, "large nr"], bool]:
         """(A, λ, γ) as broadcast to Ā, B̄, and whether in is the small side."""
         lam, gamma, shape = self.randlora_lambda, self.randlora_gamma, self.layer.shape
         (r, n), m = lam.shape, shape.max_rank
-        a, b = self._shared[0].like(lam)
+        a, b = cast(RandomBases, self.shared["bases"]).like(lam)
         parts = a[:r, :n, :m], lam[:, :, None], gamma[None]
         if self.basis_order == "paper":
-            parts = tuple(part.transpose(0, 1) for part in parts)
+            parts = parts[0].transpose(0, 1), parts[1].transpose(0, 1), parts[2].transpose(0, 1)
         large = b.flatten(1)[: max(shape.out_features, shape.in_features), : n * r]
         return parts, large, m == shape.in_features
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """(Ā, B̄), or (B̄ᵀ, Āᵀ) where out is the small side."""
         parts, large, in_is_small = self._parts()
-        small = ScaledProduct.apply(*parts).flatten(0, 1)
+        small = cast(Tensor, ScaledProduct.apply(*parts)).flatten(0, 1)  # type: ignore[no-untyped-call]
         return (small, large) if in_is_small else (large.t(), small.t())
 
     def forward(self, x: Tensor) -> Tensor:
         """The branch; a linear layer's keeps no Ā for the backward pass."""
-        return self.scale * self._linear(x) if self.layer.op.kind == "linear" else super().forward(x)
+        return self.scale * self._linear(x) if self._is_short() else super().forward(x)
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         """``y + scaling · forward(x)``."""
-        if self.layer.op.kind != "linear":
+        if not self._is_short():
             return super().add_to(y, x, scaling)
         return torch.add(y, self._linear(x), alpha=scaling * self.scale)
+
+    def _is_short(self) -> bool:
+        return self.layer.op.kind == "linear" and self.active is None
 
     def _linear(self, x: Tensor) -> Tensor:
         parts, large, in_is_small = self._parts()
         large = large.to(x.dtype)
         if in_is_small:
-            return ScaledLinear.apply(x, *parts, True) @ large.t()
-        return ScaledLinear.apply(x @ large, *parts, False)
+            h: Tensor = ScaledLinear.apply(x, *parts, True)  # type: ignore[no-untyped-call]
+            return h @ large.t()
+        y: Tensor = ScaledLinear.apply(x @ large, *parts, False)  # type: ignore[no-untyped-call]
+        return y
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Both factors forward; the frozen one has no gradient of its own."""

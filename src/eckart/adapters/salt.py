@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig, LowRankAdapter
+from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import own
 from eckart.adapters._layers import LayerContext, LayerShape
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
@@ -45,7 +45,7 @@ class SALTConfig(AdapterConfig):
     Args:
         r: how many leading singular values are scaled and shifted, at most ``min(out, in)``.
         ratio: instead of r, that share of ``min(out, in)``, in (0, 1]; 0.1 when both are None.
-        r_lora: rank of X Y on the other values; 0 leaves it out. None is 8, lowered where fewer values are left.
+        r_lora: rank of X Y on the other values, at most as many as there are; 8 when None, 0 leaves it out.
         relu: clamp the core element by element at zero (the paper's). Without it ΔW has rank r + r_lora.
         init: "zero" starts at W₀ (Y = 0), "small_random" near it (X, Y ~ 0.01 N(0, 1), the authors' first code).
 
@@ -78,30 +78,16 @@ class SALTConfig(AdapterConfig):
             raise InputError(f"init is {self.init!r}: give 'zero' or 'small_random'")
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None:
+        if self.r is not None or self.pattern(shape.name) is not None:
             return super().rank(shape)
         return max(1, int(shape.max_rank * (0.1 if self.ratio is None else self.ratio)))
 
     def trailing_rank(self, shape: LayerShape) -> int:
-        """Columns of X for one layer.
-
-        Raises:
-            InputError: r_lora above the number of values that are left.
-        """
-        left = shape.max_rank - self.rank(shape)
-        if self.r_lora is None:
-            return min(8, left)
-        if self.r_lora > left > 0:
-            raise InputError(
-                f"r_lora is {self.r_lora}, above min(out, in) − r = {left} of layer {shape.name}: lower r_lora or r"
-            )
-        return self.r_lora
-
-    def check(self, shape: LayerShape) -> None:
-        self.trailing_rank(shape)
+        """Columns of X for one layer: at most as many as values are left."""
+        return min(8 if self.r_lora is None else self.r_lora, shape.max_rank - self.rank(shape))
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
-        return range(min(shape.max_rank - self.rank(shape) for shape in shapes) + 1)
+        return range(max(shape.max_rank - self.rank(shape) for shape in shapes) + 1)
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(2 * self.rank(s) + 2 * self.trailing_rank(s) * (s.max_rank - self.rank(s)) for s in shapes)
@@ -117,9 +103,16 @@ class SALTConfig(AdapterConfig):
 class SALT(LowRankAdapter):
     """ΔW = U (ReLU(core) − diag(S)) Vᵀ; without the ReLU, of rank r + r_lora, never forming the core."""
 
+    U: Tensor
+    S: Tensor
+    Vt: Tensor
+    digest: Tensor
+    trainable_X: nn.Parameter | None
+    trainable_Y: nn.Parameter | None
+
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SALTConfig) -> None:
         super().__init__(layer)
-        self.relu, self.recompute = config.relu, config.relu
+        self.relu = self.recompute = config.relu
         self.r, rho = config.rank(layer.shape), config.trailing_rank(layer.shape)
         u, s, vh = canonical_svd(weight)
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -143,7 +136,7 @@ class SALT(LowRankAdapter):
         head = (self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B
         if self.relu:
             head = _clamp(head, s[:r])
-        if x is None:
+        if x is None or y is None:
             return vt[:r], u[:, :r] * head
         if not self.relu:
             return torch.cat([vt[:r], y @ vt[r:]]), torch.cat([u[:, :r] * head, u[:, r:] @ x], dim=1)
@@ -158,7 +151,7 @@ class SALT(LowRankAdapter):
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         shape, k = self.layer.shape, self.S.numel()
         through, folded = super().multiply_adds(tokens)
-        if self.trainable_X is None:
+        if self.trainable_X is None or self.trainable_Y is None:
             return through, folded
         if not self.relu:
             core = 2 * self.trainable_Y.numel() * (shape.in_features + shape.out_features)
@@ -170,10 +163,13 @@ class SALT(LowRankAdapter):
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
         top = self.S[: self.r].to(self.dtype)
-        penalty = torch.linalg.vector_norm(self.trainable_scale_A * top + self.trainable_shift_B - top)
-        if self.trainable_X is None:
+        penalty: Tensor = torch.linalg.vector_norm(
+            self.trainable_scale_A * top + self.trainable_shift_B - top
+        )
+        if self.trainable_X is None or self.trainable_Y is None:
             return penalty
-        return penalty + torch.linalg.vector_norm(self.trainable_X @ self.trainable_Y)
+        trailing: Tensor = torch.linalg.vector_norm(self.trainable_X @ self.trainable_Y)
+        return penalty + trailing
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         stored = state_dict.get(f"{prefix}digest")
@@ -190,21 +186,3 @@ class SALT(LowRankAdapter):
 def _clamp(change: Tensor, start: Tensor) -> Tensor:
     """ReLU(start + change) − start without the rounding of that sum; NaN stays NaN."""
     return torch.where(change <= -start, -start, change)
-
-
-def regularization(model: nn.Module) -> Float[Tensor, ""]:
-    """The sum of `SALT.regularization` over the active adapters of a model, to be added to the loss times a factor.
-
-    Raises:
-        InputError: no active adapter has one.
-    """
-    terms = [
-        adapter.regularization()
-        for layer in model.modules()
-        if isinstance(layer, EckartLayer)
-        for name, adapter in layer.eckart_adapters.items()
-        if name in layer.active_adapters and isinstance(adapter, SALT)
-    ]
-    if not terms:
-        raise InputError("this model has no active SALT adapter, the method that has a regularization term")
-    return torch.stack([term.to(terms[0].device) for term in terms]).sum()

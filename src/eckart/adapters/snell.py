@@ -11,15 +11,16 @@ Source: Shen et al., "Expanding Sparse Tuning for Low Memory Usage", 2024, arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import Adapter, AdapterConfig
+from eckart.adapters._base import Adapter
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -62,6 +63,8 @@ class SNELLConfig(AdapterConfig):
     coeff: list[float] = field(default_factory=lambda: [0.1, -0.1])
     norm_p: float = 2.0
 
+    zero_at_start: ClassVar[bool] = False
+    exact_gradient: ClassVar[Mapping[str, Any]] = {"detach": False}
     learning_rates: ClassVar[tuple[float, ...]] = (1e-2, 3e-2, 1e-1)
 
     def __post_init__(self) -> None:
@@ -88,12 +91,10 @@ class SNELLConfig(AdapterConfig):
         return len(self.coeff) if self.kernel == "piecewise" else 1
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None:
-            return super().rank(shape)
-        return max(min(self.default_r, shape.max_rank) // self.parts, 1) * self.parts
+        return max(super().rank(shape) // self.parts, 1) * self.parts
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
-        return range(self.parts, min(shape.max_rank for shape in shapes) + 1, self.parts)
+        return range(self.parts, max(self.parts, *(shape.max_rank for shape in shapes)) + 1, self.parts)
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         shaping = 3 * len(shapes) if self.kernel in ("sigmoid", "rbf") else 0
@@ -107,6 +108,11 @@ class SNELL(Adapter):
     """ΔW = K ⊙ m(|K|) with ``in_qs (p, in, r/p)`` and ``out_qs (p, out, r/p)`` trained."""
 
     recompute = True
+    in_qs: nn.Parameter
+    out_qs: nn.Parameter
+    alpha: nn.Parameter
+    beta: nn.Parameter
+    gamma: nn.Parameter
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SNELLConfig) -> None:
         super().__init__(layer)

@@ -11,14 +11,14 @@ Source: Sun et al., "SVFit", 2024, arXiv:2409.05926.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import AdapterConfig
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import DiagonalAdapter, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
@@ -46,7 +46,6 @@ class SVFitConfig(AdapterConfig):
             "log" s = σ exp(svfit_s).
         nonneg: keep s ≥ 0 by a ReLU; a negative s turns its direction round.
         select: which singular values train: the "top" (the paper's), "bottom" or "random" ones.
-        energy_ranks: the ranks that ``energy`` gave, kept with a checkpoint.
 
     Raises:
         InputError: an option outside its range, or both r and energy.
@@ -61,7 +60,6 @@ class SVFitConfig(AdapterConfig):
     param: Literal["value", "relative", "log"] = "value"
     nonneg: bool = False
     select: Literal["top", "bottom", "random"] = "top"
-    energy_ranks: dict[str, int] | None = field(default=None, compare=False, repr=False)
 
     default_r: ClassVar[int] = 64
     needs_base: ClassVar[bool] = True
@@ -84,21 +82,18 @@ class SVFitConfig(AdapterConfig):
         ):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}")
-        self._ranks = dict(self.energy_ranks or {})
+        self._ranks: dict[str, int] = {}
 
     def rank(self, shape: LayerShape) -> int:
-        if self.energy is None:
+        if self.energy is None or self.pattern(shape.name) is not None:
             return super().rank(shape)
         if shape.name not in self._ranks:
-            raise InputError(
-                f"energy is {self.energy}: the rank of layer {shape.name} follows from its weight and is known only "
-                "once the adapter is built; give r to count before"
-            )
+            values = torch.linalg.svdvals(shape.matrix().float())
+            self._ranks[shape.name] = rank_for_energy(values, self.energy, self.energy_norm)
         return self._ranks[shape.name]
 
     def check(self, shape: LayerShape) -> None:
-        if self.energy is None:
-            super().check(shape)
+        """Nothing that its rank, which the weight may decide, would tell."""
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         return sum(self.rank(shape) for shape in shapes)
@@ -108,7 +103,13 @@ class SVFitConfig(AdapterConfig):
         return 4 * (self.trainable_parameters(shapes) + self.save_basis * basis)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "energy_ranks": self._ranks or None}
+        return {**super().to_dict(), "rank_pattern": {**(self.rank_pattern or {}), **self._ranks} or None}
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        """PEFT's hook for options that are read: before 0.2 the ranks that ``energy`` gave had a name of their own."""
+        ranks = kwargs.pop("energy_ranks", None)
+        return {**kwargs, **({"rank_pattern": ranks} if ranks else {})}
 
     def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> SVFit:
         return SVFit(weight, layer, self)
@@ -117,15 +118,16 @@ class SVFitConfig(AdapterConfig):
 class SVFit(DiagonalAdapter):
     """ΔW = U_r diag(s(svfit_s) − σ_r) V_rᵀ with ``svfit_s (r)`` trained."""
 
+    svfit_U: Tensor
+    svfit_Vh: Tensor
+    svfit_s0: Tensor
+
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SVFitConfig) -> None:
         super().__init__(layer)
         self.param, self.nonneg = config.param, config.nonneg
         u, s, vh = canonical_svd(weight)
-        if config.energy is not None:
-            kept_rank = (config.energy_ranks or {}).get(layer.shape.name)
-            config._ranks[layer.shape.name] = kept_rank or rank_for_energy(
-                s, config.energy, config.energy_norm
-            )
+        if config.energy is not None and config.pattern(layer.shape.name) is None:
+            config._ranks[layer.shape.name] = rank_for_energy(s, config.energy, config.energy_norm)
         r, falling = config.rank(layer.shape), torch.arange(s.numel())
         order = {
             "top": falling,
@@ -143,9 +145,8 @@ class SVFit(DiagonalAdapter):
         return self.svfit_Vh, self.svfit_U
 
     def diagonal(self) -> Float[Tensor, " r"]:
-        if self.param == "value":
-            change = self.svfit_s
-        else:
+        change: Tensor = self.svfit_s
+        if self.param != "value":
             change = self.svfit_s0 * (self.svfit_s if self.param == "relative" else self.svfit_s.expm1())
         return (self.svfit_s0 + change).relu() - self.svfit_s0 if self.nonneg else change
 

@@ -2,8 +2,7 @@
 
 import torch
 
-from eckart.adapters import SALTConfig
-from eckart.adapters.salt import regularization
+from eckart.adapters import SALTConfig, regularization
 
 TRAINED = ["trainable_scale_A", "trainable_shift_B", "trainable_X", "trainable_Y"]
 INPUTS = ["weight", "bias", "U", "S", "Vt", *TRAINED, "x", "g"]

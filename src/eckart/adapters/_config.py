@@ -1,0 +1,217 @@
+"""The options of a method: what every config has, how it counts, and how it builds the adapter of a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
+
+from jaxtyping import Float
+from peft import PeftConfig, PeftType
+from torch import Tensor, nn
+
+from eckart.adapters._checkpoint import read_outline
+from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.errors import InputError
+
+if TYPE_CHECKING:
+    from eckart.adapters._base import Adapter
+
+Route = Literal["auto", "factored", "folded"]
+
+_WANTED = {bool: "True or False", float: "a number", int: "a whole number"}
+
+
+@cache
+def _plain_options(config: type[AdapterConfig]) -> dict[str, type]:
+    """The fields that hold one number or boolean, or None, with its type."""
+    hints = get_type_hints(config)
+    kinds = {option.name: hints[option.name] for option in dataclasses.fields(config)}
+    plain = {name: next((t for t in _WANTED if kind in (t, t | None)), None) for name, kind in kinds.items()}
+    return {name: kind for name, kind in plain.items() if kind is not None}
+
+
+def find_pattern(patterns: Collection[str], name: str) -> str | None:
+    """The key of a `rank_pattern` that a layer's name has, or whose regular expression fits the end of it."""
+    if name in patterns:
+        return name
+    return next((pattern for pattern in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
+
+
+@dataclass
+class AdapterConfig(PeftConfig):
+    """Options that every method has. A method adds its own and says how to build its adapter.
+
+    Args:
+        target_modules: names (or one regular expression) of the layers to adapt, or ``"all-linear"``.
+        exclude_modules: names (or one regular expression) never adapted.
+        modules_to_save: further modules trained in full and saved, such as a classification head.
+        layers_to_transform: indices of the blocks to adapt; all when None.
+        layers_pattern: name of the list of blocks, when ``layers_to_transform`` is given.
+        seed: every random number of the adapter follows from it.
+        dropout: probability of zeroing an input element of the adapter's branch while training.
+        route: ``"factored"`` (x through the factors), ``"folded"`` (one product with W₀ + ΔW) or ``"auto"``.
+        init_weights: False starts from random non-zero values, for tests.
+        save_basis: also store the frozen tensors that are otherwise rebuilt from the seed or the base weight.
+        rank_pattern: ranks of layers that differ from ``r``, by name or by a regular expression of its end. Like
+            ``r``, each is a cap: a layer takes no more than it can hold.
+
+    Raises:
+        InputError: an option outside its range.
+    """
+
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    seed: int = 0
+    dropout: float = 0.0
+    route: Route = "auto"
+    init_weights: bool = True
+    save_basis: bool = False
+    rank_pattern: dict[str, int] | None = None
+    base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
+
+    # No fields, which would be saved: set on a config read from a checkpoint, and on one that is being saved.
+    checkpoint = cast("dict[str, Tensor] | None", None)
+    saved_check = cast("dict[str, list[float]] | None", None)
+
+    peft_kind: ClassVar[PeftType]
+
+    # What the registry tells of the method.
+    slug: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    family: ClassVar[str] = "adapters"
+    paper: ClassVar[str] = ""
+    arxiv: ClassVar[str] = ""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    knob: ClassVar[str] = "r"
+    trains: ClassVar[str] = ""
+    saves: ClassVar[str] = ""
+    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
+    default_r: ClassVar[int] = 8
+    needs_base: ClassVar[bool] = False  # ΔW or its frozen factors depend on the base weight
+    checks: ClassVar[tuple[str, ...]] = ()  # saved buffers that rebuilt factors are held to
+    zero_at_start: ClassVar[bool] = True  # ΔW = 0 before the first step
+    any_rank: ClassVar[bool] = False  # a rank above min(out, in) has a use
+    monotone: ClassVar[bool] = True  # the count never turns back along `knob_values`
+    exact_gradient: ClassVar[Mapping[str, Any]] = {}  # options with which no part of ΔW is held constant
+    peft_types: ClassVar[tuple[str, ...]] = ()  # PEFT's own types that `read_peft` reads
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = type(self).peft_kind
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), list):
+                setattr(self, name, set(value))
+        self._check_numbers()
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}: give a probability in [0, 1)")
+        if self.route not in ("auto", "factored", "folded"):
+            raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
+        for pattern in self.rank_pattern or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"rank_pattern {pattern!r} is no regular expression: {error}") from None
+        for name, r in (("r", getattr(self, "r", None)), *(self.rank_pattern or {}).items()):
+            if isinstance(r, bool | str) or (isinstance(r, int | float) and (r < 1 or r != int(r))):
+                where = "r" if name == "r" else f"rank_pattern of {name!r}"
+                raise InputError(f"{where} is {r!r}: give a whole number of at least 1")
+
+    def _check_numbers(self) -> None:
+        """Refuse words, NaN and the like in the options that are plain numbers or booleans."""
+        for name, kind in _plain_options(type(self)).items():  # type: ignore[arg-type]  # mypy takes the hash of the instances
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, Real) or value != value:
+                raise InputError(f"{name} is {value!r}: give {_WANTED[kind]}")
+
+    def rank(self, shape: LayerShape) -> int:
+        """The rank for one layer: what `rank_pattern` says for its name, else ``r``, else the method's default; never
+        more than ``min(out, in)`` unless the method has a use for more."""
+        r = self.pattern(shape.name)
+        if r is None:
+            r = getattr(self, "r", None)
+        if r is None:
+            return min(self.default_r, shape.max_rank)
+        return int(r) if self.any_rank else min(int(r), shape.max_rank)
+
+    def pattern(self, name: str) -> int | None:
+        """What `rank_pattern` says for a layer; None where it says nothing."""
+        key = find_pattern(self.rank_pattern or {}, name)
+        return None if key is None else (self.rank_pattern or {})[key]
+
+    def check(self, shape: LayerShape) -> None:
+        """Refuse a layer this config cannot adapt; called for every layer before any is changed.
+
+        Raises:
+            InputError: naming the layer and the remedy.
+        """
+        self.rank(shape)
+
+    def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[Any]:
+        """The values of the knob that differ on these layers, in the order of their counts."""
+        return range(1, max(shape.max_rank for shape in shapes) + 1)
+
+    def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
+        """How many numbers train over these layers, from the method's formula. Where the count depends on the weight
+        itself, `LayerShape.matrix` gives it."""
+        raise NotImplementedError
+
+    def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
+        """Bytes of the tensors a float32 checkpoint holds: 4 for each trained number unless the method adds some."""
+        return 4 * self.trainable_parameters(shapes)
+
+    def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> Adapter:
+        """The adapter of one layer.
+
+        Args:
+            weight: the frozen matrix, dequantised, in the dtype of the base layer. Never modified.
+            layer: name, shape, kind, seed and the shared pool.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def read_peft(
+        cls, saved: dict[str, Any], tensors: dict[str, Tensor], base: nn.Module
+    ) -> tuple[AdapterConfig, dict[str, Tensor]]:
+        """A checkpoint of one of ``peft_types`` as a config of this method and its tensors; see `from_peft`.
+
+        Args:
+            saved: what its adapter_config.json says.
+            tensors: its tensors by PEFT's names.
+            base: the model it is for.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> PeftConfig:
+        """PEFT's loading, which for a local checkpoint also reads its weights, so that a damaged or foreign one is
+        refused before the model is touched.
+
+        Raises:
+            InputError: the weights are missing or damaged.
+        """
+        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        directory = Path(pretrained_model_name_or_path, subfolder or "")
+        pickled = (directory / "adapter_model.bin").is_file()
+        if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:
+            config.checkpoint = read_outline(directory, () if config.save_basis else config.checks)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are written to adapter_config.json."""
+        return {
+            **super().to_dict(),
+            "base_check": self.base_check if self.saved_check is None else self.saved_check,
+        }

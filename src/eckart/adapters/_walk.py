@@ -1,0 +1,76 @@
+"""The one walk over the adapters of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from eckart.adapters._base import Adapter
+from eckart.adapters._checkpoint import MODEL_PREFIX
+from eckart.adapters._peft_layer import EckartLayer
+from eckart.errors import InputError
+
+
+def walk(
+    model: nn.Module, adapter_name: str | None = None
+) -> Iterator[tuple[str, EckartLayer, str, Adapter]]:
+    """Every adapter in a model, in the order of its layers: the layer's name in the base model, the layer, the
+    adapter's name and the adapter.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; in each layer the active ones when None.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = False
+    for path, layer in model.named_modules():
+        if not isinstance(layer, EckartLayer):
+            continue
+        for name in layer.active_adapters if adapter_name is None else [adapter_name]:
+            if name in layer.eckart_adapters:
+                found = True
+                yield path.removeprefix(MODEL_PREFIX), layer, name, layer.adapter(name)
+    if not found:
+        which = "no active adapter" if adapter_name is None else f"no adapter {adapter_name!r}"
+        raise InputError(f"this model has {which} of eckart's: make one with eckart.adapt or get_peft_model")
+
+
+def lr_scales(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:
+    """Factors on the learning rate that methods ask for, by the names of the model's parameters; only those that are
+    not 1.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; the active ones when None.
+    """
+    asked = {
+        id(parameter): factor
+        for _, _, _, adapter in walk(model, adapter_name)
+        for name, factor in adapter.lr_scale.items()
+        if (parameter := adapter.get_parameter(name)) is not None and factor != 1
+    }
+    return {name: asked[id(p)] for name, p in model.named_parameters() if id(p) in asked}
+
+
+def regularization(model: nn.Module, adapter_name: str | None = None) -> Float[Tensor, ""]:
+    """The sum of `Adapter.regularization` over the adapters of a model, to be added to the loss times a factor.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; the active ones when None.
+
+    Raises:
+        InputError: no adapter has a term.
+    """
+    terms = [adapter.regularization() for _, _, _, adapter in walk(model, adapter_name)]
+    found = [term for term in terms if term is not None]
+    if not found:
+        raise InputError(
+            "no active adapter of this model has a regularization term; SALT is a method that has one"
+        )
+    return torch.stack([term.to(found[0].device) for term in found]).sum()
