@@ -172,6 +172,21 @@ def test_it_goes_on_with_enough_clients_and_asks_a_new_node_who_it_is() -> None:
     assert questions == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        RecordDict(),
+        RecordDict({"m": MetricRecord({"client": [1, 2]})}),
+        RecordDict({"m": MetricRecord({"client": 77})}),
+    ],
+)
+def test_a_node_that_does_not_say_who_it_is_is_not_asked(said: RecordDict) -> None:
+    federation = Federation("fedit", clients=4)
+    federation.grid.names[2] = said
+    federation.run(1)
+    assert federation.reports[0].asked == [0, 1, 3]
+
+
 def test_no_client_is_sent_what_another_trained() -> None:
     seen: dict[int, list[bytes]] = {}
 

@@ -12,11 +12,13 @@ Answer = Callable[[int, Message], RecordDict | None]
 
 
 class LocalGrid(Grid):
-    """Nodes 1000, 1001, … are clients 0, 1, …; ``answer`` gives a reply's content, None for no answer, or raises."""
+    """Nodes 1000, 1001, … are clients 0, 1, …; ``answer`` gives a reply's content, None for no answer, or raises.
+    ``names`` holds what a client says of itself, where that is not its number."""
 
     def __init__(self, clients: int, answer: Answer, *, shuffled: bool = False) -> None:
         self.nodes = {1000 + client: client for client in range(clients)}
         self.answer, self.shuffled = answer, shuffled
+        self.names: dict[int, RecordDict] = {}
         self.asked: list[tuple[int, Message]] = []
         self._replies: dict[str, Message] = {}
 
@@ -30,7 +32,7 @@ class LocalGrid(Grid):
             message.metadata.__dict__["_src_node_id"] = 1
             reply: Message | None
             if message.metadata.message_type == "query":
-                reply = Message(RecordDict({"m": MetricRecord({"client": client})}), reply_to=message)
+                reply = Message(self.names.get(client, self._name(client)), reply_to=message)
             else:
                 try:
                     content = self.answer(client, message)
@@ -40,6 +42,10 @@ class LocalGrid(Grid):
             if reply is not None:
                 self._replies[ids[-1]] = reply
         return ids
+
+    @staticmethod
+    def _name(client: int) -> RecordDict:
+        return RecordDict({"metrics": MetricRecord({"client": client})})
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         there = [i for i in sorted(message_ids, reverse=self.shuffled) if i in self._replies]

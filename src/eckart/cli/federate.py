@@ -109,8 +109,12 @@ def federate(
 
     Example: `eckart federate --data reviews.csv --strategy lora-fair --clients 20 --partition dirichlet:0.3`
     """
+    from eckart.data.read import check_source
     from eckart.jobs.federate.federating import federate as run
+    from eckart.tasks.pretrained import find_model
 
+    find_model(model)
+    check_source(data)
     try:
         metrics = run(
             model,

@@ -251,7 +251,10 @@ class LoRAStrategy(Strategy):
         for reply in grid.send_and_receive(questions, timeout=left) if questions else ():
             if reply.has_error():
                 continue
-            client = int(next(iter(reply.content.metric_records.values()))["client"])  # type: ignore[arg-type]
+            try:
+                client = int(next(iter(reply.content.metric_records.values()))["client"])  # type: ignore[arg-type]
+            except (StopIteration, KeyError, TypeError, ValueError):
+                continue
             if 0 <= client < self.population:
                 self._nodes[reply.metadata.src_node_id] = client
 
@@ -297,7 +300,7 @@ class LoRAStrategy(Strategy):
             tensors = tensors_of(reply.content.array_records["arrays"])
             said = {key: float(value) for key, value in reply.content.metric_records["metrics"].items()}  # type: ignore[arg-type]
             update = Update(client, tensors, self.rank(client), said.get("num-examples", 0.0))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, EOFError, OSError, MemoryError) as error:
             taken.miss(client, f"unreadable: {error}")
             return 0
         taken.add(update)
