@@ -21,7 +21,7 @@ from eckart.federated.rounds import Round, Update
 from eckart.jobs.federate import processes, results
 from eckart.jobs.federate.federating import federate
 from eckart.jobs.federate.plan import Plan
-from eckart.jobs.federate.processes import Federation, check_port, end_leftovers, free_port
+from eckart.jobs.federate.processes import Federation, check_port, end_leftovers, free_port, processes_of
 from eckart.jobs.federate.server import begin
 from eckart.tasks.task import load_task
 
@@ -106,8 +106,10 @@ def test_faults_of_real_clients_and_a_killed_server(files, tmp_path: Path, monke
             assert made.processes["superlink"].poll() is None
             time.sleep(0.2)
         made.kill("superlink")
+        assert not processes_of(made.home / "superlink")
     finally:
         made.stop()
+    assert processes_of(made.home) == []
     refused = {
         int(row["client"]): row["refused"] for row in rows_of(directory, "clients.csv") if row["refused"]
     }
@@ -127,11 +129,7 @@ def test_faults_of_real_clients_and_a_killed_server(files, tmp_path: Path, monke
     saved = load_file(directory / "adapter_model.safetensors")
     for key, value in expected(plan, 2, [0, 1, 2]).items():
         torch.testing.assert_close(saved[key], value, rtol=0, atol=0)
-    assert not any(_runs(made, name) for name in ("superlink", *(f"client-{k}" for k in range(9))))
-
-
-def _runs(made: Federation, name: str) -> bool:
-    return name in made.processes
+    assert processes_of(made.home) == []
 
 
 def test_encrypted_and_too_few(files, tmp_path: Path, monkeypatch, light) -> None:
@@ -155,7 +153,7 @@ def test_real_clients_in_processes_and_in_ray_end_in_the_same_numbers(files, tmp
     for name in ("validation", "test", "bytes_up", "bytes_down"):
         assert one[name] == two[name]
     assert json.loads((tmp_path / "ray" / results.METRICS).read_text())["test"] == two["test"]
-    assert Path.cwd().joinpath("pyproject.toml").is_file()
+    assert processes_of(tmp_path / "processes" / processes.HOME) == []
 
 
 def test_a_port_in_use_is_refused(files, tmp_path: Path) -> None:
@@ -170,22 +168,22 @@ def test_a_port_in_use_is_refused(files, tmp_path: Path) -> None:
         check_port(99999)
 
 
-def test_leftovers_of_a_killed_run_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that this directory's run started is ended, one that it did not start is not."""
+def test_leftovers_of_a_killed_run_are_ended(tmp_path: Path) -> None:
+    """Processes of this directory's run are ended, in whatever session, and no others."""
     import subprocess
 
     home = tmp_path / processes.HOME
-    home.mkdir()
-    ours, other = (
+    places = (str(home), f"{home}/superlink", f"{home}2/superlink", "/elsewhere/superlink")
+    made = [
         subprocess.Popen(["sleep", "60"], env=os.environ | {"FLWR_HOME": where}, start_new_session=True)
-        for where in (f"{home}/superlink", "/elsewhere/superlink")
-    )
+        for where in places
+    ]
     try:
-        (home / processes.PIDS).write_text(json.dumps([ours.pid, other.pid, 2**22 + 1]))
+        assert sorted(processes_of(home)) == sorted(process.pid for process in made[:2])
         end_leftovers(home)
-        assert ours.wait(10) == -signal.SIGKILL
-        assert other.poll() is None
+        assert [process.wait(10) for process in made[:2]] == [-signal.SIGKILL] * 2
+        assert [process.poll() for process in made[2:]] == [None, None]
     finally:
-        for process in (ours, other):
+        for process in made:
             process.kill()
             process.wait()

@@ -51,8 +51,8 @@ output = {output}
 deadline = {deadline}
 """
 POLL_SECONDS = 0.2
-HOME, PIDS = ".flower", "pids.json"
-"""Where Flower writes, inside the run's directory; the processes that were started, in there."""
+HOME = ".flower"
+"""Where Flower writes, inside the run's directory."""
 
 
 class Federation:
@@ -174,11 +174,12 @@ class Federation:
                 raise RuntimeError(f"the SuperLink ended: see {self.home / 'logs' / 'superlink.log'}")
             time.sleep(POLL_SECONDS)
 
-    def kill(self, name: str, sign: int = signal.SIGKILL) -> None:
+    def kill(self, name: str) -> None:
         """End one process and its children at once."""
         process = self.processes.pop(name)
-        _signal_group(process, sign)
+        _signal_group(process, signal.SIGKILL)
         process.wait()
+        end_leftovers(self.home / name)
 
     def stop(self) -> None:
         """End all processes: asked first, then killed."""
@@ -191,6 +192,7 @@ class Federation:
             _signal_group(process, signal.SIGKILL)
             process.wait()
         self.processes.clear()
+        end_leftovers(self.home)
 
     def _start(self, name: str, words: list[str]) -> None:
         with open(self.home / "logs" / f"{name}.log", "ab") as log:
@@ -202,8 +204,6 @@ class Federation:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        pids = [process.pid for process in self.processes.values()]
-        (self.home / PIDS).write_text(json.dumps(pids), encoding="utf-8")
 
     def _environment(self) -> dict[str, str]:
         bin_directory = str(Path(sys.executable).parent)
@@ -233,29 +233,30 @@ def _signal_group(process: subprocess.Popen[bytes], sign: int) -> None:
         os.killpg(process.pid, sign)
 
 
-def end_leftovers(home: Path) -> None:
-    """End what an earlier run in this directory left behind when it was killed; known by its environment."""
-    try:
-        pids = json.loads((home / PIDS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    for pid in pids:
+def processes_of(home: Path) -> list[int]:
+    """Processes that run for a directory of Flower's, whoever started them: its own start others in sessions of their
+    own, which outlive it when it is killed. Known by their environment (Linux)."""
+    mark, found = f"FLWR_HOME={home}".encode(), []
+    for place in Path("/proc").glob("[0-9]*/environ"):
         try:
-            ours = f"FLWR_HOME={home}/".encode() in Path(f"/proc/{int(pid)}/environ").read_bytes()
+            entries = place.read_bytes().split(b"\0")
+            state = (place.parent / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if ours:
-            os.killpg(pid, signal.SIGKILL)
-            while _alive(pid):
-                time.sleep(POLL_SECONDS)
+        inside = any(entry == mark or entry.startswith(mark + b"/") for entry in entries)
+        if inside and state not in "ZX" and int(place.parent.name) != os.getpid():
+            found.append(int(place.parent.name))
+    return found
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process still runs: one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def end_leftovers(home: Path) -> None:
+    """End all processes of a directory of Flower's, such as those of a run that was killed."""
+    deadline = time.monotonic() + 30
+    while (pids := processes_of(home)) and time.monotonic() < deadline:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
 
 
 def check_port(port: int) -> None:
