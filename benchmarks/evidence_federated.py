@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from eckart.tasks.task import load_task
 from eckart.tasks.trainer import evaluate
 
 RESULTS = Path(__file__).parent / "results" / "evidence_federated.json"
+PAGE = Path(__file__).parents[1] / "docs" / "evidence" / "lora-fair.md"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "FedIT": ("fedit", {}),
     "LoRA-FAIR (ridge)": ("lora-fair", {}),
@@ -181,6 +183,8 @@ def main() -> None:
         "algebra": algebra(),
     }
     _write(arguments.output, report)
+    if arguments.output == RESULTS:
+        page(report)
     for row in report["algebra"]:
         print(f"{row['arm']:50} error {row['error']:.4f}  cosine {row['cosine']:.4f}", flush=True)
     for seed in range(arguments.seeds):
@@ -195,7 +199,56 @@ def main() -> None:
                 report["rows"].append(row)
                 _write(arguments.output, report)
                 told = f"{row['score']:.4f}  error {row['error'][-1]:.4f}  {row['seconds']:.0f} s"
+                if arguments.output == RESULTS:
+                    page(report)
                 print(f"{name:12} seed {seed}  {arm:36} {told}", flush=True)
+
+
+def page(report: dict[str, Any]) -> None:
+    """Write the tables of docs/evidence/lora-fair.md."""
+    algebra_rows = [
+        f"| {row['arm']} | {row['error']:.4f} | {row['cosine']:.4f} |" for row in report["algebra"]
+    ]
+    parts = {"algebra": ["| | error | cosine |", "| --- | --- | --- |", *algebra_rows]}
+    lines = [
+        "| data | strategy | seeds | score | against FedIT | bias | error | MB down |",
+        "| --- " * 8 + "|",
+    ]
+    setting = report["setting"]
+    for name in dict.fromkeys(row["data"] for row in report["rows"]):
+        base = {r["seed"]: r["score"] for r in report["rows"] if (r["data"], r["arm"]) == (name, "FedIT")}
+        for arm in ARMS:
+            rows = [r for r in report["rows"] if (r["data"], r["arm"]) == (name, arm)]
+            if rows:
+                lines.append(f"| {name} | {arm} | {len(rows)} | {_line(rows, base)} |")
+    told = (
+        f"{setting['clients']} clients, {setting['rounds']} rounds, {setting['train']} training examples, partitions "
+        f"{', '.join(f'{k} {v}' for k, v in setting['partitions'].items())}; means over the seeds, differences "
+        "paired by seed with their standard error."
+    )
+    parts["data"] = [*lines, "", told]
+    text = PAGE.read_text("utf-8")
+    for mark, new in parts.items():
+        head, rest = text.split(f"<!-- {mark}:begin", 1)
+        first, rest = rest.split("\n", 1)
+        text = (
+            f"{head}<!-- {mark}:begin{first}\n"
+            + "\n".join(new)
+            + f"\n<!-- {mark}:end"
+            + rest.split(f"<!-- {mark}:end", 1)[1]
+        )
+    PAGE.write_text(text, "utf-8")
+
+
+def _line(rows: list[dict[str, Any]], base: dict[int, float]) -> str:
+    gaps = [row["score"] - base[row["seed"]] for row in rows if row["seed"] in base]
+    gap = f"{statistics.mean(gaps):+.4f}" if gaps else "-"
+    if len(gaps) > 1:
+        gap += f" ± {statistics.stdev(gaps) / len(gaps) ** 0.5:.4f}"
+    score = statistics.mean(row["score"] for row in rows)
+    bias, error = (statistics.mean(row[key][-1] for row in rows) for key in ("bias", "error"))
+    down = statistics.mean(row["bytes_down"] for row in rows) / 1e6
+    return f"{score:.4f} | {gap} | {bias:.4f} | {error:.2g} | {down:.1f}"
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

@@ -113,17 +113,16 @@ def main() -> None:
             fits[f"{slug}: exponent in the clients"] = exponent(
                 [row["clients"] for row in found], [row["fold"] for row in found]
             )
-    widths = [256, 512, 1024, 2048]
-    stacked = [sum(seconds("lora-fair", 6, w, r)) for w in widths]
+    widths = [2048, 4096, 8192, 16384]
+    stacked = [min(sum(seconds("lora-fair", 6, w, r)) for _ in range(5)) for w in widths]
     fits["lora-fair, 6 clients: exponent in the width"] = exponent(widths, stacked)
-    ranks = [4, 8, 16, 32]
-    fits["lora-fair, 6 clients: exponent in the rank"] = exponent(
-        ranks, [sum(seconds("lora-fair", 6, width, k)) for k in ranks]
-    )
+    ranks = [16, 32, 64, 128]
+    by_rank = [min(sum(seconds("lora-fair", 6, 8192, k)) for _ in range(5)) for k in ranks]
+    fits["lora-fair, 6 clients: exponent in the rank"] = exponent(ranks, by_rank)
     ratios = {
         str(w): min(dense_seconds(6, w, r) for _ in range(3))
         / min(sum(seconds("lora-fair", 6, w, r)) for _ in range(3))
-        for w in (*widths, 4096)
+        for w in (256, 512, 1024, 2048, 4096)
     }
     for name, value in fits.items():
         print(f"{name}: {value:.2f}")
