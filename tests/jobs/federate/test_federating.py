@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from federate_cases import small
 from flwr.app import Message
 from local_grid import LocalGrid
-from peft import AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
+from tiny_models import WORDS, save_gpt2
 
 from eckart.errors import InputError
 from eckart.federated import SLUGS
@@ -72,6 +74,21 @@ def test_the_final_adapter_is_the_servers_model(strategy: str, files, tmp_path: 
     assert model.peft_config["default"].peft_type == "LORA"
     out = model(input_ids=torch.tensor([[5, 6, 7]]))
     assert torch.isfinite(out.logits).all()
+
+
+@pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora", "flora-stacking"])
+def test_a_language_model_whose_weights_lie_transposed(strategy: str, tmp_path: Path, in_process) -> None:
+    draw = random.Random(0)
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=8)) for _ in range(120)))
+    files = {"model": str(save_gpt2(tmp_path / "gpt2")), "data": str(tmp_path / "text.txt")}
+    given = {"strategy": strategy, "partition": "contiguous", "clients": 3, "fraction": 1.0}
+    metrics = federate(**small(files, tmp_path / "run", **given))
+    assert metrics["metric"] == "bits_per_token"
+    with open(tmp_path / "run" / "rounds.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert metrics["validation"]["score"] == pytest.approx(float(rows[-1]["score"]), rel=1e-5)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()
 
 
 def test_training_over_clients_learns(files, tmp_path: Path, in_process) -> None:
