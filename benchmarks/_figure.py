@@ -1,19 +1,27 @@
-"""One line chart as plain SVG, so that no plotting library is needed."""
+"""The line charts of docs/evidence, drawn from rows that are kept under results/figures.
+
+python benchmarks/_figure.py     draws all of them again
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from eckart.jobs._svg import GRID, circle, document, line, polyline, text
+from eckart.files import atomic_write
+from eckart.jobs.charts import alt, svg
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 720, 420, 76, 46, 190, 56
-COLOURS = ("#0b7285", "#c2410c", "#5f3dc4", "#2b8a3e", "#868e96", "#e67700", "#1864ab", "#a61e4d")
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ROOT / "benchmarks" / "results" / "figures"
+FIGURES = ROOT / "docs" / "evidence" / "figures"
+WIDTH, HEIGHT, FEW = 460, 320, 24
 
 
 def line_chart(
-    path: Path,
+    name: str,
     title: str,
     x_label: str,
     y_label: str,
@@ -22,55 +30,52 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = True,
 ) -> None:
-    """Write the chart of these series of (x, y); points that a logarithm cannot show are left out."""
-    kept = {
-        name: [
-            (x, y) for x, y in points if (x > 0 or not log_x) and (y > 0 or not log_y) and math.isfinite(y)
-        ]
-        for name, points in series.items()
+    """Keep the series of (x, y) under a name, to six digits, and draw them."""
+    points = {
+        label: [[float(f"{value:.6g}") for value in point] for point in line]
+        for label, line in series.items()
     }
-    xs, ys = ([point[axis] for points in kept.values() for point in points] for axis in (0, 1))
-    place_x, ticks_x = _axis(xs, log_x, LEFT, WIDTH - RIGHT)
-    place_y, ticks_y = _axis(ys, log_y, HEIGHT - BOTTOM, TOP)
-    parts = [
-        text(LEFT, 26, title, size=15),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label, anchor="middle"),
-        f'<g transform="rotate(-90 16 {HEIGHT / 2})">{text(16, HEIGHT / 2, y_label, anchor="middle")}</g>',
-    ]
-    for value in ticks_x:
-        parts += [
-            line(place_x(value), TOP, place_x(value), HEIGHT - BOTTOM, GRID),
-            text(place_x(value), HEIGHT - 36, _show(value), anchor="middle"),
-        ]
-    for value in ticks_y:
-        y = place_y(value)
-        parts += [
-            line(LEFT, y, WIDTH - RIGHT, y, GRID),
-            text(LEFT - 6, y + 4, _show(value), anchor="end"),
-        ]
-    for i, (name, points) in enumerate(kept.items()):
-        colour, y = COLOURS[i % len(COLOURS)], TOP + 10 + 20 * i
-        marks = [(place_x(x), place_y(v)) for x, v in points]
-        parts.append(polyline(marks, colour, name, width=1.8))
-        if len(points) <= 24:
-            parts += [circle(x, v, radius=3, fill=colour, stroke=colour) for x, v in marks]
-        parts.append(line(WIDTH - RIGHT + 12, y, WIDTH - RIGHT + 34, y, colour, width=2))
-        parts.append(text(WIDTH - RIGHT + 40, y + 4, name))
+    kept = {"title": title, "x": x_label, "y": y_label, "log_x": log_x, "log_y": log_y, "series": points}
+    path = ROWS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document(WIDTH, HEIGHT, parts), encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(kept, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(FIGURES / f"{name}.svg") as temporary:
+        temporary.write_text(draw(kept), encoding="utf-8")
 
 
-def _axis(values, log: bool, start: float, stop: float):
-    low, high = min(values), max(values)
-    if log:
-        low, high = math.floor(math.log10(low)), math.ceil(math.log10(high))
-        high = max(high, low + 1)
-        step = max(1, math.ceil((high - low) / 8))
-        ticks = [10.0**e for e in range(low, high + 1, step)]
-        return lambda v: start + (stop - start) * (math.log10(v) - low) / (high - low), ticks
-    span = (high - low) or 1.0
-    return lambda v: start + (stop - start) * (v - low) / span, [low + span * i / 5 for i in range(6)]
+def draw(kept: Mapping[str, Any]) -> str:
+    """The chart of one file of rows; points that a logarithm cannot show are left out."""
+    rows = [
+        {"series": name, "at": at, "x": x, "y": y, "few": len(points) <= FEW}
+        for name, points in kept["series"].items()
+        for at, (x, y) in enumerate(points)
+        if (x > 0 or not kept["log_x"]) and (y > 0 or not kept["log_y"]) and math.isfinite(y)
+    ]
+    names = alt.Scale(domain=list(kept["series"]))
+    legend = alt.Legend(title=None)
+    lines = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("x:Q", **_axis(kept["x"], kept["log_x"], [row["x"] for row in rows])),
+        y=alt.Y("y:Q", **_axis(kept["y"], kept["log_y"], [row["y"] for row in rows])),
+        color=alt.Color("series:N", scale=names, legend=legend),
+    )
+    marks = lines.mark_point(size=32, filled=True, opacity=1).transform_filter("datum.few")
+    chart = alt.layer(
+        lines.mark_line(strokeWidth=1.8).encode(order="at:Q"),
+        marks.encode(shape=alt.Shape("series:N", scale=names, legend=legend)),
+    )
+    title = f"{kept['title']}: {kept['y']} against {kept['x']}, {', '.join(kept['series'])}"
+    return svg(chart.properties(width=WIDTH, height=HEIGHT, title=kept["title"]), title)
 
 
-def _show(value: float) -> str:
-    return f"{value:.3g}"
+def _axis(title: str, log: bool, values: Sequence[float]) -> dict[str, Any]:
+    decades = int(math.log10(max(values) / min(values))) if log else 6
+    axis = alt.Axis(title=title, labelExpr="format(datum.value, '~g')", tickCount=max(2, min(decades, 6)))
+    return {"axis": axis, "scale": alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)}
+
+
+if __name__ == "__main__":
+    for path in sorted(ROWS.glob("*.json")):
+        target = FIGURES / f"{path.stem}.svg"
+        target.write_text(draw(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+        print(target)

@@ -126,11 +126,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> None:
+def save(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> None:
     """Write the rows beside the machine they were measured on."""
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        temporary.write_text(
+            json.dumps({"machine": machine(), "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        )
     print(f"\nwritten to {path}")
 
 
@@ -141,5 +143,5 @@ def table(rows: list[dict[str, Any]]) -> None:
 
     view = Table(*rows[0])
     for row in rows:
-        view.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        view.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=140).print(view)

@@ -13,7 +13,7 @@ import torch
 from _arms import ARMS
 from _harness import Stack, save, table
 
-from eckart.tasks.trainer import PeakMemory
+from eckart.tasks.instruments import PeakMemory
 
 DEPTHS, TOKENS, WIDTH = (8, 16), 1024, 1024
 

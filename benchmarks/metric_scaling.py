@@ -20,7 +20,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,6 @@ from torch import Tensor
 from eckart.linalg.spectrum import singular_values
 from eckart.metrics import matrix_entropy, matrix_nuclear_norm, normalised_states
 
-FIGURE = Path(__file__).resolve().parent.parent / "docs" / "evidence" / "figures" / "metric-scaling.svg"
 TOKENS = 256
 MOST_RUNS = 30
 
@@ -108,8 +106,7 @@ def main() -> None:
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         series.setdefault(f"{row['arm']}, {row['case']}", []).append((row["width"], row["ms"] / 1000))
-    line_chart(FIGURE, "Time of one text", "width d", "seconds", series, log_x=True)
-    print(f"written to {FIGURE}")
+    line_chart("metric-scaling", "Time of one text", "width d", "seconds", series, log_x=True)
 
 
 if __name__ == "__main__":

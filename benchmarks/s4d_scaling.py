@@ -13,7 +13,6 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 
 from eckart.layers import S4D
 
-FIGURE = Path(__file__).resolve().parent.parent / "docs/evidence/figures/s4d-scaling.svg"
 LONGEST_ATTENTION = 16_384
 STEPS = 100  # recurrent steps in one measurement
 
@@ -100,7 +98,7 @@ def main() -> None:
     if fits:
         table(fits)
         line_chart(
-            FIGURE,
+            "s4d-scaling",
             f"One layer of width {options.width}, forward and backward",
             "length of the sequence",
             "ms",

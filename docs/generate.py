@@ -1,17 +1,23 @@
-"""Write what the documentation takes from the registry: the tables of methods and the site's navigation.
+"""Write what the documentation takes from elsewhere: tables of methods and navigation from the registry, figures from
+the rows that evidence/ and benchmarks/ keep.
 
 Run by `make docs`; the tests check that the committed files are what this script writes.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import tomllib
 from pathlib import Path
+
+from _findings import findings
+from _rows import ROOT, between
+from _tables import PAGES, blocks
 
 import eckart
 
-ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DOCS = f"{PROJECT['urls']['Repository']}/blob/main/docs/"
+"""Where docs/ is for a reader of the README, which also stands where no file is beside it."""
 INDEX_HEAD = """# Methods
 
 Every method of this version: `eckart methods` prints the same list, `eckart.methods()` returns it. *Knob* is the option
@@ -94,57 +100,24 @@ def evidence() -> str:
     return "".join(f"      - {name}: {path}\n" for name, path in pages if (ROOT / "docs" / path).exists())
 
 
-def measured(name: str, models: str, value: str, unit: str, *ratios: str) -> str:
-    """The rows of benchmarks/results as Markdown.
-
-    Args:
-        name: of the results.
-        models: the column that, with the tokens where there are any, tells one block of rows from another.
-        value: the column measured.
-        unit: its heading.
-        ratios: columns to show beside it.
-    """
-    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-    machine = found["machine"]
-    titles = [models, *(["tokens"] if "tokens" in found["rows"][0] else []), "arm"]
-    lines = [f"| {' | '.join([*titles, unit, *ratios])} |", "| --- " * (len(titles) + 1 + len(ratios)) + "|"]
-    for row in found["rows"]:
-        numbers = [f"{row[key]:.3f}" if isinstance(row[key], float) else str(row[key]) for key in ratios]
-        shown = f"{row[value]:,.1f}" if isinstance(row[value], float) else f"{row[value]:,}"
-        lines.append(f"| {' | '.join([*(str(row[title]) for title in titles), shown, *numbers])} |")
-    cores = f"{machine['threads']} of {machine['cores']} cores"
-    versions = f"torch {machine['torch']}, PEFT {machine['peft']}"
-    return "\n" + "\n".join(lines) + f"\n\nOn {machine['cpu']}, {cores}, {versions}.\n\n"
-
-
-def speed(text: str) -> str:
-    """The page of the benchmarks with its tables."""
-    text = between(text, "step-time", measured("step_time", "model", "ms", "ms", "x frozen floor", "x PEFT"))
-    text = between(text, "memory", measured("peak_memory", "model", "peak MiB", "MiB", "x lora"))
-    text = between(
-        text, "depth", measured("memory_by_depth", "model", "MiB a layer", "MiB a layer", "x lora")
-    )
-    return between(text, "bytes", measured("checkpoint_bytes", "model", "bytes", "bytes", "x PEFT"))
-
-
-def between(text: str, mark: str, new: str) -> str:
-    """``text`` with the lines between the lines that hold ``mark``:begin and ``mark``:end replaced by ``new``."""
-    pattern = re.compile(rf"(^[^\n]*{mark}:begin[^\n]*\n).*?(^[^\n]*{mark}:end)", re.DOTALL | re.MULTILINE)
-    text, found = pattern.subn(lambda match: match[1] + new + match[2], text)
-    if found != 1:
-        raise SystemExit(f"marks {mark}:begin … {mark}:end: found {found} times, should be once")
+def with_figures(name: str) -> str:
+    """A page of evidence with what is written on it between marks."""
+    text = (ROOT / "docs" / "evidence" / f"{name}.md").read_text("utf-8")
+    for mark, block in blocks(name).items():
+        text = between(text, mark, f"\n{block}\n")
     return text
 
 
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
-    readme, site, costs = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/speed.md"
+    readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
-        readme: between(readme.read_text("utf-8"), "methods", "\n" + tables("docs/", "###") + "\n"),
+        readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
         site: between(menu, "evidence", evidence()),
-        costs: speed(costs.read_text("utf-8")),
+        index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
+        **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
     }
 
 

@@ -1,10 +1,11 @@
-"""The documentation holds: every example runs, every method and command has its page, tables are up to date.
+"""The documentation holds: every example runs, every method and command has its page, tables come from the rows.
 
 An example that cannot run here says why in a comment on the line above its fence: <!-- no-run: takes ten minutes -->
 """
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -13,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ FAMILY_HEADINGS = {
     "recovery": ("Attributes",),
 }
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+REPOSITORY = GENERATE["PROJECT"]["urls"]["Repository"]
 FENCE = re.compile(
     r"""^(?P<indent>[ ]*)(?:<!--[ ]no-run:[ ]*(?P<reason>.*?)[ ]*-->\n+[ ]*)?
     ```(?P<language>\w*)[^`\n]*\n
@@ -134,8 +137,63 @@ def test_generated_parts_are_up_to_date() -> None:
     assert stale == [], "run `make docs`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "evidence").glob("*.md")), ids=name)
+def test_tables_of_evidence_are_written_from_rows(page: Path) -> None:
+    """By hand stand only tables that judge a claim, beside the numbers they judge by."""
+    typed = re.sub(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", "", page.read_text("utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^(\|.*\|)\n\|(?: ?:?-+:? ?\|)+$", typed, re.MULTILINE)
+    assert [head for head in heads if not head.startswith("| claim")] == []
+
+
+def test_every_page_of_evidence_is_written_from_rows() -> None:
+    pages = {page.stem for page in (ROOT / "docs" / "evidence").glob("*.md")}
+    assert pages == {"index", *import_module("_tables").PAGES}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_links_lead_somewhere(page: str) -> None:
-    """Links of the pages outside docs/ (mkdocs checks those inside)."""
+    """Links of the pages outside docs/ (the build of the site checks those inside)."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / page).read_text("utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+FIGURE = runpy.run_path(str(ROOT / "benchmarks" / "_figure.py"))
+
+
+def test_every_figure_has_its_rows() -> None:
+    figures = {path.stem for path in (ROOT / "docs" / "evidence" / "figures").iterdir()}
+    assert figures == {path.stem for path in FIGURE["ROWS"].glob("*.json")}
+
+
+@pytest.mark.parametrize("path", sorted(FIGURE["ROWS"].glob("*.json")), ids=lambda path: path.stem)
+def test_a_figure_shows_its_rows(path: Path) -> None:
+    """Every mark's words, which hold its numbers; where they stand depends on the machine's fonts."""
+    words = re.compile('aria-label="([^"]*)"')
+    kept = (FIGURE["FIGURES"] / f"{path.stem}.svg").read_text("utf-8")
+    assert words.findall(FIGURE["draw"](json.loads(path.read_text("utf-8")))) == words.findall(kept)
+
+
+def test_links_of_the_readme_lead_somewhere_wherever_it_is_read() -> None:
+    """The README is also the page on PyPI: its links are absolute, and those to this repository exist here."""
+    targets = re.findall(r"\]\(([^)\s]+)", (ROOT / "README.md").read_text("utf-8"))
+    assert [target for target in targets if not target.startswith("https://")] == []
+    raw = REPOSITORY.replace("github.com", "raw.githubusercontent.com")
+    ours = re.compile(rf"(?:{REPOSITORY}/blob|{raw})/main/([^#]+)(?:#(.+))?")
+    found = [match for match in map(ours.fullmatch, targets) if match]
+    assert len(found) > 20
+    for match in found:
+        page = ROOT / match[1]
+        assert page.exists(), match[0]
+        if match[2]:
+            headings = re.findall(r"^#+ +(.+?) *$", page.read_text("utf-8"), re.MULTILINE)
+            assert match[2] in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}, match[
+                0
+            ]
+
+
+@pytest.mark.parametrize("path", ["README.md", "CITATION.cff", "SECURITY.md", "pyproject.toml"])
+def test_the_repository_has_one_address(path: str) -> None:
+    """`[project.urls]` says it; what must repeat it says the same."""
+    owner = REPOSITORY.removeprefix("https://github.com/").partition("/")[0]
+    found = re.findall(rf"https://github\.com/{owner}[\w./-]*", (ROOT / path).read_text("utf-8"))
+    assert found and all(url == REPOSITORY or url.startswith(f"{REPOSITORY}/") for url in found)

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ EXTRAS = (
     "optuna",
     "sqlalchemy",
     "psycopg",
-    "plotly",
+    "altair",
+    "vl_convert",
     "jinja2",
     "pandas",
     "pyarrow",
@@ -45,7 +47,7 @@ ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
 BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
-GROUND = {"errors", "extras", "files"}
+GROUND = {"adapter_files", "arguments", "errors", "extras", "files", "hub", "quiet", "tensors"}
 
 
 def python(code: str) -> str:
@@ -110,3 +112,22 @@ def test_methods_are_registered_though_others_asked_for_peft_before() -> None:
         "from peft import PeftType; assert 'ECKART_LORA' in PeftType.__members__"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_jobs_do_not_import_in_circles() -> None:
+    """Whatever the depth in a file: nothing that a job's module imports leads back to it."""
+    known = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path
+        for path in (SOURCE / "jobs").rglob("*.py")
+    }
+    graph = {
+        name: {
+            target
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for target in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            if target in known
+        }
+        for name, path in known.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError

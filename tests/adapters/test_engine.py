@@ -30,8 +30,9 @@ from adapter_cases import (
 )
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.helpers import disable_input_dtype_casting
+from tiny_models import bert_config, gpt2_config
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertModel, GPT2LMHeadModel
 
 import eckart
 from eckart.adapters import (
@@ -54,17 +55,8 @@ from eckart.errors import InputError
 
 def tiny_bert() -> nn.Module:
     """Two layers of BERT, without dropout."""
-    shape = BertConfig(
-        vocab_size=13,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=8,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertModel(shape, add_pooling_layer=False)
+    config = bert_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return BertModel(config, add_pooling_layer=False)
 
 
 # --- two methods of the tests' own -----------------------------------------------------------------------------------
@@ -427,8 +419,9 @@ def test_injection_by_the_keys_of_a_state_dict() -> None:
 
 
 def test_gpt2_blocks_are_adapted() -> None:
-    tiny = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-    model = eckart.adapt(GPT2LMHeadModel(tiny), "test-thin", init_weights=False, task_type="CAUSAL_LM").eval()
+    model = eckart.adapt(
+        GPT2LMHeadModel(gpt2_config()), "test-thin", init_weights=False, task_type="CAUSAL_LM"
+    ).eval()
     ids = torch.arange(6).view(2, 3)
     logits = model(ids).logits
     assert len(layers(model)) == 4
@@ -482,6 +475,7 @@ class Mixed(nn.Module):
         return self.up(torch.tanh(self.conv(self.table(ids).mT)).mT)
 
 
+@pytest.mark.compiled
 @every_method
 @pytest.mark.parametrize("route", ["factored", "folded"])
 def test_compiles_into_one_graph(slug: str, route: str) -> None:
@@ -503,6 +497,7 @@ def test_compiles_into_one_graph(slug: str, route: str) -> None:
     torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("slug", ["test-thin", "test-thick"])
 def test_compiles_with_inductor(slug: str) -> None:
     model, x = thin(seeded(MLP), slug), rows()

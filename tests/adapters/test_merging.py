@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_files import write_bert, write_gpt2
+from tiny_models import save_bert, save_gpt2
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -50,7 +50,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    return write_bert(tmp_path / "bert")
+    return save_bert(tmp_path / "bert")
 
 
 def test_merged_model_is_the_adapted_one_in_an_ordinary_directory(bert: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_pefts_own_adapters_merge_too(bert: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["wte", "lm_head"])
 @pytest.mark.filterwarnings("ignore")
 def test_tied_embeddings_of_which_one_was_adapted(tmp_path: Path, target: str) -> None:
-    base = write_gpt2(tmp_path / "gpt2")
+    base = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     torch.manual_seed(1)
     model = eckart.adapt(
         AutoModelForCausalLM.from_pretrained(base),
@@ -122,7 +122,7 @@ def test_tied_embeddings_of_which_one_was_adapted(tmp_path: Path, target: str) -
 
 
 def test_tied_embeddings_stay_tied_when_neither_was_adapted(tmp_path: Path) -> None:
-    base = write_gpt2(tmp_path / "gpt2")
+    base = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     model = eckart.adapt(AutoModelForCausalLM.from_pretrained(base), "bone", target_modules=["c_attn"])
     model.save_pretrained(tmp_path / "adapter")
     merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
@@ -151,7 +151,7 @@ def test_what_cannot_be_loaded(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no adapter_config\.json"):
         load_adapted(bert, bert)
     with pytest.raises(InputError, match=r"gpt2 lacks bert\."):
-        load_adapted(write_gpt2(tmp_path / "gpt2"), adapter)
+        load_adapted(save_gpt2(tmp_path / "gpt2", pad="[EOS]"), adapter)
 
     weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
     whole, said = load_file(weights), config.read_text()

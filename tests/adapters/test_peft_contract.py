@@ -35,8 +35,9 @@ from peft import (
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
+from tiny_models import bert_config
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters import get_config
@@ -656,15 +657,8 @@ def test_all_linear_and_exclusions(slug: str) -> None:
 
 @every_method
 def test_a_task_type_saves_the_head_it_trains(slug: str, tmp_path: Path) -> None:
-    shape = BertConfig(
-        vocab_size=13,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=8,
-    )
-    base = lambda: seeded(lambda: BertForSequenceClassification(shape))  # noqa: E731
+    config_of_base = bert_config(num_hidden_layers=1)
+    base = lambda: seeded(lambda: BertForSequenceClassification(config_of_base))  # noqa: E731
     torch.manual_seed(0)
     model = get_peft_model(
         base(), config(slug, target_modules=None, task_type="SEQ_CLS", init_weights=False)

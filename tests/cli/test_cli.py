@@ -9,18 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_files import write_bert, write_gpt2, write_reviews
+from tiny_models import save_bert, save_gpt2, save_reviews
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.main import get_command
 
 import eckart
 from eckart.cli import app, main
+from eckart.cli.app import COMMANDS as HEADINGS
 from eckart.errors import InputError
 
 SMALL = ("--steps", "2", "--batch-size", "8", "--option", "r=2")
@@ -28,12 +29,12 @@ SMALL = ("--steps", "2", "--batch-size", "8", "--option", "r=2")
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bert(tmp_path_factory.mktemp("model") / "bert")
+    return save_bert(tmp_path_factory.mktemp("model") / "bert")
 
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+    return save_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,33 @@ def test_help_is_quick_because_it_loads_no_model_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "compare" in done.stdout
     assert not {"torch", "transformers", "peft", "numpy", "pandas"} & set(done.stderr.split())
+
+
+def headings(text: str) -> list[str]:
+    """The headings that help shows its options or commands under."""
+    return re.findall(r"^╭─ (.+?) ─+╮$", text, re.MULTILINE)
+
+
+def test_help_is_grouped_and_names_values_by_what_they_are(run: Run) -> None:
+    shown = headings(run("--help")[1])
+    assert shown == ["Options", *HEADINGS, "Recover matrices"]
+    shown = headings(run("adapt", "--help")[1])
+    assert set(shown) == {"Options", "Model and data", "Method", "Training", "Output", "Common"}
+    for words in COMMANDS:
+        text = run(*words.split(), "--help")[1]
+        assert headings(text)[-1] == "Common"
+        options = "\n".join(line for line in text.splitlines() if " --" in line and "--help" not in line)
+        assert not re.search(r"TEXT|INTEGER|FLOAT|PATH|BOOLEAN|<(str|int|float|path|bool)>", options)
+
+
+def test_names_that_the_command_line_knows_are_those_of_the_library() -> None:
+    from eckart.cli import measure, options
+    from eckart.jobs.measure.measuring import METRICS
+    from eckart.tasks.task import KINDS
+
+    assert measure.USUAL == METRICS
+    assert sorted((*measure.USUAL, *measure.FURTHER)) == sorted(eckart.metrics.METRICS)
+    assert get_args(get_args(options.Kind)[0]) == ("auto", *KINDS)
 
 
 def test_version_and_no_command(run: Run) -> None:
@@ -297,7 +325,7 @@ def test_adapt_writes_an_adapter_that_peft_loads(
     assert code == 0
     assert f"{metrics['trainable_parameters']:,} numbers trained in adapters" in out
     assert run(*words, "--resume", "--lr", "0.01")[0] == 0
-    assert "lr was 0.01" in refusal(run(*words, "--resume"))
+    assert "lr is 0.01 there" in refusal(run(*words, "--resume"))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +414,7 @@ def test_merge_and_export(run: Run, adapter: Path, bert: Path, tmp_path: Path) -
 def test_checkpoints_that_are_refused(run: Run, adapter: Path, tmp_path: Path) -> None:
     import shutil
 
-    gpt2 = write_gpt2(tmp_path / "gpt2")
+    gpt2 = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     for command in ("merge", "export"):
         assert "lacks bert." in refusal(run(command, "--model", gpt2, adapter, "--output", tmp_path / "y"))
     damaged = tmp_path / "damaged"
@@ -457,7 +485,7 @@ def test_measure(run: Run, bert: Path, reviews: Path, tmp_path: Path) -> None:
     assert {row["layer"] for row in rows} == {"0", "2"}
     assert all(f"{float(row['mean']):.4g} ± {float(row['ci']):.2g}" in out for row in rows)
 
-    gpt2 = write_gpt2(tmp_path / "gpt2")
+    gpt2 = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
     both = (*words, "--model", bert, "--model", gpt2, "--output", tmp_path / "out")
     out = run(*both)[1]
     assert "2 (last)" in out and "1 (last)" in out and "embeddings" not in out

@@ -481,6 +481,7 @@ def test_a_kept_kernel_stands_in_no_gradient_s_way() -> None:
     assert torch.equal(y, kept) and x.grad.any()
 
 
+@pytest.mark.compiled
 def test_compiled_layer_has_the_same_numbers() -> None:
     layer, x = make(S4DBlock, 4, 4), numbers(2, 30, 4)
     mask = torch.arange(30) < torch.tensor([[30], [11]])

@@ -13,6 +13,7 @@ from eckart.linalg.random import (
     permutation,
     random_matrix,
     random_words,
+    seeded_generator,
 )
 
 KEY = counter_key("test", 0)
@@ -115,6 +116,7 @@ def test_half_precision_coefficients_mix_in_single_precision() -> None:
     assert coefficients.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.compiled
 def test_library_checks_of_the_operators() -> None:
     coefficients = torch.randn(5, requires_grad=True)
     torch.library.opcheck(mix_random_basis, (coefficients, KEY, 12, "uniform", 0))
@@ -149,3 +151,10 @@ def test_words_are_the_same_on_a_gpu() -> None:
     assert torch.equal(
         random_words(KEY, 10_000, device=torch.device("cuda")).cpu(), random_words(KEY, 10_000)
     )
+
+
+def test_a_generator_follows_its_key_alone() -> None:
+    first = torch.rand(3, generator=seeded_generator(0, "layer", "A"))
+    assert torch.equal(torch.rand(3, generator=seeded_generator("0", "layer", "A")), first)
+    assert not torch.equal(torch.rand(3, generator=seeded_generator(0, "layerA")), first)
+    assert seeded_generator(0, "layer", "A").initial_seed() == counter_key(0, "layer", "A")

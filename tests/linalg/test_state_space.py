@@ -72,6 +72,9 @@ def test_random_starts_and_scales() -> None:
     logs = (start.frequency / 3).log()
     assert abs(logs.mean()) < 0.1 and abs(logs.std() - 1) < 0.1
     assert start.decay.min() > 0 and 1.9 < start.decay.max() < 2 and abs(start.decay.mean() - 1) < 0.1
+
+
+def test_a_start_of_another_name_is_refused() -> None:
     with pytest.raises(InputError, match="init='hippo': choose one of legs, lin, inv"):
         initial_spectrum("hippo", 8)  # type: ignore[arg-type]
 

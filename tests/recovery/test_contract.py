@@ -187,7 +187,7 @@ def test_verbose_prints_and_callback_is_called(name: str, capsys) -> None:
 
 
 def test_sparse_vectors_are_measurements_too() -> None:
-    rows = sp.random_array((80, 6), density=0.5, rng=np.random.default_rng(0)).tocsr()
+    rows = sp.random_array((80, 6), density=0.5, random_state=np.random.default_rng(0)).tocsr()
     y = np.einsum("mi,ij,mj->m", rows.toarray(), psd(6, 1), rows.toarray())
     long = rows.copy()
     long.indices, long.indptr = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)

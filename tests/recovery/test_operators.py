@@ -16,7 +16,7 @@ LEFT, RIGHT = RNG.normal(size=(M, D1)), RNG.normal(size=(M, D2))
 ROWS, COLS = RNG.integers(0, D1, M), RNG.integers(0, D2, M)
 UNITS = np.zeros((M, D1, D2))
 UNITS[np.arange(M), ROWS, COLS] = 1
-SPARSE = sp.random_array((M, D1), density=0.5, rng=RNG).tocsr()
+SPARSE = sp.random_array((M, D1), density=0.5, random_state=RNG).tocsr()
 CASES = {
     "rank-one": (RankOneOperator(LEFT, RIGHT), np.einsum("mi,mj->mij", LEFT, RIGHT)),
     "sparse": (RankOneOperator(SPARSE, RIGHT), np.einsum("mi,mj->mij", SPARSE.toarray(), RIGHT)),

@@ -48,7 +48,7 @@ def test_chunks_of_any_size_give_the_same(options) -> None:
 
 @pytest.mark.parametrize("method", ["block", "oja-grid"])
 def test_sparse_rows_give_the_same(method: str) -> None:
-    rows = sp.random_array((600, 30), density=0.2, rng=np.random.default_rng(0)).tocsr()
+    rows = sp.random_array((600, 30), density=0.2, random_state=np.random.default_rng(0)).tocsr()
     fits = [
         StreamingPCA(method=method, random_state=0).fit(form) for form in (rows, rows.toarray(), rows.tocoo())
     ]
@@ -61,7 +61,7 @@ def test_sparse_rows_give_the_same(method: str) -> None:
 def test_indices_of_32_and_64_bits_give_the_same(method: str) -> None:
     fits = []
     for index in (np.int32, np.int64):
-        rows = sp.random_array((300, 30), density=0.2, rng=np.random.default_rng(0)).tocsr()
+        rows = sp.random_array((300, 30), density=0.2, random_state=np.random.default_rng(0)).tocsr()
         rows.indices, rows.indptr = rows.indices.astype(index), rows.indptr.astype(index)
         fits.append(StreamingPCA(method=method, random_state=0).fit(rows))
         fits.append(streamed(rows, 64, method=method, shuffle_buffer=50))

@@ -1,8 +1,11 @@
-"""Real transformers models of a few thousand numbers, saved with a tokenizer trained on the spot."""
+"""Real transformers models of a few thousand numbers, a tokenizer of twenty words, and texts of these words."""
 
 from __future__ import annotations
 
+import csv
+import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,64 +22,63 @@ from transformers import (
     ViTModel,
 )
 
-WORDS = [
-    "good",
-    "fine",
-    "great",
-    "lovely",
-    "bad",
-    "poor",
-    "awful",
-    "dull",
-    "the",
-    "a",
-    "film",
-    "book",
-    "was",
-    "is",
-    "very",
-    "not",
-    "and",
-    "but",
-    "so",
-]
+GOOD, BAD = ["good", "fine", "great", "lovely"], ["bad", "poor", "awful", "dull"]
+NEUTRAL = ["the", "a", "film", "book", "was", "is", "very", "not", "and", "but", "so", "long"]
+WORDS = [*GOOD, *BAD, *NEUTRAL]
 
 
-def save_tokenizer(directory: Path, *, pad: bool = True) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+def bert_config(**options: Any) -> BertConfig:
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return BertConfig(**({"vocab_size": 40, "max_position_embeddings": 128} | shape | options))
 
-    special = ["[UNK]", "[EOS]", "[CLS]", "[SEP]"] + (["[PAD]"] if pad else [])
+
+def gpt2_config(**options: Any) -> GPT2Config:
+    shape = {"n_positions": 128, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2Config(**({"vocab_size": 40} | shape | options))
+
+
+def save_tokenizer(
+    directory: Path, *, pad: str | None = "[PAD]", framed: bool = False
+) -> PreTrainedTokenizerFast:
+    """Words are tokens; ``framed`` puts [CLS] before and [SEP] behind a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    special = ["[UNK]", "[EOS]", "[CLS]", "[SEP]"] + (["[PAD]"] if pad == "[PAD]" else [])
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator([" ".join(WORDS)], trainers.WordLevelTrainer(special_tokens=special))
+    if framed:
+        tokens = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=tokens
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",
         eos_token="[EOS]",
-        pad_token="[PAD]" if pad else None,
-        model_max_length=32,
+        pad_token=pad,
+        model_max_length=128,
     )
     fast.save_pretrained(directory)
     return fast
 
 
-def save_bert(directory: Path, *, head: bool = False, **options: object) -> Path:
+def save_bert(directory: Path, *, head: bool = False, trained_pooler: bool = False, **options: Any) -> Path:
+    """A pooler whose bias is zero has never been trained, and a task takes it for its head's."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=40, max_position_embeddings=32, **shape, **options)
+    config = bert_config(**options)
     model = BertForSequenceClassification(config) if head else BertModel(config)
-    for name, parameter in model.named_parameters():
-        if name.endswith("pooler.dense.bias"):
-            torch.nn.init.normal_(parameter)
+    if trained_pooler:
+        torch.nn.init.normal_(model.get_submodule("bert.pooler" if head else "pooler").dense.bias)
     model.save_pretrained(directory)
-    save_tokenizer(directory)
+    save_tokenizer(directory, framed=True)
     return directory
 
 
-def save_gpt2(directory: Path, *, pad: bool = False) -> Path:
+def save_gpt2(directory: Path, *, pad: str | None = None) -> Path:
+    """Its output embedding is its input embedding."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    GPT2LMHeadModel(config).save_pretrained(directory)
+    GPT2LMHeadModel(gpt2_config()).save_pretrained(directory)
     save_tokenizer(directory, pad=pad)
     return directory
 
@@ -98,3 +100,17 @@ def save_resnet(directory: Path) -> Path:
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(directory)
     return directory
+
+
+def save_reviews(path: Path, rows: int = 160) -> Path:
+    """Sentences with a label that one of their words gives away, as CSV."""
+    draw = random.Random(0)
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        for i in range(rows):
+            good = i % 2 == 0
+            words = draw.choices(NEUTRAL, k=6)
+            words.insert(draw.randrange(6), draw.choice(GOOD if good else BAD))
+            table.writerow([f"{' '.join(words)} {i}", "positive" if good else "negative"])
+    return path

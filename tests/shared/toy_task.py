@@ -76,16 +76,17 @@ class ToyTask:
         return collate(rows)
 
     def fresh_model(self, seed: int) -> torch.nn.Module:
-        from transformers import BertConfig, BertForSequenceClassification
+        from tiny_models import bert_config
+        from transformers import BertForSequenceClassification
 
         if self.log is not None:
             with self.log.open("a") as file:
                 file.write("model\n")
         time.sleep(self.pause)
-        shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        shape = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 512}
         with torch.random.fork_rng():
             torch.manual_seed(99)
-            model = BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=3, **shape))
+            model = BertForSequenceClassification(bert_config(vocab_size=64, num_labels=3, **shape))
             torch.manual_seed(seed)
             torch.nn.init.normal_(model.classifier.weight, std=0.02)
         return model.eval()

@@ -19,11 +19,8 @@ from eckart.adapters._layers import LayerShape
 from eckart.adapters._peft import EckartTuner
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._walk import walk
+from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, read_budget
 from eckart.errors import InputError
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,16 @@ def parse_budget(budget: str | int, model_parameters: int) -> Budget:
     Raises:
         InputError: not a budget, or not positive.
     """
-    text = str(budget)
-    match = _PATTERN.fullmatch(text)
-    unit = match[2].lower() if match else None
-    if match is None or unit not in {"%", *_UNITS, *_BYTES}:
-        raise InputError(
-            f"budget {text!r} is not understood: write 0.5%, 200k, 1.5M (parameters) or 1MB (bytes)"
-        )
-    value = float(match[1])
+    value, unit = read_budget(budget)
     kind: Literal["parameters", "bytes"] = "parameters"
     if unit == "%":
         limit = int(value / 100 * model_parameters)
-    elif unit in _UNITS:
-        limit = int(value * _UNITS[unit])
+    elif unit in PARAMETER_UNITS:
+        limit = int(value * PARAMETER_UNITS[unit])
     else:
-        limit, kind = int(value * _BYTES[unit]), "bytes"
+        limit, kind = int(value * BYTE_UNITS[unit]), "bytes"
     if limit < 1:
-        raise InputError(f"budget {text!r} comes to {limit} {kind}: give a larger one")
+        raise InputError(f"budget {str(budget)!r} comes to {limit} {kind}: give a larger one")
     return Budget(limit, kind)
 
 

@@ -59,7 +59,7 @@ def fault(model: nn.Module, name: str, module: nn.Module) -> str:
     parent = model.get_submodule(parent_name)
     if isinstance(module, NonDynamicallyQuantizableLinear) or _is_read_only(cast(Any, type(parent)), child):
         return (
-            f"its weight is read by {type(parent).__name__} and it is never called: an adapter has no effect"
+            f"{type(parent).__name__} reads its weight without calling it, and there an adapter has no effect"
         )
     leaf = not parametrize.is_parametrized(module) and isinstance(module._parameters.get("weight"), Tensor)
     if not leaf and hasattr(module, "weight") and not hasattr(module, "qweight"):
@@ -174,7 +174,7 @@ _PEFTS_HEADS = {"classifier", "score", "qa_outputs"}
 def _outputs(model: nn.Module, task_type: Any) -> list[nn.Module]:
     if not isinstance(model, PreTrainedModel):
         return []
-    embedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = model.get_output_embeddings()
     if embedding is None and task_type == "SEQ_CLS":
         embedding = next(
             (head for n in SEQ_CLS_HEAD_NAMES if (head := getattr(model, n, None)) is not None), None

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.adapters._layers import seeded_generator
 from eckart.errors import InputError
+from eckart.linalg.random import seeded_generator
+from eckart.tensors import read_finite
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 MODEL_PREFIX = "base_model.model."
@@ -28,22 +29,13 @@ def read_outline(directory: Path, whole: Collection[str] = ()) -> dict[str, Tens
     Raises:
         InputError: the file is not there, cut short or no safetensors file, or a tensor holds NaN or Inf.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = directory / WEIGHTS_NAME
     if not path.is_file():
         raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            outline = {}
-            for key in file.keys():  # noqa: SIM118 - the file is no mapping
-                tensor = file.get_tensor(key)
-                if not torch.isfinite(tensor).all():
-                    raise InputError(f"checkpoint {path} holds NaN or Inf in {key}: it cannot be used")
-                outline[key] = tensor if key.rpartition(".")[2] in whole else tensor.to("meta")
-            return outline
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint {path} is damaged ({error}): save or copy it again") from None
+    return {
+        key: tensor if key.rpartition(".")[2] in whole else tensor.to("meta")
+        for key, tensor in read_finite(path, f"checkpoint {directory}")
+    }
 
 
 def compare_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

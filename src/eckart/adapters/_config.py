@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +195,10 @@ class AdapterConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
     ) -> PeftConfig:
         """PEFT's loading, which for a local checkpoint also reads its weights, so that a damaged or foreign one is
         refused before the model is touched.
@@ -202,7 +206,7 @@ class AdapterConfig(PeftConfig):
         Raises:
             InputError: the weights are missing or damaged.
         """
-        config: PeftConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config: PeftConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
         directory = Path(pretrained_model_name_or_path, subfolder or "")
         pickled = (directory / "adapter_model.bin").is_file()
         if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:

@@ -13,8 +13,8 @@ from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from eckart.adapter_files import read_adapter_config
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME, read_outline
-from eckart.adapters._loading import read_adapter_config
 from eckart.adapters._registry import ADAPTERS
 from eckart.errors import InputError
 

@@ -10,7 +10,6 @@ Every supported layer is seen as one matrix ``W (out, in)`` with ``y = x Wᵀ``:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eckart.errors import InputError
+from eckart.linalg.random import seeded_generator
 
 if TYPE_CHECKING:
     from peft.utils.quantization_utils import QuantizationBackend
@@ -214,7 +214,7 @@ def whole(parameter: Tensor) -> Tensor:
     mesh = parameter.device_mesh
     gathered = parameter.full_tensor(grad_placements=[Partial()] * mesh.ndim)
     if gathered.requires_grad:
-        gathered.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
+        gathered.register_hook(lambda gradient: gradient / mesh.size())
     return gathered
 
 
@@ -272,9 +272,3 @@ class LayerContext:
     def generator(self, *tag: object) -> torch.Generator:
         """A CPU generator that depends only on the seed, the layer's name and the tag."""
         return seeded_generator(self.seed, self.shape.name, *tag)
-
-
-def seeded_generator(*key: object) -> torch.Generator:
-    """A CPU generator keyed by any values: the same key gives the same stream in any order of construction."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

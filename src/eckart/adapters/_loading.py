@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
+from eckart.adapter_files import CONFIG_NAME, base_model, read_adapter_config
 from eckart.adapters._checkpoint import MODEL_PREFIX, read_outline
 from eckart.errors import InputError, first_line
 
-CONFIG_NAME = "adapter_config.json"
 _AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -22,42 +21,6 @@ _AUTO_CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 _HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
-
-
-def local_directory(name: str | Path, patterns: tuple[str, ...]) -> Path:
-    """A directory that holds the files of a model or adapter: itself, or those of the hub that fit the patterns.
-
-    Raises:
-        InputError: neither a directory nor to be had from the hub.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
-    except (HFValidationError, HfHubHTTPError, OSError):
-        raise InputError(f"{name} is neither a directory nor found on the hub: check the name") from None
-
-
-def read_adapter_config(adapter: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The directory of an adapter checkpoint and what its adapter_config.json says.
-
-    Raises:
-        InputError: no adapter there, or a damaged file.
-    """
-    directory = local_directory(adapter, (CONFIG_NAME, "*.safetensors"))
-    path = directory / CONFIG_NAME
-    if not path.is_file():
-        raise InputError(f"adapter {adapter} has no {CONFIG_NAME}: give the directory of a finished adapter")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}): save or copy the adapter again") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise InputError(f"{path} is no adapter configuration: it names no peft_type")
-    return directory, config
 
 
 def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
@@ -102,18 +65,6 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
         raise
     except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"adapter {adapter} does not fit {model}: {first_line(error)}") from None
-
-
-def base_model(model: str | Path | None, adapter: str | Path, config: dict[str, Any]) -> str | Path:
-    """The base model that was given, or that the adapter's configuration names.
-
-    Raises:
-        InputError: neither.
-    """
-    model = model or config.get("base_model_name_or_path")
-    if not model:
-        raise InputError(f"adapter {adapter} does not name its base model: give it with --model")
-    return model
 
 
 def _base_class(adapter: str | Path, config: dict[str, Any]) -> Any:

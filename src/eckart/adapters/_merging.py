@@ -9,9 +9,11 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from eckart.adapters._loading import base_model, load_adapted, local_directory, read_adapter_config
+from eckart.adapter_files import base_model, read_adapter_config
+from eckart.adapters._loading import load_adapted
 from eckart.errors import InputError, first_line
 from eckart.files import atomic_directory, check_output
+from eckart.hub import local_directory
 
 PREPROCESSING = (
     "tokenizer*",

@@ -129,7 +129,7 @@ class FLoRATucker(LowRankAdapter):
     def __init__(
         self,
         core: Float[Tensor, ...],
-        factors: list[Float[Tensor, "d r"]],
+        factors: list[Float[Tensor, "_ _"]],
         scale: float,
         layer: LayerContext,
     ) -> None:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._layers import LayerContext, LayerShape, seeded_generator, whole
+from eckart.adapters._layers import LayerContext, LayerShape, whole
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
-from eckart.linalg.random import counter_key, permutation
+from eckart.linalg.random import counter_key, permutation, seeded_generator
 
 
 @register_adapter(

@@ -1,4 +1,4 @@
-"""The command line: words only. Each command reads its options and calls one function of a job."""
+"""The command line: words only. Each command has a file, reads its options and calls one function of a job."""
 
 from eckart.cli.app import app, main
 

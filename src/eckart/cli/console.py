@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+from eckart.quiet import quiet
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,25 +37,12 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def quiet(debug: bool) -> Iterator[None]:
-    """Keep what other libraries say below the level of an error, and their progress bars, off the terminal."""
+def silence(debug: bool) -> Iterator[None]:
+    """`quiet` for a command, and for the libraries that it has yet to import; with ``debug`` they may speak."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    loaded = sys.modules.get("transformers.utils.logging")
-    bars = loaded if loaded is not None and loaded.is_progress_bar_enabled() else None
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
-        if bars is not None:
-            bars.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.disable(before)
-            if bars is not None:
-                bars.enable_progress_bar()
+    with nullcontext() if debug else quiet():
+        yield
 
 
 _TEXT_COLUMNS = (
@@ -90,11 +77,14 @@ def table(*columns: str) -> Table:
     return made
 
 
-def show(rows: Table) -> None:
-    """Print a table, as wide as the terminal; 160 columns into a file."""
+def show(part: Table | str) -> None:
+    """Print a line, or a table: as wide as the terminal; 160 columns into a file."""
+    if isinstance(part, str):
+        print(part)
+        return
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(rows)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(part)
 
 
 def show_json(value: Any) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from eckart.data.tables import Table, check_content, first_line
-from eckart.errors import InputError
+from eckart.data.tables import Table, check_content
+from eckart.errors import InputError, first_line
 from eckart.extras import require
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

@@ -16,9 +16,10 @@ from eckart.data.columns import encode_labels, pick_columns
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.splits import PARTS, Split, complete
 from eckart.data.stdlib_docs import stdlib_docstrings
-from eckart.data.tables import Table, first_line, is_table, read_table
-from eckart.errors import InputError
+from eckart.data.tables import Table, is_table, read_table
+from eckart.errors import InputError, first_line
 from eckart.extras import require
+from eckart.hub import download
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,25 @@ def locate(source: str | Path) -> dict[str, Table]:
         return _directory(path)
     if path.is_file():
         return images.read_arrays(path) if path.suffix.lower() == ".npz" else {UNSPLIT: read_table(path)}
+    check_source(source)
     name, _, config = str(source).partition(":")
-    if (
-        path.suffix.lower() in (".npz", ".gz")
-        or is_table(path)
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-    ):
-        raise InputError(f"--data {source}: no such file or directory")
     return _hub(name, config or None)
+
+
+def check_source(source: str | Path | None) -> None:
+    """Refuse what is not there and cannot be a name on the hub.
+
+    Raises:
+        InputError: no such file or directory.
+    """
+    if source is None:
+        return
+    path, name = Path(source).expanduser(), str(source).partition(":")[0]
+    if path.is_dir() or path.is_file():
+        return
+    file = path.suffix.lower() in (".npz", ".gz") or is_table(path)
+    if file or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise InputError(f"--data {source}: no such file or directory")
 
 
 def _directory(path: Path) -> dict[str, Table]:
@@ -178,23 +190,14 @@ def _join(shards: list[Path]) -> Table:
 
 def _hub(name: str, config: str | None) -> dict[str, Table]:
     datasets = require("datasets", extra="compare")
-    import huggingface_hub
-
+    if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
+        # fails at once where load_dataset would try again and again
+        download(name, ["README.md"], f"--data {name}", kind="dataset")
     try:
-        if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
-            # fails at once where load_dataset would try again and again
-            huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns="README.md")
         found = datasets.load_dataset(name, config)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        huggingface_hub.errors.HfHubHTTPError,
-        datasets.exceptions.DatasetsError,
-    ) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"--data {name}: no such file or directory here, and the hub gives no data set of that name, which needs "
-            f"network ({first_line(error)})"
+            f"--data {name} cannot be read from the hub, which needs network ({first_line(error)})"
         ) from None
     return _from_datasets(found, name)
 

@@ -120,7 +120,10 @@ def limit(
 
 
 def sample(labels: Sequence[int] | None, size: int, number: int, seed: int) -> list[int]:
-    """Draw ``number`` of ``size`` indices, in order; every class keeps its share (largest remainder, at least one)."""
+    """Draw ``number`` of ``size`` indices, in order; every class keeps its share (largest remainder, at least one).
+
+    scikit-learn's stratified split is not used: it may leave a rare class out and refuses one with a single example.
+    """
     generator = np.random.default_rng(seed)
     if labels is None:
         return sorted(generator.permutation(size)[:number].tolist())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.extras import require
 
 SIGNATURES = {
@@ -43,11 +43,6 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
-
-
-def first_line(error: Exception) -> str:
-    """The message of somebody else's error, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def endings(path: Path) -> tuple[str, bool]:

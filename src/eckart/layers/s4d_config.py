@@ -30,7 +30,7 @@ BLOCK = (
 )
 
 
-class S4DConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class S4DConfig(PreTrainedConfig):
     """What an S4D model is made of.
 
     Args:

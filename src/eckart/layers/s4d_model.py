@@ -35,7 +35,7 @@ class S4DOutput(ModelOutput):
     hidden_states: tuple[Float[Tensor, "batch length h"], ...] | None = None
 
 
-class S4DPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class S4DPreTrainedModel(PreTrainedModel):
     """What the backbone and its heads share: how weights start, load and stay precise."""
 
     config: S4DConfig
@@ -58,7 +58,7 @@ class S4DPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             module.reset_parameters()
 
 
-class S4DModel(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
+class S4DModel(S4DPreTrainedModel):
     """An encoder of tokens or numbers, residual S4D blocks, and a last norm."""
 
     def __init__(self, config: S4DConfig) -> None:
@@ -185,7 +185,7 @@ class S4DModel(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
         return [(layer, states[i] if states is not None else None) for i, layer in enumerate(layers)]
 
 
-class S4DForSequenceClassification(S4DPreTrainedModel):  # type: ignore[no-untyped-call]
+class S4DForSequenceClassification(S4DPreTrainedModel):
     """The backbone, one vector for the sequence, and a linear classifier or regression."""
 
     def __init__(self, config: S4DConfig) -> None:

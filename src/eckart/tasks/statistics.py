@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eckart.errors import InputError
+from eckart.extras import require
 
 Z95 = 1.959963984540054
 """The two-sided 95% point of the normal distribution."""
@@ -17,8 +18,8 @@ Z95 = 1.959963984540054
 def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
     """Mean score with its 95 % confidence interval over the examples.
 
-    For scores that are all 0 or 1 Wilson's interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n); otherwise the
-    normal one, x̄ ± z s/√n. Only the draw of the test examples is covered, not that of the seed.
+    For scores that are all 0 or 1 Wilson's interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), by SciPy;
+    otherwise the normal one, x̄ ± z s/√n. Only the draw of the test examples is covered, not that of the seed.
 
     Args:
         scores: as `Task.per_example` gives them.
@@ -33,21 +34,11 @@ def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
         raise InputError("scores: an interval needs at least one example")
     mean = float(np.mean(scores))
     if np.isin(scores, (0, 1)).all():
-        centre = (mean + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-        return mean, max(0.0, centre - half), min(1.0, centre + half)
+        test = require("scipy.stats", extra="compare").binomtest(int(np.sum(scores)), n)
+        low, high = test.proportion_ci(0.95, method="wilson")
+        return mean, float(low), float(high)
     half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return mean, mean - half, mean + half
-
-
-def _student(degrees: float) -> float:
-    """Two-sided 95% point of Student's t: T = √ν tan θ, where θ has density ∝ cos^(ν−1) θ."""
-    if degrees > 1e4:
-        return Z95
-    theta = np.linspace(0.0, np.pi / 2, 20_001)
-    density = np.cos(theta) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp(0.95, mass / mass[-1], theta)))
 
 
 def combined_interval(
@@ -64,6 +55,7 @@ def combined_interval(
         lows: lower ends of their 95% intervals over test examples.
         highs: upper ends of the same.
     """
+    student = require("scipy.stats", extra="compare").t
     values = np.asarray(scores, dtype=float)
     count = len(values)
     spread = float(values.var(ddof=1)) / count if count > 1 else 0.0
@@ -71,7 +63,7 @@ def combined_interval(
     def half_width(distances: np.ndarray) -> float:
         variance = (float(distances.mean()) / Z95) ** 2 + spread
         degrees = variance**2 * (count - 1) / spread**2 if spread > 0 else math.inf
-        return _student(degrees) * math.sqrt(variance)
+        return float(student.ppf(0.975, degrees)) * math.sqrt(variance)
 
     mean = float(values.mean())
     return mean - half_width(values - np.asarray(lows)), mean + half_width(np.asarray(highs) - values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,22 @@ from torch.utils.data import Dataset
 from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, Split, limit
 from eckart.errors import InputError
+from eckart.quiet import quiet
 from eckart.tasks.encode import (
     Images,
-    PadTexts,
     Rows,
     check_length,
     image_recipe,
     load_tokenizer,
-    stack,
     token_blocks,
     tokenised,
 )
-from eckart.tasks.heads import AUTO_CLASSES, Base, load_base, quiet
+from eckart.tasks.heads import AUTO_CLASSES, Base, load_base
 from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
 
 KINDS = tuple(AUTO_CLASSES)
 Examples = Dataset[dict[str, Any]]
-Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -214,13 +213,19 @@ def _encode(
             Images(test, recipe.prepare),
         )
         return images, recipe, recipe.processor
+    from transformers import DataCollatorWithPadding, default_data_collator
+
     tokenizer = load_tokenizer(checkpoint, model, kind)
     check_length(max_length, tokenizer, model.config)
     if kind == "text-classification":
         encode = partial(tokenised, tokenizer=tokenizer, max_length=max_length)
-        return (encode(train), encode(validation), encode(test)), PadTexts(tokenizer), tokenizer
+        return (
+            (encode(train), encode(validation), encode(test)),
+            DataCollatorWithPadding(tokenizer),
+            tokenizer,
+        )
     blocks = shrink({p: Split(list(token_blocks(data.splits[p], tokenizer, max_length, p))) for p in PARTS})
     rows = {
         part: Rows([{"input_ids": b, "labels": b} for b in split.inputs]) for part, split in blocks.items()
     }
-    return (rows["train"], rows["validation"], rows["test"]), stack, tokenizer
+    return (rows["train"], rows["validation"], rows["test"]), default_data_collator, tokenizer

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
 from eckart.tasks.statistics import Z95, interval
 from eckart.tasks.task import Task
 
@@ -74,11 +73,6 @@ class Training:
     step_seconds: float = math.nan
     step_time_ratio: float = math.nan
     peak_memory_mb: float = math.nan
-
-
-def device() -> torch.device:
-    """Where runs take place: the accelerator when there is one."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def lengths(split: Dataset[Any]) -> list[int]:
@@ -198,67 +192,6 @@ def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int)
     return Evaluation(*interval(values), loss=sum(value * n for value, n in losses) / len(values))
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class FrozenFloor:
-    """The cheapest step there can be: forward and backward through every layer of the base with nothing trained.
-
-    It shares the tensors of the model it is made from, so it costs no memory, and has modules of its own, so that
-    what is later done to the model does not reach it. Make it before the model is adapted.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-        self.model = copy.deepcopy(model, shared).train()
-        first = next(m for m in self.model.modules() if next(m.parameters(recurse=False), None) is not None)
-        first.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
-
-    def step(self, batch: dict[str, Any]) -> float:
-        """Seconds of one step on a batch. The global random state is left as it was."""
-        device = next(self.model.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            _synchronize(device)
-            start = time.perf_counter()
-            self.model(**batch).loss.backward()
-            _synchronize(device)
-            return time.perf_counter() - start
-
-
-class PeakMemory(TorchDispatchMode):
-    """Follows the bytes of all tensors alive: ``known`` ones and every one that appears while the mode is on."""
-
-    def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._alive: dict[int, Any] = {}
-        self.current = self.peak = 0
-        for tensor in known:
-            self._meet(tensor)
-
-    def _meet(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-
-        def leave(_: Any) -> None:
-            del self._alive[key]
-            self.current -= size
-
-        self._alive[key] = weakref.ref(storage, leave)
-        self.current += size
-        self.peak = max(self.peak, self.current)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._meet(leaf)
-        return result
-
-
 def _longest_batch(task: Task, recipe: Recipe) -> int:
     """The step with the longest examples, and so the largest memory, once the optimiser's state is in place."""
     sizes = lengths(task.train)
@@ -292,6 +225,7 @@ class _Watch(TrainerCallback):
         self.ratios: list[float] = []
         self.batch: dict[str, Any] = {}
         self.memory: PeakMemory | None = None
+        self.measuring = ExitStack()
 
     def watch(self, model: nn.Module) -> Any:
         return model.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
@@ -300,17 +234,16 @@ class _Watch(TrainerCallback):
         self.batch = batch
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _synchronize(args.device)
+        synchronize(args.device)
         if state.global_step + 1 == self.memory_step:
             model, optimizer = kwargs["model"], kwargs["optimizer"]
             kept = tree_leaves(list(optimizer.state.values()))
             known = [*model.parameters(), *model.buffers(), *(t for t in kept if isinstance(t, Tensor))]
-            self.memory = PeakMemory(known)
-            self.memory.__enter__()
+            self.memory = self.measuring.enter_context(PeakMemory(known))
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        _synchronize(args.device)
+        synchronize(args.device)
         step, seconds = state.global_step, time.perf_counter() - self.started
         self.training.steps = step
         if self.memory:
@@ -343,9 +276,8 @@ class _Watch(TrainerCallback):
         return self.keep_going(step, evaluation)
 
     def close(self) -> None:
-        if self.memory:
-            self.memory.__exit__(None, None, None)
-            self.memory = None
+        self.measuring.close()
+        self.memory = None
 
 
 def train_run(

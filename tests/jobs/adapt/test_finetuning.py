@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_files import write_bert, write_gpt2, write_reviews
+from tiny_models import save_bert, save_gpt2, save_reviews
 from transformers import AutoConfig, BertForSequenceClassification, Trainer
 
 from eckart.errors import InputError
@@ -33,7 +34,7 @@ STARTED = "run.json"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("files")
-    return str(write_bert(folder / "bert")), str(write_reviews(folder / "reviews.csv"))
+    return str(save_bert(folder / "bert")), str(save_reviews(folder / "reviews.csv"))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def test_card_tells_the_run_and_its_snippet_runs(
 ) -> None:
     folder, metrics = whole
     card = (folder / "README.md").read_text()
-    front = card.split("---")[1]
-    assert f'base_model: "{files[0]}"' in front
-    assert 'library_name: "peft"' in front
+    front = ModelCard.load(folder / "README.md").data
+    assert (front.base_model, front.library_name) == (files[0], "peft")
+    assert (front.pipeline_tag, front.tags) == ("text-classification", ["eckart", "adapter", "lora"])
     assert f"{metrics['trainable_parameters']:,} in adapters" in card
     assert f"{metrics['test']['score']:.4f}" in card
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
@@ -208,13 +209,24 @@ def test_resume_refuses_another_run(files: tuple[str, str], tmp_path: Path) -> N
     with pytest.raises(Stop):
         finetune(*files, "lora", output=folder, on_step=stop_at(5), **SETTINGS)
     for name, value in (("steps", 20), ("lr", 0.5), ("options", {"r": 3})):
-        with pytest.raises(InputError, match=f"--resume: {name} was .* when this run began"):
+        with pytest.raises(
+            InputError, match=f"holds another run: {name} is .* there and .* here: .*--overwrite"
+        ):
             finetune(*files, "lora", output=folder, resume=True, **(SETTINGS | {name: value}))
-    with pytest.raises(InputError, match="method was 'lora'"):
+    with pytest.raises(InputError, match="method is lora there and bone here"):
         finetune(*files, "bone", output=folder, resume=True, **SETTINGS)
     with pytest.raises(InputError, match="an unfinished run: continue it with --resume"):
         finetune(*files, "lora", output=folder, **SETTINGS)
     assert (folder / "checkpoints/checkpoint-4").is_dir()
+
+
+def test_what_the_scores_need_is_asked_for_before_the_training(
+    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(InputError, match=r"scipy is not installed: .*eckart\[compare\]"):
+        finetune(*files, "lora", output=tmp_path / "lora", **SETTINGS)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_output_is_kept_or_replaced_as_asked(
@@ -257,7 +269,7 @@ def test_budget_sets_the_knob(files: tuple[str, str], tmp_path: Path) -> None:
 def test_a_language_model_and_numbers_that_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = str(write_gpt2(tmp_path / "gpt2"))
+    model = str(save_gpt2(tmp_path / "gpt2", pad="[EOS]"))
     (tmp_path / "story.txt").write_text("\n".join(["the film was very good and a long book"] * 200))
     settings = SETTINGS | {"max_length": 16, "steps": 4}
     metrics = finetune(model, str(tmp_path / "story.txt"), "bone", output=tmp_path / "out", **settings)

@@ -58,12 +58,17 @@ def chromium() -> Iterator[Any]:
             window.quit()
 
 
+def resize(window: Any, width: int, scale: float = 1.0) -> None:
+    """Give the window a screen of that width."""
+    screen = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 600}
+    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
 def show(window: Any, page: Path, *, width: int = 1200, dark: bool = False, scale: float = 1.0) -> None:
     """Open a page as a screen of that width and colour scheme would."""
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    screen = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 600}
-    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    resize(window, width, scale)
     window.get(page.resolve().as_uri())
 
 

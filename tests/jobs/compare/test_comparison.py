@@ -311,7 +311,11 @@ def test_bad_input_is_one_line_and_nothing_is_trained(
     assert not (output / "results.csv").exists()
 
 
-def test_presets_are_taken_where_nothing_is_said(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_presets_are_taken_where_nothing_is_said(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.csv").write_text("text,label\n")
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
         module, "Plan", lambda people, steps, seeds, _: asked.append((steps, seeds)) or pytest.skip.Exception

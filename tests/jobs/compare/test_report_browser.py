@@ -13,7 +13,9 @@ from report_browser import chromium, find_chromium, screenshot, show
 from report_study import METHODS, write_study
 from test_report import HOSTILE
 
-from eckart.jobs.compare.report import build_report, leaderboard, read_results
+from eckart.jobs.compare.leaderboard import leaderboard
+from eckart.jobs.compare.reading import read_results
+from eckart.jobs.compare.report import build_report
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.skipif(
@@ -101,9 +103,32 @@ def sort(window: Any, table: str, heading: str) -> None:
     window.execute_script(script, table, heading)
 
 
+SLUGS = {label: slug for slug, (label, *_) in METHODS.items()}
+
+
+def described(window: Any, selector: str) -> list[str]:
+    """What a chart's marks are called in the accessibility tree."""
+    return window.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((n) => n.ariaLabel)", selector
+    )
+
+
 def front(window: Any) -> set[str]:
-    script = "return [...document.querySelectorAll('#pareto .point.front')].map((n) => n.dataset.method)"
-    return set(window.execute_script(script))
+    points = described(window, "#pareto .points_marks path")
+    return {SLUGS[words.partition(":")[0]] for words in points if words.endswith("on the front")}
+
+
+def names(window: Any) -> list[str]:
+    """The labels that stand in the plot."""
+    return texts(window, "#pareto .names_marks text[opacity='1']")
+
+
+def focus(window: Any, label: str) -> None:
+    window.execute_script(
+        "const points = [...document.querySelectorAll('.points_marks path')];"
+        "points.find((n) => n.ariaLabel.startsWith(arguments[0])).focus()",
+        label,
+    )
 
 
 def unbeaten(study: Path, x: str, y: str, without: tuple[str, ...] = ()) -> set[str]:
@@ -150,7 +175,7 @@ def test_leaderboard_is_in_the_order_of_the_scores(page: Any, study: Path):
 def test_whiskers_stand_where_the_numbers_say(page: Any, study: Path):
     """Dots lie on one line with the scores: the same slope between any two rows."""
     places = page.execute_script(
-        "return [...document.querySelectorAll('#leaderboard td.plot .dot')].map((d) => d.getBoundingClientRect().x)"
+        "return [...document.querySelectorAll('#leaderboard .dot_marks path')].map((d) => d.getBoundingClientRect().x)"
     )
     scores = list(leaderboard(read_results(study))["score"])
     slope = (places[0] - places[-1]) / (scores[0] - scores[-1])
@@ -212,17 +237,15 @@ def test_front_is_what_nothing_beats_on_the_chosen_axes(page: Any, study: Path, 
     assert front(page) == unbeaten(study, x, y)
     click(page, "#pareto-all")
     assert front(page) == unbeaten(study, x, y, without=("full", "head-only"))
-    assert not set(texts(page, "#pareto .point text")) & {METHODS["full"][0], METHODS["head-only"][0]}
+    assert not set(names(page)) & {METHODS["full"][0], METHODS["head-only"][0]}
 
 
 def test_another_axis_redraws_the_plot(page: Any):
-    before = page.execute_script("return document.querySelector('#pareto .front-line').getAttribute('d')")
+    line = "return document.querySelector('#pareto .front_marks path').getAttribute('d')"
+    before = page.execute_script(line)
     assert "(logarithmic)" in page.execute_script("return document.querySelector('#pareto').textContent")
     choose(page, "#pareto-x", "step_time_ratio")
-    assert (
-        page.execute_script("return document.querySelector('#pareto .front-line').getAttribute('d')")
-        != before
-    )
+    assert page.execute_script(line) != before
     text = page.execute_script("return document.querySelector('#pareto').textContent")
     assert "step time" in text and "(logarithmic)" not in text
 
@@ -233,7 +256,7 @@ def test_the_same_quantity_twice_swaps_the_axes(page: Any):
 
 
 def test_a_point_in_focus_tells_its_numbers(page: Any):
-    page.execute_script("document.querySelector('.point[data-method=bone]').focus()")
+    focus(page, "Bone")
     tip = page.find_element("id", "tip")
     assert tip.is_displayed()
     assert tip.text.startswith("Bone") and "465 kB" in tip.text
@@ -241,12 +264,42 @@ def test_a_point_in_focus_tells_its_numbers(page: Any):
     assert not tip.is_displayed()
 
 
+def test_the_wheel_zooms_with_ctrl_only_and_a_double_click_resets(page: Any):
+    def after(event: str, kind: str, **more: Any) -> set[str]:
+        """The numbers on the axes once this has happened in the middle of the plot."""
+        page.execute_script(
+            f"""const plot = document.querySelector('#pareto .role-frame path.background');
+            const box = plot.getBoundingClientRect();
+            plot.dispatchEvent(new {kind}('{event}', {{ bubbles: true, cancelable: true,
+                clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, ...arguments[0] }}))""",
+            more,
+        )
+        return set(texts(page, "#pareto .role-axis-label text"))
+
+    before = set(texts(page, "#pareto .role-axis-label text"))
+    assert after("wheel", "WheelEvent", deltaY=-400) == before
+    assert after("wheel", "WheelEvent", deltaY=-400, ctrlKey=True) != before
+    assert after("dblclick", "MouseEvent") == before
+
+
+def test_a_wider_window_has_a_wider_chart(page: Any):
+    from report_browser import resize
+
+    def widths() -> list[float]:
+        return page.execute_script(
+            "return ['#pareto svg', '#curves svg'].map((s) => document.querySelector(s).getBoundingClientRect().width)"
+        )
+
+    before = widths()
+    resize(page, 800)
+    assert all(now < then - 200 for now, then in zip(widths(), before, strict=True))
+
+
 def test_curves_are_switched_and_read_by_keyboard(page: Any):
     from selenium.webdriver.common.keys import Keys
 
     def drawn() -> set[str]:
-        script = "return [...document.querySelectorAll('#curves .curve')].map((n) => n.dataset.method)"
-        return set(page.execute_script(script))
+        return {SLUGS[label] for label in described(page, "#curves .lines_marks path")}
 
     first = drawn()
     assert {"head-only", "full", "lora", "randlora"} <= first < set(METHODS)
@@ -326,7 +379,7 @@ def test_hostile_texts_do_nothing(browser: Any, tmp_path: Path):
     browser.get_log("browser")
     show(browser, build_report(directory))
     click(browser, "#curves-all")
-    browser.execute_script("document.querySelector('.point[data-method=bone]').focus()")
+    focus(browser, HOSTILE[:10])
     assert browser.title != "1"
     assert browser.execute_script("return document.querySelectorAll('#evil, img').length") == 0
     assert browser.find_element("css selector", "#tip b").text.startswith("</script ><!--<script>")
@@ -340,10 +393,10 @@ def test_a_score_far_from_the_rest_does_not_squeeze_them(browser: Any, tmp_path:
     results.loc[lost, ["score", "ci_low", "ci_high"]] = [0.09, 0.08, 0.10]
     results.to_csv(directory / "results.csv", index=False)
     show(browser, build_report(directory))
-    assert "SALT (off the scale: 9.0%)" in texts(browser, "#pareto .point text")
-    assert texts(browser, "tr[data-method=salt] .arrow") == ["◂"]
-    spread = """const others = document.querySelectorAll('#pareto .point:not([data-method=salt]) .halo');
-        const y = [...others].map((c) => c.cy.baseVal.value);
+    assert "SALT (off the scale: 9.0%)" in names(browser)
+    assert texts(browser, "tr[data-method=salt] svg text") == ["◂"]
+    spread = """const all = [...document.querySelectorAll('#pareto .points_marks path')];
+        const y = all.filter((n) => !n.ariaLabel.startsWith('SALT')).map((n) => n.getBoundingClientRect().y);
         return Math.max(...y) - Math.min(...y)"""
     assert browser.execute_script(spread) > 150
 

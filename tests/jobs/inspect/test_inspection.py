@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import gpt2_config, save_bert
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import BertModel, GPT2Model
 
 from eckart.errors import InputError
 from eckart.jobs.inspect.inspection import inspect_model
@@ -21,13 +22,7 @@ from eckart.linalg import spectrum
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    folder = tmp_path_factory.mktemp("bert")
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return save_bert(tmp_path_factory.mktemp("bert"))
 
 
 def test_every_weight_of_a_directory_is_measured(bert: Path) -> None:
@@ -95,7 +90,7 @@ def test_convolutions_conv1d_stacks_and_half_precision(tmp_path: Path) -> None:
     assert (first.kind, first.shape) == ("conv", (8, 27))
     assert (second.kind, second.shape) == ("embedding", (11, 4))
 
-    gpt = GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=16))
+    gpt = GPT2Model(gpt2_config(n_embd=8))
     shapes = {layer.name: layer.shape for layer in inspect_model(gpt).layers}
     assert shapes["h.0.attn.c_attn.weight"] == (8, 24)
 
@@ -157,7 +152,8 @@ def test_saved_files_say_the_same(bert: Path, tmp_path: Path) -> None:
     tag = "{http://www.w3.org/2000/svg}"
     texts = [element.text for element in picture.iter(f"{tag}text")]
     assert all(layer.name in texts for layer in inspection.layers)
-    assert len(list(picture.iter(f"{tag}polyline"))) == len(inspection.layers)
+    lines = [group for group in picture.iter(f"{tag}g") if "mark-line" in group.get("class", "")]
+    assert sum(len(group) for group in lines) == len(inspection.layers)
 
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(InputError, match="not empty"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import ModelCard, ModelCardData
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from eckart.adapters import AdapterConfig
 
 _PIPELINES = {
     "text-classification": "text-classification",
@@ -29,8 +32,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
 }
 
 
-def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], directory: Path) -> str:
-    """README.md for an adapter directory.
+def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], directory: Path) -> ModelCard:
+    """The card of an adapter directory, its README.md.
 
     Args:
         model: the trained model.
@@ -38,30 +41,16 @@ def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], dire
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
-    config = model.peft_config["default"]
-    front = {
-        "base_model": base or "sentence-transformers/all-MiniLM-L6-v2",
-        "library_name": "peft",
-        "pipeline_tag": _PIPELINES[metrics["kind"]],
-        "tags": ["eckart", "adapter", metrics["method"]],
-    }
-    options = ", ".join(f"{name} {value}" for name, value in metrics["options"].items())
-    share = metrics["trainable_parameters"] / metrics["base_parameters"]
-    rows = {
-        "method": f"{config.title} ({config.paper}, [arXiv:{config.arxiv}](https://arxiv.org/abs/{config.arxiv}))",
-        "options": options,
-        "budget": metrics["budget"] or "none given",
-        "trained numbers": f"{metrics['trainable_parameters']:,} in adapters ({share:.2%} of the base model)"
-        + (f", {metrics['head_parameters']:,} in the head" if metrics["head_parameters"] else ""),
-        "size of the adapters": f"{metrics['saved_bytes']:,} bytes",
-        "data": str(metrics["data"]),
-        "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
-        "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
-        "seed": str(metrics["seed"]),
-    }
+    config = cast("AdapterConfig", model.peft_config["default"])
+    front = ModelCardData(
+        base_model=base or "sentence-transformers/all-MiniLM-L6-v2",
+        library_name="peft",
+        pipeline_tag=_PIPELINES[metrics["kind"]],
+        tags=["eckart", "adapter", metrics["method"]],
+    )
     scores = "\n".join(f"| {split} | {_score(metrics[split])} |" for split in ("validation", "test"))
-    return f"""---
-{chr(10).join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items())}
+    return ModelCard(f"""---
+{front.to_yaml()}
 ---
 
 # {config.title} adapter for {Path(metrics["model"]).name}
@@ -71,7 +60,7 @@ what was added.
 
 | | |
 | --- | --- |
-{chr(10).join(f"| {key} | {value} |" for key, value in rows.items())}
+{chr(10).join(f"| {key} | {value} |" for key, value in _facts(config, metrics).items())}
 
 | split | {metrics["metric"].replace("_", " ")} (95% interval) |
 | --- | --- |
@@ -91,7 +80,25 @@ Serve it without eckart: `eckart merge` folds it into the weights, `eckart expor
 eckart merge {shlex.quote(str(directory))} --output merged
 eckart export {shlex.quote(str(directory))} --output lora
 ```
-"""
+""")
+
+
+def _facts(config: AdapterConfig, metrics: dict[str, Any]) -> dict[str, str]:
+    """What was trained and how, by the names that the card gives it."""
+    options = ", ".join(f"{name} {value}" for name, value in metrics["options"].items())
+    share = metrics["trainable_parameters"] / metrics["base_parameters"]
+    return {
+        "method": f"{config.title} ({config.paper}, [arXiv:{config.arxiv}](https://arxiv.org/abs/{config.arxiv}))",
+        "options": options,
+        "budget": metrics["budget"] or "none given",
+        "trained numbers": f"{metrics['trainable_parameters']:,} in adapters ({share:.2%} of the base model)"
+        + (f", {metrics['head_parameters']:,} in the head" if metrics["head_parameters"] else ""),
+        "size of the adapters": f"{metrics['saved_bytes']:,} bytes",
+        "data": str(metrics["data"]),
+        "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
+        "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
+        "seed": str(metrics["seed"]),
+    }
 
 
 def _score(evaluation: dict[str, float]) -> str:

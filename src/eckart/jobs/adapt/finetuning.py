@@ -6,36 +6,33 @@ import errno
 import json
 import math
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
+from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
-from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.extras import require
+from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.adapt.card import model_card
+from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
+from eckart.jobs.earlier import check_same, read_earlier
+from eckart.tasks.environment import versions
 from eckart.tasks.trainer import Recipe, evaluate, make_trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from eckart.adapters import AdapterConfig
     from eckart.tasks.task import Task
 
-CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
 DEFAULT_BUDGET = "0.5%"
-_SET_BY_THE_RUN = {
-    "seed": "give seed itself, which is that of the whole run",
-    "target_modules": "give target_modules itself",
-    "modules_to_save": "the task's head is trained and saved",
-    "task_type": "the task decides it",
-}
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 
 
@@ -59,19 +56,10 @@ class Job:
     save_every: int
     validate_every: int
 
-    def check_same(self, earlier: Mapping[str, Any]) -> None:
-        """Refuse to go on with what was begun otherwise.
-
-        Raises:
-            InputError: an option differs from the first command's.
-        """
-        now = json.loads(json.dumps(asdict(self)))
-        for name, value in now.items():
-            if earlier.get(name) != value:
-                raise InputError(
-                    f"--resume: {name} was {earlier.get(name)!r} when this run began and is {value!r} now: repeat the "
-                    "first command, or begin again with --overwrite"
-                )
+    def plain(self) -> dict[str, Any]:
+        """The values as run.json gives them back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
 
 def finetune(
@@ -128,20 +116,16 @@ def finetune(
         InputError: anything wrong with what was given; ``output`` is as it was.
         FloatingPointError: the loss became NaN or infinite.
     """
-    from eckart.adapters import adapt, get_config
+    from eckart.adapters import get_config
     from eckart.tasks.task import load_task
 
+    require("scipy", extra="compare")  # for the intervals of the scores
     directory = Path(output)
-    earlier = _earlier_run(directory, resume=resume, overwrite=overwrite)
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("save_every", save_every or 1)):
-        if value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
-    for name, rate in (("lr", lr), ("head_lr", head_lr)):
-        if rate is not None and not 0 < rate < math.inf:
-            raise InputError(f"{name} is {rate}: give a positive number")
+    earlier = earlier_run(directory, resume=resume, overwrite=overwrite)
+    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    check_positive(lr=lr, head_lr=head_lr)
     config, options = get_config(method), dict(options or {})
-    if taken := options.keys() & _SET_BY_THE_RUN:
-        raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
+    refuse_taken(options)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     task = load_task(model, data, seed=seed, **task_options)
@@ -164,19 +148,37 @@ def finetune(
         validate_every=validate_every or every,
     )
     if earlier is not None:
-        job.check_same(earlier)
+        check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
         if (directory / METRICS).is_file():
-            return json.loads((directory / METRICS).read_text(encoding="utf-8"))
+            return read_earlier(directory / METRICS, "run", dict[str, Any])
+    return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
+
+
+def _check_numbers(counts: Mapping[str, int | None], rates: Mapping[str, float | None]) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}: give at least 1")
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(f"{name} is {rate}: give a positive number")
+
+
+def _run(
+    job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
+    from eckart.adapters import adapt
+
     adapted = adapt(
-        task.fresh_model(seed),
-        config.slug,
-        budget=budget,
+        task.fresh_model(job.seed),
+        job.method,
+        budget=job.budget,
         target_modules=job.target_modules,
         modules_to_save=list(task.head_modules) or None,
-        seed=seed,
-        **options,
+        seed=job.seed,
+        **job.options,
     )
-    if earlier is None:
+    if fresh:
         _clear(directory)
         with atomic_write(directory / RUN) as file:
             file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
@@ -184,23 +186,6 @@ def finetune(
     metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
     _finish(adapted, task, job, directory, metrics)
     return metrics
-
-
-def _earlier_run(directory: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """What run.json says when resuming; None for a new run."""
-    run = directory / RUN
-    if resume:
-        if not run.is_file():
-            raise InputError(f"--resume: {directory} holds no run to go on with: leave --resume out")
-        return json.loads(run.read_text(encoding="utf-8"))
-    if run.is_file() and not overwrite:
-        done = (directory / METRICS).is_file()
-        raise InputError(
-            f"--output {directory} holds {'a finished' if done else 'an unfinished'} run: "
-            f"{'' if done else 'continue it with --resume, '}choose another directory or pass --overwrite"
-        )
-    check_output(directory, overwrite=overwrite)
-    return None
 
 
 def _clear(directory: Path) -> None:
@@ -277,7 +262,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
     from eckart.adapters import saved_bytes, trainable_parameters
     from eckart.adapters._budget import count_parameters
 
-    config = model.peft_config["default"]
+    config = cast("AdapterConfig", model.peft_config["default"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter = trainable_parameters(model)
     validations = [{"step": log["step"], **log["validation"]} for log in history if "validation" in log]
@@ -301,26 +286,23 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "test": asdict(evaluate(model, task, task.test, 2 * job.batch_size)),
         "losses": [[log["step"], log["loss"]] for log in history if "loss" in log],
         "validations": validations,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("eckart", "torch", "transformers", "peft")},
-        },
+        "versions": versions(),
     }
 
 
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = job.model
     whole = directory / ".finished"
     with atomic_directory(whole, overwrite=True) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        (folder / CARD).write_text(model_card(model, job.model, metrics, directory), encoding="utf-8")
+        model_card(model, job.model, metrics, directory).save(folder / CARD)
     last = {name: place for place, name in enumerate(_IN_THIS_ORDER)}
     for file in sorted(whole.iterdir(), key=lambda path: last.get(path.name, -1)):
         os.replace(file, directory / file.name)

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from eckart.errors import InputError
+from eckart.arguments import check_positive, read_budget
+from eckart.data.read import check_source
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
@@ -22,6 +22,8 @@ from eckart.jobs.compare.contenders import Contender, Rates, contenders
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
 from eckart.jobs.compare.progress import Progress, Scoreboard
 from eckart.jobs.compare.study import Claim, Outcome, Run, Study
+from eckart.quiet import quiet
+from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
     import os
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from eckart.jobs.compare.runs import Runner
+    from eckart.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -113,19 +116,22 @@ def compare(
         KeyboardInterrupt: passed on after the results so far were written.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
-    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil"):
-        require(module, extra="compare")
     deadline = None if timeout is None else time.monotonic() + timeout
-    _check_numbers(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
+    check_positive(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
     directory = outputs.check_directory(Path(output), overwrite)
+    read_budget(budget)
+    find_model(model)
+    check_source(data)
+    for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
+        require(module, extra="compare")
 
-    from eckart.jobs.compare.runs import Runner, machine, versions
+    from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import load_task
 
-    with _undisturbed():
+    with quiet():
         sizes = {split: getattr(preset, split) for split in ("validation", "test")} | dict(limits or {})
         task = load_task(
             model,
@@ -138,7 +144,7 @@ def compare(
             seed=0,
         )
         everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
-    identity = {
+    identity: dict[str, Any] = {
         "budget": str(budget),
         "steps": steps,
         "batch_size": batch_size,
@@ -146,38 +152,53 @@ def compare(
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
     }
-    identity = json.loads(json.dumps(identity))
-    about = {
-        "command": outputs.command_line(arguments),
-        "state": "running",
-        "task": task.describe(),
-        "budget": str(budget),
-        "options": {"steps": steps, "seeds": seeds, "batch_size": batch_size, "max_length": max_length},
-        "identity": identity,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    started = None if overwrite else outputs.begun(directory, about)
-    about["started"] = started or outputs.now()
-    digest = hashlib.sha256(json.dumps([task.fingerprint, identity], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
-    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
-    if overwrite:
-        outputs.clear(directory)
-    outputs.write_about(directory, about)
-    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
-    study = shared or _open_study(url, digest, task.greater_is_better, overwrite)
+    about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
+    study = _begin(directory, about, task, storage, overwrite)
     plan = Plan([c for c in everyone if not c.reason], steps, seeds, task.greater_is_better)
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
     return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
 
 
-def _check_numbers(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and value <= 0:
-            raise InputError(f"{name} is {value}: give a positive number")
+def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
+    """What ``compare.json`` says of a comparison that begins."""
+    from eckart.tasks.environment import machine, versions
+
+    options = {name: identity[name] for name in ("steps", "batch_size", "max_length")}
+    return {
+        "command": command,
+        "state": "running",
+        "task": task.describe(),
+        "budget": identity["budget"],
+        "options": options | {"seeds": seeds},
+        "identity": identity,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _begin(directory: Path, about: dict[str, Any], task: Task, storage: str | None, overwrite: bool) -> Study:
+    """Open the study and write ``compare.json``; nothing is touched before all of it is known to be good.
+
+    Args:
+        directory: of the results.
+        about: as `_about`; the time of the start is added, that of an earlier call where there is one.
+        task: what is compared on.
+        storage: URL of a shared database; None for one in the directory.
+        overwrite: discard an earlier comparison.
+
+    Raises:
+        InputError: the directory holds another comparison, or the storage cannot be opened.
+    """
+    about["started"] = (None if overwrite else outputs.begun(directory, about)) or outputs.now()
+    content = json.dumps([task.fingerprint, about["identity"]], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
+    if overwrite:
+        outputs.clear(directory)
+    outputs.write_about(directory, about)
+    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
+    return shared or _open_study(url, digest, task.greater_is_better, overwrite)
 
 
 def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study:
@@ -187,16 +208,6 @@ def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study
         study.delete()
         study = Study(url, name, maximize=maximize)
     return study
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep the libraries underneath from writing over the progress display."""
-    from eckart.tasks.heads import quiet
-
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager
@@ -244,7 +255,7 @@ class _Comparison:
         """
         self.write("running")
         try:
-            with self.progress, _undisturbed(), _short_collections():
+            with self.progress, quiet(), _short_collections():
                 self._show(self.study.records(), FLOOR)
                 done = self.study.work(
                     self.plan, self._execute, deadline=deadline, after=self._after, waiting=self._wait
@@ -292,7 +303,8 @@ class _Comparison:
         """Write the results as they are, each file whole."""
         import pandas as pd
 
-        from eckart.jobs.compare.report import advice, build_report
+        from eckart.jobs.compare.advice import advice
+        from eckart.jobs.compare.report import build_report
         from eckart.jobs.compare.runs import COLUMNS, left_out
 
         records = self.study.records()

@@ -139,6 +139,8 @@ def contenders(
         )
     model = task.fresh_model(0)
     heads = list(task.head_modules)
+    targets = task.default_targets if target_modules is None else target_modules
+    targets = targets if isinstance(targets, str) else list(targets)
     found: list[Contender] = []
     failures: list[InputError] = []
     for name in names:
@@ -149,11 +151,7 @@ def contenders(
         kind = get_config(name)
         rates = _rates(name, kind.learning_rates, learning_rates, trials)
         try:
-            targets = task.default_targets if target_modules is None else target_modules
-            config = kind(
-                target_modules=targets if isinstance(targets, str) else list(targets),
-                modules_to_save=heads or None,
-            )
+            config = kind(target_modules=targets, modules_to_save=heads or None)
             found.append(Contender(name, kind.title, rates, solve_budget(model, config, budget)))
         except InputError as error:
             if name in named:
@@ -162,10 +160,15 @@ def contenders(
             found.append(Contender(name, kind.title, rates, reason=str(error)))
     if failures and not any(c.config for c in found):
         raise failures[0]
+    _check_counts(found)
+    return found
+
+
+def _check_counts(found: Sequence[Contender]) -> None:
+    """Refuse methods with different numbers of learning rates: who tries more may win by luck."""
     counts = {len(c.learning_rates): c.name for c in found if c.learning_rates}
     if len(counts) > 1:
         told = ", ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise InputError(
             f"learning_rates are not equally many ({told}): give every method the same number of trials"
         )
-    return found

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eckart.errors import InputError
 from eckart.files import atomic_write, check_output
 from eckart.jobs.compare.study import without_password
+from eckart.jobs.earlier import check_same, read_earlier
 
 DATABASE, ABOUT = "study.db", "compare.json"
 RESULTS, TABLE, CURVES, REPORT, ADAPTERS = (
@@ -23,7 +23,6 @@ RESULTS, TABLE, CURVES, REPORT, ADAPTERS = (
     "adapters",
 )
 OURS = (DATABASE, ABOUT, RESULTS, TABLE, CURVES, REPORT, ADAPTERS)
-ELSEWHERE = "choose another directory or pass --overwrite"
 
 
 def check_directory(directory: Path, overwrite: bool) -> Path:
@@ -47,25 +46,18 @@ def begun(directory: Path, about: Mapping[str, Any]) -> str | None:
     """
     if not (directory / ABOUT).is_file():
         return None
-    try:
-        found = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-        started, there, here = str(found["started"]), found["identity"], about["identity"]
-        differences = [
-            f"{name} is {there.get(name)} there and {here.get(name)} here"
-            for name in here | there
-            if here.get(name) != there.get(name)
-        ]
-        if found["task"]["fingerprint"] != about["task"]["fingerprint"]:
-            names = [f"{task['model']} on {task['data']}" for task in (found["task"], about["task"])]
-            told = f"are {names[0]} there and {names[1]} here" if names[0] != names[1] else "have changed"
-            differences.insert(0, f"model and data {told}")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"--output {directory}: its {ABOUT} is not a comparison's: {ELSEWHERE}") from None
-    if differences:
-        raise InputError(
-            f"--output {directory} holds another comparison: {'; '.join(differences)}: {ELSEWHERE}"
-        )
+    started, task, there = read_earlier(directory / ABOUT, "comparison", _identity)
+    _, asked, here = _identity({**about, "started": ""})
+    names = [f"{part['model']} on {part['data']}" for part in (task, asked)]
+    changed = f"are {names[0]} there and {names[1]} here" if names[0] != names[1] else "have changed"
+    check_same(directory, "comparison", there, here, {"fingerprint": f"model and data {changed}"})
     return started
+
+
+def _identity(about: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """When a comparison was begun, its task, and what decides its numbers."""
+    task = {name: str(about["task"][name]) for name in ("model", "data", "fingerprint")}
+    return str(about["started"]), task, {"fingerprint": task["fingerprint"], **about["identity"]}
 
 
 def clear(directory: Path) -> None:

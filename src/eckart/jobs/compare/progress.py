@@ -115,7 +115,7 @@ class Scoreboard:
     """
 
     def __init__(self, everyone: Sequence[Contender], plan: Plan, metric: str, progress: Progress) -> None:
-        from eckart.jobs.compare.advice import METRICS, Metric
+        from eckart.jobs.compare.leaderboard import METRICS, Metric
 
         self.everyone, self.plan, self.progress = everyone, plan, progress
         self.metric = METRICS.get(metric, Metric(metric.replace("_", " ")))

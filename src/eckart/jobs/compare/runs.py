@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
@@ -25,15 +19,14 @@ from torch.utils.data import DataLoader, Subset
 from eckart.jobs.compare.contenders import Contender
 from eckart.jobs.compare.plan import FINAL, Plan, Row
 from eckart.jobs.compare.study import Run
+from eckart.tasks.environment import machine, versions
+from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
 from eckart.tasks.task import Task
 from eckart.tasks.trainer import (
     Evaluation,
-    FrozenFloor,
-    PeakMemory,
     Recipe,
     Training,
     data_order,
-    device,
     evaluate,
     in_head,
     lengths,
@@ -49,35 +42,6 @@ COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, "error", "versions", "machine"]
 """The columns of ``results.csv``."""
 CURVE_POINTS = 200
 """Points kept of a training curve."""
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("eckart", "torch", "transformers", "peft", "optuna", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    facts = {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": platform.platform(terse=True),
-    }
-    return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 @dataclass

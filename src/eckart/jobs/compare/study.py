@@ -70,7 +70,7 @@ def _space() -> str:
 
 
 def _this_worker() -> dict[str, Any]:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     return {"space": _space(), "pid": os.getpid(), "since": psutil.Process().create_time()}
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from eckart.adapters._layers import describe_layer
 from eckart.errors import InputError
 from eckart.files import atomic_directory
-from eckart.jobs.inspect.picture import draw
 from eckart.linalg import spectrum
 from eckart.tasks.pretrained import EMBEDDED, find_model
 
@@ -100,6 +99,13 @@ class LayerSpectrum:
             "nearly_low_rank": self.nearly_low_rank,
         }
 
+    def curve(self, points: int = 120) -> list[tuple[float, float]]:
+        """Share of the energy that the leading singular values hold, at no more than so many shares of the rank."""
+        energy = spectrum.energy_curve(self.singular_values)
+        last = energy.numel() - 1
+        picks = torch.linspace(0, last, min(last + 1, points)).round().long().tolist()
+        return [(i / last, energy[i].item()) for i in picks]
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -130,6 +136,8 @@ class Inspection:
         """Write spectra.csv, spectra.svg, inspect.json and singular_values.safetensors, all or none of them."""
         from safetensors.torch import save_file
 
+        from eckart.jobs.inspect.picture import draw
+
         with atomic_directory(directory, overwrite=overwrite) as folder:
             rows = [layer.row() for layer in self.layers]
             with (folder / "spectra.csv").open("w", newline="", encoding="utf-8") as file:
@@ -139,7 +147,9 @@ class Inspection:
             (folder / "inspect.json").write_text(
                 json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8"
             )
-            (folder / "spectra.svg").write_text(draw(self), encoding="utf-8")
+            curves = {layer.name: layer.curve() for layer in self.layers}
+            picture = draw(self.model, self.energy, rows, curves)
+            (folder / "spectra.svg").write_text(picture, encoding="utf-8")
             save_file(
                 {layer.name: layer.singular_values for layer in self.layers},
                 folder / "singular_values.safetensors",
@@ -234,7 +244,7 @@ def _read(file: Path, name: str, index: int | None = None) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:
-        tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
+        tensor: Tensor = tensors.get_tensor(name) if index is None else tensors.get_slice(name)[index]
     return tensor.reshape(tensor.shape[0], -1)
 
 

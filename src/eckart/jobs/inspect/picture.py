@@ -2,102 +2,111 @@
 
 from __future__ import annotations
 
-import json
-import math
-from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
+from eckart.jobs.charts import COLOURS, INK, alt, svg
 
-from eckart.jobs._svg import GRID, INK, circle, document, line, polyline, rect, text
-from eckart.linalg import spectrum
-
-if TYPE_CHECKING:
-    from eckart.jobs.inspect.inspection import Inspection, LayerSpectrum
-
-WIDTH, LEFT, SPAN, ROW, TOP, CURVES = 960, 330, 470, 18, 74, 230
-FIRST = TOP + CURVES + 96  # y of the first row
-PLAIN, WIDE, LOW, MARK = "#8a97a8", "#d3dae3", "#0b7285", "#c2410c"
+SPAN, ROW, CURVES = 470, 18, 230
+NAME = "length(datum.label) > 46 ? '…' + slice(datum.label, -45) : datum.label"
+AXIS = "rank, as a share of min(rows, columns)"
+LOW, MARK, *_ = COLOURS
+PLAIN, WIDE = "#8a97a8", "#d3dae3"
 
 
-def draw(inspection: Inspection) -> str:
-    """The energy curves of all layers, then one row per layer with its ranks, as a share of min(rows, columns)."""
-    layers, percent = inspection.layers, f"{100 * inspection.energy:g} %"
-    height = FIRST + ROW * len(layers) + 52
-    low = sum(layer.nearly_low_rank for layer in layers)
-    level = TOP + CURVES * (1 - inspection.energy)
-    parts = [
-        text(20, 30, f"Spectra of {inspection.model}", size=17, weight=600),
-        text(
-            20,
-            50,
-            f"Nearly low-rank: {low} of {len(layers)} weights. Factors that hold {percent} of their energy need "
-            "at most half the numbers.",
-        ),
-        text(20, TOP + 14, "Energy held", weight=600),
-        text(20, TOP + 30, "by the leading singular values"),
+def draw(
+    model: str,
+    energy: float,
+    rows: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> str:
+    """The energy curves of all weights, then one row per weight with its ranks, as a share of min(rows, columns).
+
+    Args:
+        model: its name.
+        energy: the share that "nearly low-rank" is about.
+        rows: of each weight, as ``spectra.csv`` has them.
+        curves: of each weight, by name: (share of the rank, share of the energy), rising.
+    """
+    low, percent = sum(row["nearly_low_rank"] for row in rows), f"{100 * energy:g} %"
+    words = (
+        f"Nearly low-rank: {low} of {len(rows)} weights. Factors that hold {percent} of their energy need "
+        "at most half the numbers."
+    )
+    chart = alt.vconcat(_curves(energy, rows, curves), _ranks(energy, rows), spacing=28)
+    chart = chart.resolve_scale(color="independent")
+    return svg(chart.properties(title={"text": f"Spectra of {model}", "subtitle": words}), words)
+
+
+def _share(field: str, title: str | None) -> Any:
+    axis = alt.Axis(format="%", tickCount=5, title=title)
+    return alt.X(f"{field}:Q", axis=axis, scale=alt.Scale(domain=[0, 1]))
+
+
+def _curves(
+    energy: float, rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[float, float]]]
+) -> Any:
+    points = [
+        {"name": row["name"], "low": row["nearly_low_rank"], "share": share, "energy": held}
+        for row in sorted(rows, key=lambda row: row["nearly_low_rank"])
+        for share, held in curves[row["name"]]
     ]
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y, label = LEFT + share * SPAN, TOP + CURVES * (1 - share), f"{100 * share:g} %"
-        parts += [
-            line(x, TOP, x, TOP + CURVES, GRID),
-            line(LEFT, y, LEFT + SPAN, y, GRID),
-            text(LEFT - 8, y + 4, label, anchor="end"),
-            text(x, TOP + CURVES + 18, label, anchor="middle"),
-            line(x, FIRST - 8, x, height - 48, GRID),
-            text(x, height - 32, label, anchor="middle"),
-        ]
-    axis = "rank, as a share of min(rows, columns)"
-    parts += [
-        text(LEFT + SPAN / 2, TOP + CURVES + 36, axis, anchor="middle"),
-        text(LEFT + SPAN / 2, height - 14, axis, anchor="middle"),
-        line(LEFT, level, LEFT + SPAN, level, MARK, dash="5 4"),
-        text(LEFT + SPAN + 8, level + 4, percent, colour=MARK),
-        *(_curve(layer) for layer in sorted(layers, key=lambda layer: layer.nearly_low_rank)),
-        *_legend(FIRST - 34, percent),
-        *(_row(layer, FIRST + ROW * i, inspection.energy) for i, layer in enumerate(layers)),
-    ]
-    return document(WIDTH, height, parts)
-
-
-def _curve(layer: LayerSpectrum) -> str:
-    energy = spectrum.energy_curve(layer.singular_values)
-    last = energy.numel() - 1
-    picks = torch.linspace(0, last, min(last + 1, 120)).round().long().tolist()
-    points = ((LEFT + SPAN * i / last, TOP + CURVES * (1 - energy[i].item())) for i in picks)
-    colour, opacity = (LOW, 0.85) if layer.nearly_low_rank else (PLAIN, 0.45)
-    return polyline(points, colour, layer.name, opacity=opacity)
-
-
-def _row(layer: LayerSpectrum, y: float, energy: float) -> str:
-    middle, scale = y + ROW / 2, SPAN / min(layer.shape)
-    colour, ink = (LOW, LOW) if layer.nearly_low_rank else (PLAIN, INK)
-    name = layer.name if len(layer.name) <= 46 else "…" + layer.name[-45:]
-    alpha = "–" if math.isnan(layer.alpha) else f"α {layer.alpha:.2f}"
-    effective = LEFT + scale * layer.effective_rank
-    return "".join(
-        [
-            f"<g><title>{escape(json.dumps(layer.row(), ensure_ascii=False))}</title>",
-            text(LEFT - 8, middle + 4, name, anchor="end", size=11, colour=ink),
-            rect(LEFT, y + 4, scale * layer.ranks[0.99], ROW - 8, WIDE),
-            rect(LEFT, y + 4, scale * layer.ranks[energy], ROW - 8, colour),
-            circle(LEFT + scale * layer.stable_rank, middle),
-            line(effective, y + 1, effective, y + ROW - 1, MARK, width=2),
-            text(LEFT + SPAN + 10, middle + 4, f"{layer.shape[0]} × {layer.shape[1]}", size=11),
-            text(WIDTH - 16, middle + 4, alpha, anchor="end", size=11),
-            "</g>",
-        ]
+    axis = alt.Axis(format="%", tickCount=5, title="energy held by the leading singular values")
+    lines = (
+        alt.Chart(alt.Data(values=points))
+        .mark_line(strokeWidth=1.4)
+        .encode(
+            x=_share("share", AXIS),
+            y=alt.Y("energy:Q", axis=axis, scale=alt.Scale(domain=[0, 1])),
+            color=alt.when("datum.low").then(alt.value(LOW)).otherwise(alt.value(PLAIN)),
+            opacity=alt.when("datum.low").then(alt.value(0.85)).otherwise(alt.value(0.45)),
+            detail="name:N",
+        )
+    )
+    level = alt.Chart(alt.Data(values=[{"energy": energy}])).encode(y="energy:Q")
+    label = level.mark_text(align="left", dx=8, fill=MARK).encode(
+        x=alt.value(SPAN), text=alt.Text("energy:Q", format=".3~%")
+    )
+    return alt.layer(lines, level.mark_rule(color=MARK, strokeDash=[5, 4]), label).properties(
+        width=SPAN, height=CURVES
     )
 
 
-def _legend(y: float, percent: str) -> list[str]:
-    x = LEFT
-    return [
-        text(20, y, "Ranks of each weight", weight=600),
-        *(rect(x, y - 9, 14, 10, PLAIN), text(x + 19, y, f"{percent} of energy")),
-        *(rect(x + 120, y - 9, 14, 10, WIDE), text(x + 139, y, "99 %")),
-        *(rect(x + 180, y - 9, 14, 10, LOW), text(x + 199, y, "nearly low-rank")),
-        *(line(x + 310, y - 11, x + 310, y + 2, MARK, width=2), text(x + 317, y, "effective rank")),
-        *(circle(x + 412, y - 4), text(x + 421, y, "stable rank")),
-        text(WIDTH - 16, y, "tail exponent", anchor="end"),
+def _ranks(energy: float, rows: Sequence[Mapping[str, Any]]) -> Any:
+    held = f"rank_{100 * energy:g}"
+    shown = [
+        {
+            "name": row["name"],
+            "shape": f"{row['rows']} × {row['columns']}",
+            "alpha": "–" if row["alpha"] is None else f"α {row['alpha']:.2f}",
+            "kind": "nearly low-rank" if row["nearly_low_rank"] else f"{100 * energy:g} % of energy",
+            **{key: row[key] / row["max_rank"] for key in ("rank_99", "effective_rank", "stable_rank")},
+            "held": row[held] / row["max_rank"],
+        }
+        for row in rows
     ]
+    kinds = {f"{100 * energy:g} % of energy": PLAIN, "nearly low-rank": LOW, "99 %": WIDE}
+    kinds |= {"effective rank": MARK, "stable rank": INK}
+    colour = alt.Scale(domain=list(kinds), range=list(kinds.values()))
+    legend = alt.Legend(title="Ranks of each weight", orient="top", symbolType="square", offset=4)
+    names = alt.Axis(labelExpr=NAME, labelLimit=0, labelFontSize=11, domain=False, ticks=False)
+    base = alt.Chart(alt.Data(values=shown)).encode(y=alt.Y("name:N", sort=None, title=None, axis=names))
+
+    def mark(chart: Any, field: str, kind: Any) -> Any:
+        return chart.encode(x=_share(field, AXIS), color=kind)
+
+    def beside(field: str, place: int, align: str) -> Any:
+        return base.mark_text(align=align, fontSize=11).encode(x=alt.value(place), text=f"{field}:N")
+
+    return alt.layer(
+        mark(base.mark_bar(height=10), "rank_99", alt.datum("99 %")),
+        mark(base.mark_bar(height=10), "held", alt.Color("kind:N", scale=colour, legend=legend)),
+        mark(base.mark_point(size=36, opacity=1), "stable_rank", alt.datum("stable rank")),
+        mark(
+            base.mark_tick(thickness=2, size=ROW - 2, opacity=1),
+            "effective_rank",
+            alt.datum("effective rank"),
+        ),
+        beside("shape", SPAN + 10, "left"),
+        beside("alpha", SPAN + 150, "right"),
+    ).properties(width=SPAN, height=alt.Step(ROW))

@@ -7,21 +7,23 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eckart.arguments import check_least
 from eckart.data.read import read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
-from eckart.files import atomic_write, check_output
+from eckart.extras import require
+from eckart.files import atomic_write
+from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
 from eckart.jobs.measure.scores import (
-    ABOUT,
     MODELS,
     PICTURE,
     TABLE,
@@ -31,39 +33,12 @@ from eckart.jobs.measure.scores import (
     keep,
     kept,
 )
+from eckart.jobs.measure.settings import ABOUT, Settings, check_directory
+from eckart.quiet import quiet
 from eckart.tasks.encode import check_length, load_tokenizer, token_blocks
-from eckart.tasks.heads import quiet
 from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
 
 __all__ = ["METRICS", "Measurement", "ModelScores", "measure", "measure_model"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the numbers of a model besides its files and the texts; see `measure`."""
-
-    metrics: list[str]
-    layers: str | list[int]
-    split: str
-    max_length: int
-    limit: int
-    skip_first: int
-    window: bool
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, str) and self.layers not in ("all", "last"):
-            raise InputError(f"layers is {self.layers!r}: give all, last, or numbers such as 0,3,6")
-        if self.split not in (*PARTS, "all"):
-            raise InputError(f"split is {self.split!r}: choose {', '.join(PARTS)}, or all of them: all")
-        if self.limit < 2:
-            raise InputError(f"limit is {self.limit}: give at least 2 texts, one has no spread")
-        if self.max_length < 2:
-            raise InputError(f"max_length is {self.max_length}: give at least 2 tokens")
-        if not 0 <= self.skip_first <= self.max_length - 2:
-            raise InputError(
-                f"skip_first is {self.skip_first}: give 0 to {self.max_length - 2}, so that two tokens of a text of "
-                f"{self.max_length} are left"
-            )
 
 
 def measure(
@@ -111,8 +86,7 @@ def measure(
     paths = [models] if models is None or isinstance(models, str | Path) else list(models)
     if not paths:
         raise InputError("models is empty: give at least one, or None for the built-in MiniLM")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}: give at least 1")
+    check_least(1, batch_size=batch_size)
     settings = Settings(
         known_metrics(metrics),
         layers if isinstance(layers, str) else list(layers),
@@ -123,13 +97,15 @@ def measure(
         window,
     )
     directory = None if output is None else Path(output)
-    if directory is not None and (overwrite or not (directory / ABOUT).is_file()):
-        check_output(directory, overwrite=overwrite)
+    if directory is not None:
+        require("vl_convert", extra="compare")  # draws the picture at the end
+        check_directory(directory, overwrite)
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
     about = asdict(settings) | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
-    if directory is not None and not overwrite:
-        _check_settings(directory, about)
+    if directory is not None and not overwrite and (directory / ABOUT).is_file():
+        there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
+        check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
     done: list[ModelScores] = []
 
     def tell(texts_done: int, texts_there: int) -> None:
@@ -201,26 +177,6 @@ def _begin(directory: Path, about: dict[str, Any], overwrite: bool) -> None:
             path.write_text(json.dumps({"settings": about}, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_settings(directory: Path, about: dict[str, Any]) -> None:
-    """Refuse a directory that says that something else is measured in it."""
-    if not (directory / ABOUT).is_file():
-        return
-    elsewhere = "choose another directory or pass --overwrite"
-    try:
-        there = json.loads((directory / ABOUT).read_text(encoding="utf-8"))["settings"]
-        differences = [
-            "the texts have changed" if name == "texts" else f"{name} is {there[name]} there and {value} here"
-            for name, value in about.items()
-            if there[name] != value
-        ]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"--output {directory}: its {ABOUT} is not a measurement's: {elsewhere}") from None
-    if differences:
-        raise InputError(
-            f"--output {directory} holds another measurement: {'; '.join(differences)}: {elsewhere}"
-        )
-
-
 def _measure_checkpoint(
     checkpoint: Checkpoint,
     texts: list[str],
@@ -229,7 +185,7 @@ def _measure_checkpoint(
     on_text: Callable[[int, int], None],
 ) -> ModelScores:
     """One model over the texts, or over windows of them, with the values of each."""
-    from eckart.tasks.trainer import device
+    from eckart.tasks.instruments import device
 
     with quiet():
         model = load_backbone(checkpoint)

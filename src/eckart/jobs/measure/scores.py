@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from eckart.files import atomic_write
-from eckart.jobs.measure.picture import draw
+from eckart.jobs.measure.settings import ABOUT
 
-TABLE, TEXTS, PICTURE, ABOUT, MODELS = "measure.csv", "texts.csv", "measure.svg", "measure.json", "models"
+TABLE, TEXTS, PICTURE, MODELS = "measure.csv", "texts.csv", "measure.svg", "models"
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Measurement:
 
     def write(self, directory: Path) -> None:
         """Write measure.csv, texts.csv, measure.svg and measure.json, each whole."""
+        from eckart.jobs.measure.picture import draw
+
         with atomic_write(directory / TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("model", *Score.__dataclass_fields__, "tokens"))
@@ -128,9 +130,24 @@ class Measurement:
                 for text, row in enumerate(zip(*columns, strict=True)):
                     table.writerow((scores.model, text, *map(_plain, row)))
         with atomic_write(directory / PICTURE) as path:
-            path.write_text(draw(self), encoding="utf-8")
+            path.write_text(draw(self.data, self._points()), encoding="utf-8")
         with atomic_write(directory / ABOUT) as path:
             path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _points(self) -> list[dict[str, Any]]:
+        """What the picture shows: every score that there is, by model, metric and relative depth."""
+        return [
+            {
+                "model": f"{scores.model}: width {scores.width}, {scores.tokens:.1f} tokens a text",
+                "metric": score.metric,
+                "depth": score.layer / max(scores.depth, 1),
+                "mean": score.mean,
+                "ci": _plain(score.ci),
+            }
+            for scores in self.models
+            for score in scores.scores
+            if score.n
+        ]
 
 
 def keep(path: Path, scores: ModelScores) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -22,6 +22,7 @@ from eckart.recovery._rows import read_header, read_rows
 if TYPE_CHECKING:
     import pandas as pd
 
+    from eckart.recovery import MatrixCompletion
     from eckart.recovery._base import RecoveryEstimator
     from eckart.recovery.streaming import StreamingPCA
 
@@ -93,29 +94,50 @@ def complete(
             on_iteration(done, total)
 
     model.set_params(callback=step)
-    tested: dict[str, Any] = {"test_ratings": int(held.sum()), "test_rmse": None, "bias_rmse": None}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if held.any():
-            trial = model.fit(table[~held])
-            tested["test_rmse"] = -trial.score(table[held])
-            trial.row_factors_ = np.zeros_like(trial.row_factors_)
-            tested["bias_rmse"] = -trial.score(table[held])
-        model.fit(table)
-    users, items = len(model.row_ids_), len(model.col_ids_)
-    report = Completion(
-        len(table), users, items, rank, model.n_iter_, bool(model.converged_), model.train_rmse_, **tested
-    )
+    report = _fitted(model, table, held)
+    factors = _factors(model)
     with atomic_directory(output, overwrite=overwrite) as folder:
         model.save(folder / "model")
-        _factor_table(model.row_ids_, model.row_bias_, model.row_factors_).to_csv(
-            folder / "users.csv", index=False
-        )
-        _factor_table(model.col_ids_, model.col_bias_, model.components_.T).to_csv(
-            folder / "items.csv", index=False
-        )
+        for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
+            _factor_table(*columns).to_csv(folder / name, index=False)
         (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _fitted(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> Completion:
+    """Measure the model on what is held out, then fit it to the whole table."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        test_rmse, bias_rmse = _held_out(model, table, held) if held.any() else (None, None)
+        model.fit(table)
+    (users, *_), (items, *_) = _factors(model)
+    return Completion(
+        ratings=len(table),
+        users=len(users),
+        items=len(items),
+        rank=model.n_components,
+        iterations=model.n_iter_,
+        converged=bool(model.converged_),
+        train_rmse=model.train_rmse_,
+        test_ratings=int(held.sum()),
+        test_rmse=test_rmse,
+        bias_rmse=bias_rmse,
+    )
+
+
+def _factors(model: MatrixCompletion) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Names, biases and factors of the users and of the items."""
+    users, items = model.row_ids_, model.col_ids_
+    assert users is not None and items is not None, "a table names its users and items"
+    return (users, model.row_bias_, model.row_factors_), (items, model.col_bias_, model.components_.T)
+
+
+def _held_out(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> tuple[float, float]:
+    """RMSE on the ratings held out of a model fitted to the others, and that of its biases alone."""
+    trial = model.fit(table[~held])
+    whole = -trial.score(table[held])
+    trial.row_factors_ = np.zeros_like(trial.row_factors_)
+    return whole, -trial.score(table[held])
 
 
 def _check_sizes(table: pd.DataFrame, kept: pd.DataFrame, rank: int, test_share: float) -> None:
@@ -205,7 +227,7 @@ def eigenvector(
     if output is not None:
         check_output_file(output)
     try:
-        opened = contextlib.nullcontext(source) if hasattr(source, "read") else open(source, "rb")  # noqa: SIM115
+        opened = open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)  # noqa: SIM115
     except OSError as error:
         raise InputError(f"rows {source} cannot be read: {error.strerror}") from None
     with opened as stream:

@@ -1,0 +1,149 @@
+"""The list of findings on docs/evidence/index.md: one sentence each, its numbers from the rows."""
+
+from __future__ import annotations
+
+from _rows import ROOT, percent, result, row, rows, short, signed
+from _tables.s4d import fashion
+
+
+def span(values: list[float], digits: int = 2) -> str:
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
+def comparison() -> list[str]:
+    board = [r for r in rows("sst2") if "label" in r]
+    (told,) = (r["advice"] for r in rows("sst2") if "advice" in r)
+    low, high = (percent(pick(r["score"] for r in board)) for pick in (min, max))
+    return [
+        f"On SST-2, after forty steps, {len(board)} ways of training score {low} to {high} %. "
+        f"{told.partition('. ')[0]} ([SST-2](sst2.md))."
+    ]
+
+
+def costs() -> list[str]:
+    def against_peft(arm: str) -> list[float]:
+        return [r["x PEFT"] for r in rows("step_time", "benchmarks", arm=arm)]
+
+    saved = row("checkpoint_bytes", "benchmarks", model="llama-3.2-3b q, v", arm="randlora")["x PEFT"]
+    bat, theirs = (
+        row("memory_by_depth", "benchmarks", arm=arm)["MiB a layer"] for arm in ("bat", "peft bat")
+    )
+    return [
+        f"A training step takes {span(against_peft('lora'))} times that of PEFT's layer for LoRA, "
+        f"{span(against_peft('bone'))} for Bone and {span(against_peft('randlora'))} for RandLoRA "
+        "([speed](speed.md#step-time)).",
+        f"A RandLoRA checkpoint for Llama-3.2-3B's query and value layers has 1/{1 / saved:.0f} of the "
+        "bytes of PEFT's "
+        "([bytes](speed.md#bytes-on-disk)).",
+        f"One more layer of width 1,024 adds {bat:.1f} MiB to the peak of a step with Bat, {theirs:.1f} "
+        "MiB with PEFT's "
+        "([memory](speed.md#peak-memory)).",
+    ]
+
+
+def recovery() -> list[str]:
+    slope = row("matrix-sensing-gd", part="symmetric", k=8)["slope"]
+    balanced = [r["steps to 1e-16"] for r in rows("matrix-sensing-gd", part="re-factored")]
+    full, exact, square = (
+        row("subgm", arm=arm, outliers=0.3)["error"] for arm in ("ℓ1, r′ = 20", "ℓ1, r′ = 3", "ℓ2, r′ = 20")
+    )
+    kept, bare, oja = (r["1 - cos^2"] for r in rows("streaming-top-eigenvector", part="heavy", heavy=80))
+    inexact, cholesky = (
+        row("robust-altmin", solver=solver)["factor of an iteration"] for solver in ("CG, 2 steps", "exact")
+    )
+    ours, best = (row("ratings", model=m)["rmse"] for m in ("eckart, k = 20", "Surprise SVD++ (20 factors)"))
+    cost = result("completion_scaling", "benchmarks")
+    return [
+        f"Over-parameterised symmetric descent is slow: the squared error falls like T^{signed(slope)} "
+        "(theory: −2); from an "
+        f"unequal start, re-factored once, it is gone in {min(balanced)} to {max(balanced)} steps whatever "
+        "the size of the "
+        "start ([MatrixSensingGD](matrix-sensing-gd.md)).",
+        f"With 30 % gross outliers a rank over-estimated seven-fold multiplies the error of RobustLowRank by "
+        f"{full / exact:.1f}; the square loss multiplies it by {square / full:,.0f} "
+        "([RobustLowRank](subgm.md)).",
+        f"Among 80 heavy rows StreamingPCA misses the direction by {short(kept)} (1 − cos²); without "
+        "keeping them by "
+        f"{short(bare)}, Oja's rule at the best of its rates by {short(oja)} "
+        "([StreamingPCA](streaming-top-eigenvector.md)).",
+        "Two steps of conjugate gradients do for an exact regression: an iteration shrinks the error to "
+        f"{inexact:.3f} of "
+        f"itself, an exact one to {cholesky:.3f} ([MatrixCompletion](robust-altmin.md)).",
+        f"On MovieLens `latest-small` MatrixCompletion has an RMSE of {ours:.4f}, the best of the other "
+        f"packages {best:.4f}, "
+        "none of them tuned ([ratings](robust-altmin.md#real-ratings)).",
+        f"The time of an iteration of completion grows like |Ω|^{cost['exponent in ratings, cg']:.2f}, up "
+        "to ten million "
+        "ratings ([cost](robust-altmin.md#cost)).",
+    ]
+
+
+def metrics() -> list[str]:
+    rho = row("metrics-training", kind="rank correlation with the loss", metric="matrix_nuclear_norm")
+    trained, untrained = (
+        row("metrics-pretrained", minilm=name, layer=6)["matrix_nuclear_norm"]
+        for name in ("trained", "untrained")
+    )
+    ratio = [
+        row("metric_scaling", "benchmarks", case="n = 256", arm="entropy, Gram", width=d)["x column norms"]
+        for d in (768, 1536, 2048, 4096)
+    ]
+    return [
+        "The matrix nuclear norm orders the stages of one network by loss (rank correlation "
+        f"{signed(rho['stages'])}), and networks of different width the wrong way round "
+        f"({signed(rho['widths at the end'])}) ([metrics](matrix-nuclear-norm.md)).",
+        f"It is higher for the trained MiniLM than for the same network untrained, {trained:.3f} against "
+        f"{untrained:.3f}, where "
+        "lower should be better ([encoder](matrix-nuclear-norm.md#a-pretrained-encoder)).",
+        f"For texts of 256 tokens the exact entropy costs {span(ratio, 1)} times the score "
+        "([cost](matrix-nuclear-norm.md#cost)).",
+    ]
+
+
+def s4d() -> list[str]:
+    def mean(**settings: object) -> str:
+        found = fashion(settings)
+        return percent(sum(r["test"] for r in found) / len(found))
+
+    recipe = row("s4d-fashion", images=54_000)
+    interval = {r["model"]: r for r in rows("s4d-listops") if "model" in r}
+    one, other = interval["s4d"], interval["gru"]
+    at = {r["arm"]: r["x S4D"] for r in rows("s4d_scaling", "benchmarks", length=16_384)}
+    return [
+        f"S4D gets {percent(recipe['test'])} % of sequential Fashion-MNIST right after three passes, as a "
+        "convolution and as "
+        "a recurrence ([S4D](s4d.md)).",
+        f"Its start matters less than published: LegS {mean(init='legs')} %, random frequencies "
+        f"{mean(init='rand')} %; only real "
+        f"states lose, {mean(init='real')} % ([starts](s4d.md#where-a-starts)).",
+        f"On ListOps it scores {percent(one['accuracy'])} %, a GRU {percent(other['accuracy'])} %: the "
+        "intervals "
+        f"{'overlap' if other['high'] >= one['low'] else 'are apart'} ([S4D](s4d.md)).",
+        f"At 16,384 steps a GRU takes {at['GRU']:.0f} and attention {at['attention']:.0f} times S4D's time "
+        "([cost](s4d.md#cost)).",
+    ]
+
+
+def parity() -> list[str]:
+    cases = sorted((ROOT / "tests" / "parity" / "cases").glob("*/*.npz"))
+    methods = {path.parent.name for path in cases}
+    return [
+        f"{len(methods)} methods give the numbers of their authors' code, or of an independent reference, "
+        f"in {len(cases)} "
+        "cases: `pytest tests/parity` replays them."
+    ]
+
+
+def findings() -> str:
+    """The list, by subject."""
+    subjects = {
+        "Which method": comparison,
+        "Time, memory, bytes": costs,
+        "Matrix recovery": recovery,
+        "Metrics of hidden states": metrics,
+        "Sequence layers": s4d,
+        "Faithfulness": parity,
+    }
+    return "".join(
+        f"\n## {title}\n\n" + "".join(f"- {line}\n" for line in find()) for title, find in subjects.items()
+    )

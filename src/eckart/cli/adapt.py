@@ -1,0 +1,143 @@
+"""`eckart adapt`: one method, fine-tuned."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from eckart.arguments import check_least, check_positive
+from eckart.cli.checks import check_method
+from eckart.cli.command import Answer
+from eckart.cli.console import progress, table
+from eckart.cli.options import (
+    METHOD,
+    OUTPUT,
+    TRAINING,
+    Data,
+    Kind,
+    LabelColumn,
+    Limit,
+    Model,
+    Output,
+    Overwrite,
+    Targets,
+    TextColumn,
+    adapters,
+    choices,
+    flag,
+    option,
+)
+from eckart.cli.words import limits, options, targets
+from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
+
+
+def adapt(
+    output: Output,
+    model: Model = None,
+    data: Data = None,
+    method: Annotated[
+        str,
+        option(
+            "NAME",
+            "Slug or alias of a method: see `eckart methods --family adapters`.",
+            METHOD,
+            autocompletion=choices(adapters),
+        ),
+    ] = "lora",
+    budget: Annotated[
+        str | None,
+        option(
+            "SIZE",
+            "0.5% of the model, 200k or 1.5M numbers, 1MB saved; 0.5% when nothing else sets the size.",
+            METHOD,
+        ),
+    ] = None,
+    option_: Annotated[
+        list[str] | None,
+        option(
+            "NAME=VALUE", "A further option of the method, such as r=8; may be repeated.", METHOD, "--option"
+        ),
+    ] = None,
+    target_modules: Targets = None,
+    steps: Annotated[int, option("N", "Optimiser steps.", TRAINING)] = 400,
+    batch_size: Annotated[int, option("N", "Examples a step.", TRAINING)] = 16,
+    lr: Annotated[
+        float | None,
+        option("RATE", "Learning rate of the adapters; what suits the method when left out.", TRAINING),
+    ] = None,
+    head_lr: Annotated[float | None, option("RATE", "Learning rate of the task's head.", TRAINING)] = None,
+    seed: Annotated[int, option("N", "Of the data order, the head, the adapters and dropout.", TRAINING)] = 0,
+    max_length: Annotated[int, option("N", "Tokens of an example at most.", TRAINING)] = 128,
+    kind: Kind = "auto",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    limit: Limit = None,
+    save_every: Annotated[
+        int | None, option("N", "Steps between checkpoints; a tenth of all when left out.", OUTPUT)
+    ] = None,
+    validate_every: Annotated[
+        int | None, option("N", "Steps between scores on the validation split; likewise.", OUTPUT)
+    ] = None,
+    resume: Annotated[
+        bool,
+        flag("--resume", help="Go on with the run that the output directory holds.", panel=OUTPUT),
+    ] = False,
+    overwrite: Overwrite = False,
+) -> Answer:
+    """Fine-tune one method: checkpoints on the way, and at the end an adapter with its numbers and a model card.
+
+    Example: `eckart adapt --model path/to/model --data reviews.csv --method svfit --budget 0.5% --output adapter`
+    """
+    from eckart.data.read import check_source
+    from eckart.tasks.pretrained import find_model
+
+    given, most = options(option_), limits(limit)
+    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    check_positive(lr=lr, head_lr=head_lr)
+    refuse_taken(given)
+    check_method(method, given, budget)
+    earlier_run(output, resume=resume, overwrite=overwrite)
+    find_model(model)
+    check_source(data)
+
+    from eckart.jobs.adapt.finetuning import finetune
+
+    try:
+        with progress("training") as on_step:
+            metrics = finetune(
+                model,
+                data,
+                method,
+                output=output,
+                budget=budget,
+                options=given,
+                target_modules=targets(target_modules),
+                steps=steps,
+                batch_size=batch_size,
+                lr=lr,
+                head_lr=head_lr,
+                seed=seed,
+                save_every=save_every,
+                validate_every=validate_every,
+                resume=resume,
+                overwrite=overwrite,
+                on_step=on_step,
+                kind=kind,
+                text_column=text_column,
+                label_column=label_column,
+                max_length=max_length,
+                limits=most,
+            )
+    except KeyboardInterrupt:
+        if (output / RUN).is_file():
+            print("eckart: go on with the same command and --resume", file=sys.stderr)
+        raise
+    rows = table("split", metrics["metric"].replace("_", " "), "95% interval")
+    for split in ("validation", "test"):
+        scored = metrics[split]
+        rows.add_row(split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}")
+    told = (
+        f"{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
+        f"{metrics['head_parameters']:,} in the head. Written: {output}"
+    )
+    return Answer(metrics, (rows, told))

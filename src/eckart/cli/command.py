@@ -1,0 +1,68 @@
+"""What every command has besides its own options: `--json`, `--config`, `--debug`, and an answer that is printed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eckart.cli.config import read_config
+from eckart.cli.console import show, show_json
+from eckart.cli.options import COMMON, flag
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML file with any of these options; the command line wins.",
+        callback=read_config,
+        is_eager=True,
+        rich_help_panel=COMMON,
+    ),
+]
+Debug = Annotated[bool, flag("--debug", help="Print the full traceback of an error.", panel=COMMON)]
+Json = Annotated[bool, flag("--json", help="Print JSON instead of a table.", panel=COMMON)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say.
+
+    Args:
+        value: for ``--json``.
+        shown: tables and lines for people.
+    """
+
+    value: Any
+    shown: tuple[Table | str, ...]
+
+
+def command(function: Callable[..., Answer]) -> Callable[..., None]:
+    """A function with options as a command: with those that every command has, and its answer printed."""
+    signature = inspect.signature(function, eval_str=True)
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, default, kind in (("json_", False, Json), ("config", None, Config), ("debug", False, Debug))
+    ]
+
+    @functools.wraps(function)
+    def run(json_: bool, config: Path | None, debug: bool, **given: Any) -> None:
+        answer = function(**given)  # --config gave its defaults and --debug is for main
+        if json_:
+            show_json(answer.value)
+            return
+        for part in answer.shown:
+            show(part)
+
+    parameters = [*signature.parameters.values(), *common]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

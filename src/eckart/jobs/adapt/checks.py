@@ -1,0 +1,50 @@
+"""What can be wrong with a run before anything is loaded: its directory, and options that the run itself sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from eckart.errors import InputError
+from eckart.files import check_output
+from eckart.jobs.earlier import read_earlier
+
+CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
+_SET_BY_THE_RUN = {
+    "seed": "give seed itself, which is that of the whole run",
+    "target_modules": "give target_modules itself",
+    "modules_to_save": "the task's head is trained and saved",
+    "task_type": "the task decides it",
+}
+
+
+def earlier_run(directory: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """What run.json says when resuming; None for a new run.
+
+    Raises:
+        InputError: nothing to resume, or a directory that holds something when nothing is said about it.
+    """
+    run = directory / RUN
+    if resume:
+        if not run.is_file():
+            raise InputError(f"--resume: {directory} holds no run to go on with: leave --resume out")
+        return read_earlier(run, "run", dict[str, Any])
+    if run.is_file() and not overwrite:
+        done = (directory / METRICS).is_file()
+        raise InputError(
+            f"--output {directory} holds {'a finished' if done else 'an unfinished'} run: "
+            f"{'' if done else 'continue it with --resume, '}choose another directory or pass --overwrite"
+        )
+    check_output(directory, overwrite=overwrite)
+    return None
+
+
+def refuse_taken(options: Iterable[str]) -> None:
+    """Refuse options of a method that the run sets.
+
+    Raises:
+        InputError: naming one and where to give it.
+    """
+    if taken := set(options) & _SET_BY_THE_RUN.keys():
+        raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")

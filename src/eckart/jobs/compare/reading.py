@@ -1,0 +1,49 @@
+"""The files of a comparison, read back: its table of runs, its curves and what it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eckart.errors import InputError
+from eckart.extras import require
+from eckart.jobs.compare.leaderboard import tidy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_results(directory: Path) -> pd.DataFrame:
+    """The table of runs of a study directory.
+
+    Raises:
+        InputError: ``results.csv`` is absent or is not a table of runs.
+    """
+    return tidy(read_table(directory / "results.csv"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV table whose texts stay texts."""
+    pd = require("pandas", extra="compare")
+    texts = {"run_id": str, "method": str, "label": str, "options": str, "budget": str, "error": str}
+    try:
+        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=["", "nan", "NaN"])
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: give the --output directory of a comparison") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a CSV table ({reason}): run the comparison again") from None
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """What compare.json says."""
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: give the --output directory of a comparison") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): run the comparison again") from None
+    if not isinstance(study, dict):
+        raise InputError(f"{path} holds no JSON object: run the comparison again")
+    return study

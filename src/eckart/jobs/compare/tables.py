@@ -1,0 +1,131 @@
+"""The tables of the report page: learning rates tried, all runs, and what was run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from eckart.jobs.compare.leaderboard import QUANTITIES, Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def pairs(value: Any) -> str:
+    """A JSON object, or the text of one, as ``r=8, alpha=16``."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value else {}
+        except ValueError:
+            return str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key}={item}" for key, item in value.items() if item is not None)
+
+
+def date(text: Any) -> str:
+    """A time as people write it; nothing where it is none."""
+    try:
+        return f"{datetime.fromisoformat(str(text)):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return ""
+
+
+def tuning(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
+    """The learning rates tried for each method with their validation scores, and whether the best is at an end."""
+    table = []
+    for row in board.itertuples():
+        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        tuned = rows[mine & (rows["stage"] == "tune")].sort_values("lr", kind="stable")
+        if tuned.empty:
+            continue
+        trials = [
+            {
+                "lr": f"{run.lr:.3g}",
+                "chosen": run.lr == row.lr,
+                "status": run.status,
+                "score": metric.show(run.validation_score) if math.isfinite(run.validation_score) else "",
+            }
+            for run in tuned.itertuples()
+        ]
+        rates = tuned["lr"].dropna().unique()
+        edge = ""
+        if len(rates) > 1 and row.lr in (rates.min(), rates.max()):
+            edge = "larger" if row.lr == rates.max() else "smaller"
+        table.append({"label": row.label, "trials": trials, "edge": edge})
+    return table
+
+
+def runs(rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
+    """All runs with each cell as (text shown, number to sort by or None)."""
+
+    def cell(value: float, text: str) -> tuple[str, float | None]:
+        return (text, value) if math.isfinite(value) else ("–", None)
+
+    table = []
+    for run in rows.itertuples():
+        score = cell(run.score, metric.show(run.score))
+        cells = {
+            "lr": cell(run.lr, f"{run.lr:.3g}"),
+            "seed": cell(run.seed, f"{run.seed:.0f}"),
+            "steps": cell(run.steps, f"{run.steps:.0f}"),
+            "validation": cell(run.validation_score, metric.show(run.validation_score)),
+            "score": score,
+        }
+        for key, item in QUANTITIES.items():
+            cells[key] = cell(getattr(run, key), item.show(getattr(run, key)))
+        interval = metric.interval(run.ci_low, run.ci_high) if score[1] is not None else "–"
+        table.append(
+            {
+                "id": run.run_id,
+                "label": run.label,
+                "method": run.method,
+                "stage": run.stage,
+                "status": run.status,
+                "options": pairs(run.options),
+                "cells": cells,
+                "interval": interval,
+                "error": run.error,
+            }
+        )
+    return table
+
+
+def facts(study: dict[str, Any], rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """What was run, as pairs of a name and a text; what the study did not record is left out."""
+    task = study.get("task") or {}
+    tuned = rows[rows["stage"] == "tune"]
+    trials = tuned.groupby(["method", "label", "budget"]).size()
+    rates = sorted(tuned["lr"].dropna().unique())
+    seeds = sorted(rows[rows["stage"] == "final"]["seed"].dropna().unique())
+    machine = study.get("machine")
+    labels = task.get("labels") or []
+    facts = [
+        ("Task", str(task.get("kind") or "").replace("-", " ")),
+        ("Model", str(task.get("model") or "")),
+        ("Data", str(task.get("data") or "")),
+        ("Examples", ", ".join(f"{split} {size:,}" for split, size in (task.get("sizes") or {}).items())),
+        (f"Labels ({len(labels)})", ", ".join(map(str, labels))),
+        ("Budget", str(study.get("budget") or "")),
+        ("Learning rates tried", ", ".join(f"{rate:.3g}" for rate in rates)),
+        ("Trials for each method", _span(trials)),
+        ("Seeds on the test split", ", ".join(f"{seed:.0f}" for seed in seeds)),
+        ("Options", pairs(study.get("options") or {})),
+        (
+            "Versions",
+            ", ".join(f"{name} {version}" for name, version in (study.get("versions") or {}).items()),
+        ),
+        ("Machine", pairs(machine).replace("=", " ") if isinstance(machine, dict) else str(machine or "")),
+        ("Started", date(study.get("started"))),
+        ("Finished", date(study.get("finished"))),
+        ("Fingerprint of model, data and options", str(task.get("fingerprint") or "")),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _span(counts: Iterable[int]) -> str:
+    values = sorted(set(counts))
+    return "" if not values else f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
