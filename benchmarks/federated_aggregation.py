@@ -21,7 +21,7 @@ from _fit import exponent
 
 from eckart.federated import LayerSum, make_strategy
 from eckart.files import atomic_write
-from eckart.tasks.trainer import PeakMemory
+from eckart.tasks.instruments import PeakMemory
 
 RESULTS = Path(__file__).parent / "results" / "federated_aggregation.json"
 STRATEGIES = ("fedit", "lora-fair", "flexlora", "fedex-lora", "flora-stacking")

@@ -31,6 +31,11 @@ FAMILIES = {
         "For [`eckart.adapt`]({docs}quickstart.md) and [`eckart compare`]({docs}commands/compare.md).",
         "methods",
     ),
+    "federated": (
+        "Federated",
+        "Strategies in `eckart.federated`, for [`eckart federate`]({docs}commands/federate.md).",
+        "federated",
+    ),
     "layers": (
         "Layers",
         "Modules to train from scratch, in `eckart.layers`; also as [transformers' models]({docs}layers/s4d.md).",

@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HEADINGS = ("Equation", "When to use it", "Cost", "Options", "Published numbers", "Discrepancies", "Example")
 FAMILY_HEADINGS = {
     "adapters": ("What it saves",),
+    "federated": ("What it saves",),
     "layers": ("What it saves",),
     "metrics": ("What it does not measure",),
     "recovery": ("Attributes",),

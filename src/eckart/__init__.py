@@ -20,9 +20,21 @@ _FACE = {
     "MethodInfo": "eckart.catalog",
     "adapt": "eckart.adapters",
     "compare": "eckart.jobs.compare.comparison",
+    "federate": "eckart.jobs.federate.federating",
     "methods": "eckart.catalog",
 }
-_ROOMS = ("adapters", "data", "jobs", "layers", "linalg", "metrics", "recovery", "tasks", "training")
+_ROOMS = (
+    "adapters",
+    "data",
+    "federated",
+    "jobs",
+    "layers",
+    "linalg",
+    "metrics",
+    "recovery",
+    "tasks",
+    "training",
+)
 
 try:
     __version__ = version("eckart")
@@ -37,6 +49,8 @@ __all__ = [
     "adapters",
     "compare",
     "data",
+    "federate",
+    "federated",
     "jobs",
     "layers",
     "linalg",

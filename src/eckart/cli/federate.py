@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eckart.catalog import methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table
 from eckart.cli.options import (
@@ -26,9 +27,12 @@ from eckart.cli.options import (
 )
 from eckart.cli.words import limits, options, targets
 from eckart.errors import InputError
-from eckart.federated import SLUGS
 
 FEDERATION, PROTECTION = "Federation", "Protection"
+
+
+def _strategies() -> list[str]:
+    return [method.slug for method in methods("federated")]
 
 
 def federate(
@@ -43,7 +47,7 @@ def federate(
             "NAME",
             "What makes one update of many: see `eckart methods --family federated`.",
             METHOD,
-            autocompletion=choices(lambda: SLUGS),
+            autocompletion=choices(_strategies),
         ),
     ] = "lora-fair",
     option_: Annotated[

@@ -6,8 +6,10 @@ is imported when it is first asked for.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from eckart.extras import require
+from eckart.face import lazy
 
 if TYPE_CHECKING:
     from eckart.federated._products import ProductSum
@@ -22,36 +24,9 @@ if TYPE_CHECKING:
     from eckart.federated.flower import LoRAStrategy, StreamingGrid
     from eckart.federated.hetlora import HetLoRA
     from eckart.federated.lora_fair import LoRAFAIR
-    from eckart.federated.strategies import METHODS, STRATEGIES, aggregate, make_strategy
-
-_CLASSES = {
-    "FFALoRA": "ffa_lora",
-    "FLoRAStacking": "flora_stacking",
-    "FedAvg": "fedavg",
-    "FedExLoRA": "fedex_lora",
-    "FedIT": "fedit",
-    "FlexLoRA": "flexlora",
-    "HetLoRA": "hetlora",
-    "LoRAFAIR": "lora_fair",
-}
-_FACE = _CLASSES | {
-    "METHODS": "strategies",
-    "STRATEGIES": "strategies",
-    "Aggregate": "_sums",
-    "FederatedStrategy": "_registry",
-    "LayerSum": "_sums",
-    "LoRAStrategy": "flower",
-    "ProductSum": "_products",
-    "StreamingGrid": "flower",
-    "aggregate": "strategies",
-    "make_strategy": "strategies",
-}
-SLUGS: tuple[str, ...] = tuple(sorted(module.replace("_", "-") for module in _CLASSES.values()))
-"""Names of the strategies, known without torch."""
+    from eckart.federated.strategies import STRATEGIES, aggregate, make_strategy
 
 __all__ = [
-    "METHODS",
-    "SLUGS",
     "STRATEGIES",
     "Aggregate",
     "FFALoRA",
@@ -71,16 +46,10 @@ __all__ = [
     "make_strategy",
 ]
 
+_load, __dir__ = lazy(__name__)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _FACE:
-        raise AttributeError(f"module 'eckart.federated' has no attribute {name!r}")
-    if _FACE[name] == "flower":
-        from eckart import extras
-
-        extras.require("flwr", extra="federated")
-    return getattr(importlib.import_module(f"eckart.federated.{_FACE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    if name in ("LoRAStrategy", "StreamingGrid"):
+        require("flwr", extra="federated")
+    return _load(name)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.arguments import hint
 from eckart.errors import InputError
 from eckart.federated import fedavg, fedex_lora, fedit, ffa_lora, flexlora, flora_stacking, hetlora, lora_fair
 from eckart.federated._registry import STRATEGIES, FederatedStrategy
 from eckart.federated._sums import Aggregate, LayerSum
 
-__all__ = ["METHODS", "STRATEGIES", "FederatedStrategy", "aggregate", "make_strategy"]
+__all__ = ["STRATEGIES", "FederatedStrategy", "aggregate", "make_strategy"]
 
 _FILES = (fedavg, fedex_lora, fedit, ffa_lora, flexlora, flora_stacking, hetlora, lora_fair)
 """Imported for their entries in the registry."""
@@ -33,9 +33,7 @@ def make_strategy(strategy: str, **options: Any) -> FederatedStrategy:
     """
     slug = strategy.strip().lower().replace("_", "-")
     if slug not in STRATEGIES:
-        near = difflib.get_close_matches(slug, STRATEGIES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(STRATEGIES))}"
-        raise InputError(f"unknown strategy {strategy!r}: {hint}")
+        raise InputError(f"unknown strategy {strategy!r}: {hint(slug, sorted(STRATEGIES))}")
     kind = STRATEGIES[slug]
     known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
@@ -74,19 +72,3 @@ def aggregate(
     for (a, b), weight, scaling in zip(factors, weights, scalings, strict=True):
         sums.add(a, b, float(weight), float(scaling))
     return strategy.finish(sums)
-
-
-def _summary(strategy: type[FederatedStrategy]) -> dict[str, str]:
-    """What `eckart.methods()` says of a strategy."""
-    names = ("slug", "paper", "arxiv", "knob", "trains", "saves")
-    first = (strategy.__doc__ or "").strip().splitlines()[0]
-    return {
-        "name": strategy.title,
-        "family": "federated",
-        "summary": first,
-        **{name: getattr(strategy, name) for name in names},
-    }
-
-
-METHODS: tuple[dict[str, str], ...] = tuple(_summary(kind) for _, kind in sorted(STRATEGIES.items()))
-"""What `eckart.methods()` says of each strategy."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from eckart.arguments import check_least, check_positive, hint
+from eckart.catalog import methods
 from eckart.errors import InputError
-from eckart.federated import SLUGS
 from eckart.federated.partition import check_numbers, parse_partition, split_examples
 
 if TYPE_CHECKING:
@@ -74,19 +73,12 @@ class Plan:
         Raises:
             InputError: as said.
         """
-        if self.strategy not in SLUGS:
-            near = difflib.get_close_matches(self.strategy, SLUGS, n=1)
-            raise InputError(
-                f"unknown strategy {self.strategy!r}: "
-                + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SLUGS)}")
-            )
+        known = [method.slug for method in methods("federated")]
+        if self.strategy not in known:
+            raise InputError(f"unknown strategy {self.strategy!r}: {hint(self.strategy, known)}")
         check_numbers(self.clients, self.ranks, self.fraction, self.min_clients)
-        for name in ("rounds", "local_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("lr", "head_lr", "lora_alpha"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: give a positive number")
+        check_least(1, rounds=self.rounds, local_epochs=self.local_epochs, batch_size=self.batch_size)
+        check_positive(lr=self.lr, head_lr=self.head_lr, lora_alpha=self.lora_alpha)
         if not self.norm_ratio > 1:
             raise InputError(f"norm_ratio is {self.norm_ratio}: give a number above 1, or inf")
         parse_partition(self.partition)

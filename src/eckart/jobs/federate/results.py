@@ -197,7 +197,8 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
         what metrics.json holds.
     """
     from eckart.jobs.federate.lora import final_adapter
-    from eckart.tasks.trainer import device, evaluate
+    from eckart.tasks.instruments import device
+    from eckart.tasks.trainer import evaluate
 
     model = final_adapter(task, state, plan.seed).to(device())
     config: Any = model.peft_config["default"]

@@ -17,8 +17,9 @@ from eckart.federated.rounds import Combine
 from eckart.federated.state import ServerState
 from eckart.jobs.federate import lora, results
 from eckart.jobs.federate.plan import Plan
+from eckart.tasks.instruments import device
 from eckart.tasks.task import Task, load_task
-from eckart.tasks.trainer import device, evaluate
+from eckart.tasks.trainer import evaluate
 
 app = ServerApp()
 
