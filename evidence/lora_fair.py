@@ -1,8 +1,8 @@
 """Federated strategies: LoRA-FAIR's loss at λ = 0 is the noise of its start; who is exact, and what scores make of it.
 
 On random factors (96 × 64, rank 8, 6 clients) the relative error of each way to aggregate, and of the gradient form by
-start and λ. With ``--data NAME=DIR`` (may be repeated; ``docstrings=`` is the built-in set) every arm also trains MiniLM
-over the same clients, seeds and rounds, without Flower in between. Each finished run is kept at once, and a run that is
+start and λ. With ``--data NAME=DIR`` (may be repeated; ``docstrings=`` is the built-in set) every arm also trains
+MiniLM over the same clients, seeds and rounds, without Flower in between. Each finished run is kept at once, and a run that is
 there is not repeated. A run takes 45 seconds of one idle core.
 """
 

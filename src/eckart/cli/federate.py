@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eckart.arguments import hint
 from eckart.catalog import methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table
@@ -117,6 +118,8 @@ def federate(
     from eckart.jobs.federate.federating import federate as run
     from eckart.tasks.pretrained import find_model
 
+    if (slug := strategy.strip().lower().replace("_", "-")) not in _strategies():
+        raise InputError(f"unknown strategy {strategy!r}: {hint(slug, _strategies())}")
     find_model(model)
     check_source(data)
     try:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from eckart.arguments import check_least, check_positive, hint
-from eckart.catalog import methods
+from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
 from eckart.federated.partition import check_numbers, parse_partition, split_examples
 
@@ -73,9 +72,6 @@ class Plan:
         Raises:
             InputError: as said.
         """
-        known = [method.slug for method in methods("federated")]
-        if self.strategy not in known:
-            raise InputError(f"unknown strategy {self.strategy!r}: {hint(self.strategy, known)}")
         check_numbers(self.clients, self.ranks, self.fraction, self.min_clients)
         check_least(1, rounds=self.rounds, local_epochs=self.local_epochs, batch_size=self.batch_size)
         check_positive(lr=self.lr, head_lr=self.head_lr, lora_alpha=self.lora_alpha)
