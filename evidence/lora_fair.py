@@ -2,8 +2,8 @@
 
 On random factors (96 × 64, rank 8, 6 clients) the relative error of each way to aggregate, and of the gradient form by
 start and λ. With ``--data NAME=DIR`` (may be repeated; ``docstrings=`` is the built-in set) every arm also trains
-MiniLM over the same clients, seeds and rounds, without Flower in between. Each finished run is kept at once, and a run that is
-there is not repeated. A run takes 45 seconds of one idle core.
+MiniLM over the same clients, seeds and rounds, without Flower in between. Each finished run is kept at once, and a run
+that is there is not repeated. A run takes 45 seconds of one idle core.
 """
 
 from __future__ import annotations

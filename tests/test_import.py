@@ -47,7 +47,7 @@ ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
 BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
-GROUND = {"adapter_files", "arguments", "errors", "extras", "files", "hub", "quiet", "tensors"}
+GROUND = {"adapter_files", "arguments", "errors", "extras", "face", "files", "hub", "quiet", "tensors"}
 
 
 def python(code: str) -> str:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from eckart.federated.flower import LoRAStrategy, StreamingGrid
     from eckart.federated.hetlora import HetLoRA
     from eckart.federated.lora_fair import LoRAFAIR
-    from eckart.federated.strategies import STRATEGIES, aggregate, make_strategy
+    from eckart.federated.strategies import METHODS, STRATEGIES, aggregate, make_strategy
 
 __all__ = [
+    "METHODS",
     "STRATEGIES",
     "Aggregate",
     "FFALoRA",

@@ -15,7 +15,7 @@ from eckart.federated import fedavg, fedex_lora, fedit, ffa_lora, flexlora, flor
 from eckart.federated._registry import STRATEGIES, FederatedStrategy
 from eckart.federated._sums import Aggregate, LayerSum
 
-__all__ = ["STRATEGIES", "FederatedStrategy", "aggregate", "make_strategy"]
+__all__ = ["METHODS", "STRATEGIES", "FederatedStrategy", "aggregate", "make_strategy"]
 
 _FILES = (fedavg, fedex_lora, fedit, ffa_lora, flexlora, flora_stacking, hetlora, lora_fair)
 """Imported for their entries in the registry."""
@@ -72,3 +72,14 @@ def aggregate(
     for (a, b), weight, scaling in zip(factors, weights, scalings, strict=True):
         sums.add(a, b, float(weight), float(scaling))
     return strategy.finish(sums)
+
+
+def _summary(kind: type[FederatedStrategy]) -> dict[str, str]:
+    names = ("slug", "paper", "arxiv", "knob", "trains", "saves")
+    first = (kind.__doc__ or "").strip().partition("\n")[0]
+    facts = {name: getattr(kind, name) for name in names}
+    return {"name": kind.title, "family": "federated", "summary": first, **facts}
+
+
+METHODS: tuple[dict[str, str], ...] = tuple(_summary(kind) for _, kind in sorted(STRATEGIES.items()))
+"""What `eckart.methods()` says of each strategy."""
