@@ -38,6 +38,11 @@ FAMILIES = {
         "For `eckart.compress` and [`eckart compress`]({docs}commands/compress.md).",
         "compression",
     ),
+    "federated": (
+        "Federated",
+        "Strategies in `eckart.federated`, for [`eckart federate`]({docs}commands/federate.md).",
+        "federated",
+    ),
     "layers": (
         "Layers",
         "Modules to train from scratch, in `eckart.layers`; also as [transformers' models]({docs}layers/s4d.md).",

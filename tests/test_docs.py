@@ -27,6 +27,7 @@ HEADINGS = ("Equation", "When to use it", "Cost", "Options", "Published numbers"
 FAMILY_HEADINGS = {
     "adapters": ("What it saves",),
     "compression": ("What it saves",),
+    "federated": ("What it saves",),
     "layers": ("What it saves",),
     "metrics": ("What it does not measure",),
     "optim": ("What it saves",),

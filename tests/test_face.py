@@ -35,7 +35,7 @@ def test_mypy_knows_the_names_and_their_types(tmp_path: Path) -> None:
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     lines = [line for line in told.splitlines() if line.startswith("use.py")]
     assert "int | None" in lines[0]
-    assert "def (model: str | None =" in lines[1] and "DataFrame" in lines[1]
+    assert "def (model: str | None =" in lines[1] and "storage: str | None =" in lines[1]
     assert "EckartLayer" in lines[2]
     assert 'incompatible type "str"' in lines[3]
     assert 'has no attribute "nothing"' in lines[4]

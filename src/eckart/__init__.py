@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         adapters,
         compression,
         data,
+        federated,
         jobs,
         layers,
         linalg,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from eckart.catalog import MethodInfo, methods
     from eckart.compression import compress
     from eckart.jobs.compare.comparison import compare
+    from eckart.jobs.federate.federating import federate
     from eckart.layers import convert
 
 try:
@@ -49,6 +51,8 @@ __all__ = [
     "compression",
     "convert",
     "data",
+    "federate",
+    "federated",
     "jobs",
     "layers",
     "linalg",

@@ -120,12 +120,13 @@ def _listed(tree: ast.Module) -> list[dict[str, str]]:
 
 
 def _registration(node: ast.ClassDef) -> ast.Call | None:
-    """The decorator that registers a class."""
+    """The decorator that registers a class and tells of it."""
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call):
             name = decorator.func.attr if isinstance(decorator.func, ast.Attribute) else None
             name = decorator.func.id if isinstance(decorator.func, ast.Name) else name
-            if (name or "").startswith("register_") and decorator.args:
+            told = any(keyword.arg == "title" for keyword in decorator.keywords)
+            if (name or "").startswith("register_") and decorator.args and told:
                 return decorator
     return None
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 AFTER = {
-    "peft": "eckart.adapters",
-    "transformers.models.auto.configuration_auto": "eckart.compression._sliced_config",
-    "transformers.quantizers.auto": "eckart.compression._quantizer",
+    "peft": ("eckart.adapters",),
+    "transformers.models.auto.configuration_auto": ("eckart.compression._sliced_config",),
+    "transformers.quantizers.auto": ("eckart.compression._quantizer", "eckart.layers._quantizer"),
 }
 """Their module → ours, whose import registers something there."""
 
@@ -24,7 +25,7 @@ class _After(MetaPathFinder, Loader):
     _spec: ModuleSpec
     _loader: Loader
 
-    def __init__(self, theirs: str, ours: str) -> None:
+    def __init__(self, theirs: str, ours: Sequence[str]) -> None:
         self._theirs, self._ours = theirs, ours
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -49,13 +50,15 @@ class _After(MetaPathFinder, Loader):
         sys.meta_path.remove(self)
         self._spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(self._ours)
+        for module_of_ours in self._ours:
+            importlib.import_module(module_of_ours)
 
 
 def install() -> None:
     """Register now with what is there already, with the rest when it is imported."""
     for theirs, ours in AFTER.items():
         if theirs in sys.modules:
-            importlib.import_module(ours)
+            for module in ours:
+                importlib.import_module(module)
         else:
             sys.meta_path.insert(0, _After(theirs, ours))

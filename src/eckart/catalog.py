@@ -18,7 +18,7 @@ from eckart.errors import InputError
 
 __all__ = ["ROOMS", "Method", "MethodInfo", "check_options", "find_adapter", "methods", "read_room"]
 
-ROOMS = ("adapters", "compression", "layers", "metrics", "optim", "recovery", "training")
+ROOMS = ("adapters", "compression", "federated", "layers", "metrics", "optim", "recovery", "training")
 """The rooms that hold methods: a new one is entered here."""
 PLUGINS = "eckart.adapters"
 """Entry points of this group name modules of other packages that register adapters."""

@@ -15,6 +15,7 @@ from eckart.cli.compare import compare
 from eckart.cli.compress import compress
 from eckart.cli.console import fail, silence
 from eckart.cli.export import export
+from eckart.cli.federate import federate
 from eckart.cli.inspect import inspect
 from eckart.cli.measure import measure
 from eckart.cli.merge import merge
@@ -25,7 +26,7 @@ from eckart.cli.recover import complete, eigenvector
 from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
-    "Choose a method and train": (compare, adapt, pretrain, methods),
+    "Choose a method and train": (compare, adapt, pretrain, federate, methods),
     "Make models smaller": (compress,),
     "Look into models": (inspect, measure),
     "Use an adapter elsewhere": (merge, export),

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eckart.face import lazy
 
 if TYPE_CHECKING:
     from eckart.compression._compress import COMPRESSORS, compress, compressor
@@ -24,35 +25,6 @@ if TYPE_CHECKING:
     from eckart.compression.trp import TRP, TrainedRankPruning
     from eckart.compression.welore import WeLore, train_low_rank
 
-_FACE = {
-    "AFM": "afm",
-    "COMPRESSORS": "_compress",
-    "DecoupledConv2d": "_convolutions",
-    "Distillation": "pela",
-    "FactorizedConv2d": "_convolutions",
-    "FactorizedEmbedding": "_layers",
-    "FactorizedLinear": "_layers",
-    "LayerRow": "_method",
-    "LoRD": "lord",
-    "MoDeGPT": "modegpt",
-    "PELA": "pela",
-    "PlainSVD": "svd",
-    "Report": "_report",
-    "Statistics": "_statistics",
-    "TRP": "trp",
-    "TrainedRankPruning": "trp",
-    "WeLore": "welore",
-    "WhitenedSVD": "svd",
-    "compress": "_compress",
-    "compressor": "_compress",
-    "fuse": "afm",
-    "gather": "_statistics",
-    "load": "_saving",
-    "merge": "_saving",
-    "report": "_saving",
-    "save": "_saving",
-    "train_low_rank": "welore",
-}
 
 __all__ = [
     "AFM",
@@ -178,11 +150,4 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FACE:
-        raise AttributeError(f"module 'eckart.compression' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"eckart.compression.{_FACE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__)

@@ -205,7 +205,7 @@ def _transposed_as(stock: nn.Module, layer: nn.Module) -> nn.Module:
     from transformers.pytorch_utils import Conv1D
 
     assert isinstance(layer, nn.Linear)
-    found = Conv1D(layer.out_features, layer.in_features).to(layer.weight)  # type: ignore[no-untyped-call]
+    found = Conv1D(layer.out_features, layer.in_features).to(layer.weight)
     found.weight.copy_(layer.weight.T)
     bias: Tensor | None = layer.bias
     found.bias.copy_(bias if bias is not None else torch.zeros_like(found.bias))

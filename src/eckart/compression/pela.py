@@ -107,7 +107,7 @@ class PELA(FactorCompressor):
             if not bool(torch.isfinite(loss)):
                 raise InputError(f"the loss of step {step} is {float(loss.detach())}: lower lr ({self.lr})")
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
             progress(step + 1, self.steps)

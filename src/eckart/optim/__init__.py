@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eckart.face import lazy
 
 if TYPE_CHECKING:
     from eckart.optim.dct_adamw import DCTAdamW
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from eckart.optim.spectron import Spectron
     from eckart.optim.trion import Trion
 
-_FACE = {
-    "DCTAdamW": "dct_adamw",
-    "GaLore": "galore",
-    "PerLayer": "per_layer",
-    "Spectron": "spectron",
-    "Trion": "trion",
-    "hidden_groups": "groups",
-}
 
 __all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Spectron", "Trion", "hidden_groups"]
 
@@ -76,11 +69,4 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _FACE:
-        raise AttributeError(f"module 'eckart.optim' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"eckart.optim.{_FACE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy(__name__)
