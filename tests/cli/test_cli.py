@@ -208,7 +208,7 @@ def test_every_kind_of_option_can_come_from_a_file(
         given.update(kwargs, args=args)
         raise InputError("enough")
 
-    monkeypatch.setattr("eckart.jobs.compare.comparison.compare", catch)
+    monkeypatch.setattr(eckart, "compare", catch)
     config = tmp_path / "compare.yaml"
     config.write_text(
         """
