@@ -169,13 +169,13 @@ class Noise:
             squares = self.weight_squares() + rule.beta * self.gradient_squares
             return sigma * (squares / shape.in_features).sqrt()
         a, b = (factor.to(self.base_squares.dtype) for factor in self.adapter.factors())
-        norms = (self.mean_row_norm() ** 2 + row_squares(b, a)).sqrt()
+        norms = ((self.mean_row_norm() ** 2).to(b.dtype) + row_squares(b, a)).sqrt()
         return (sigma * norms + rule.beta * self.gradient_squares) / math.sqrt(shape.out_features)
 
     def mean_row_norm(self) -> Float[Tensor, ""]:
         """w̄ of the form "kohya", over at most 1000 rows, in float32."""
         rows = torch.linspace(0, len(self.base_squares) - 1, min(len(self.base_squares), 1000)).long()
-        return self.base_squares[rows.to(self.base_squares.device)].sqrt().mean().float().to(self.base_squares.dtype)
+        return self.base_squares[rows.to(self.base_squares.device)].sqrt().mean().float()
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """ε."""
