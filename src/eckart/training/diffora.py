@@ -130,7 +130,7 @@ class DiffoRA(Rule):
             raise InputError("match_budget is True, and directions of the adapter rest already: use a fresh adapter")
         first = self._modules[0][1]
         wide = torch.promote_types(first.dtype, torch.float32)
-        self.logits = nn.Parameter(torch.zeros(len(self._modules), dtype=wide, device=first.device))
+        self.logits = nn.Parameter(self.first_logits().to(first.device, wide))
         kind = torch.optim.Adam if self.dam_optimizer == "adam" else torch.optim.SGD
         self._optimizer = kind([self.logits], lr=self.dam_lr)
         self._rows = [next((p for p in n.split(".") if p.isdigit()), "") for n, _ in self._modules]
@@ -145,6 +145,10 @@ class DiffoRA(Rule):
     def end(self) -> None:
         for *_, adapter in self.adapters:
             adapter.gate = None
+
+    def first_logits(self) -> Float[Tensor, " modules"]:
+        """α at the start: all gates equal."""
+        return torch.zeros(len(self._modules))
 
     def gates(self) -> Float[Tensor, " modules"]:
         """Γ̄ at the current α."""
