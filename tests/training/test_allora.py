@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -84,7 +83,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match=r"has dropout 0\.1"):
         ALLoRA().attach(m, SGD(trained(m), 0.1))
     m = model("snell")
-    with pytest.raises(InputError, match="does not suit SNELL of layer blocks.0.lin: it is no product"):
+    with pytest.raises(InputError, match=r"does not suit SNELL of layer blocks\.0\.lin: it is no product"):
         ALLoRA().attach(m, SGD(trained(m), 0.1))
     m = model("svfit")
     with pytest.raises(InputError, match="target 'b_row' needs a trained factor B"):

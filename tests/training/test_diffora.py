@@ -135,7 +135,9 @@ def test_sharing_sums_gradients_and_counts_once() -> None:
     base.forward = lambda x: base[2]["lin"](torch.tanh(base[1]["lin"](torch.tanh(base[0]["lin"](x)))))
     m = eckart.adapt(base, "lora", target_modules=["lin"], r=2).train()
     optimizer = SGD(trained(m), 0.1)
-    rule = DiffoRA(validation=lambda m, _: m(batch(7)[0]).square().mean(), search_steps=1, scope="global", rho=0.34)
+    rule = DiffoRA(
+        validation=lambda m, _: m(batch(7)[0]).square().mean(), search_steps=1, scope="global", rho=0.34
+    )
     rule.attach(m, optimizer)
     m(batch(0)[0]).square().mean().backward()
     optimizer.step()
@@ -156,7 +158,7 @@ def test_sharing_sums_gradients_and_counts_once() -> None:
 
 def test_the_budget_can_be_matched() -> None:
     m = model()
-    rule, optimizer = attached(m, rho=0.5, match_budget=True, sharing="none", scope="global")
+    _, optimizer = attached(m, rho=0.5, match_budget=True, sharing="none", scope="global")
     assert {a.active_rank for *_, a in walk(m)} == {2}
     steps(m, optimizer, 3)
     assert sorted(a.active_rank for *_, a in walk(m)) == [0, 0, 4]

@@ -76,7 +76,6 @@ def test_the_exact_gradient(route: str) -> None:
     optimizer = SGD(trained(m), 0.05)
     rule = LoRAGGPO(grad_norm="exact").attach(m, optimizer)
     loss_of(m, 0).backward()
-    _, layer, _, _ = list(walk(m))[-1]
     optimizer.step()
     plain = model(init_weights=False, route=route)
     _, other, _, _ = list(walk(plain))[-1]

@@ -33,7 +33,9 @@ def test_which_gradients_are_zero_at_the_start() -> None:
 @pytest.mark.parametrize(("kind", "expected"), [("linear", 5), ("nonlinear", 3), ("fixed", 4)])
 def test_how_many_grow(kind: str, expected: int) -> None:
     m = full(r=6)
-    rule = TriAdaptLoRA(target_rank=13, rank_growth_model=kind, init_warmup=10).attach(m, SGD(trained(m), 0.1), steps=30)
+    rule = TriAdaptLoRA(target_rank=13, rank_growth_model=kind, init_warmup=10).attach(
+        m, SGD(trained(m), 0.1), steps=30
+    )
     rule.step = 20
     assert rule.target - rule.total == 10
     assert rule.count() == expected
@@ -59,7 +61,9 @@ def test_the_norm() -> None:
 def test_growing_does_not_move_the_output_and_ends_on_the_target(scaling: str) -> None:
     m = full(scaling=scaling, r=5)
     optimizer = AdamW(trained(m), 0.02, weight_decay=0.1)
-    rule = TriAdaptLoRA(target_rank=9, init_warmup=1, incre_interval=2, incre_rank_num=2).attach(m, optimizer, steps=20)
+    rule = TriAdaptLoRA(target_rank=9, init_warmup=1, incre_interval=2, incre_rank_num=2).attach(
+        m, optimizer, steps=20
+    )
     grow, jumps = rule.grow, []
 
     def watched(module: object) -> None:

@@ -43,7 +43,7 @@ class CoreLoRAConfig(AdapterConfig):
         r: directions that are there, of which R count; 8 when None.
         lora_alpha: α of the scaling.
         core: "diagonal" or "full".
-        init: "core" starts from A, B normal and C = 0, "factor" from A normal, B = 0 and C = 1 (diagonal) or 2 · 1 (full).
+        init: "core" starts from A, B normal and C = 0, "factor" from A normal, B = 0 and C = 1 (full: twice that).
         scaling: "rank" for c = α/(R + 1e-5), "constant" for c = α.
 
     Raises:
@@ -104,7 +104,9 @@ class CoreLoRA(LowRankAdapter):
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter((b if of_core else torch.zeros_like(b)).to(device))
         if self.diagonal:
-            self.lora_E = nn.Parameter(torch.full((r, 1), 0.0 if of_core else 1.0, dtype=dtype, device=device))
+            self.lora_E = nn.Parameter(
+                torch.full((r, 1), 0.0 if of_core else 1.0, dtype=dtype, device=device)
+            )
         else:
             self.lora_C = nn.Parameter((0.0 if of_core else 2.0) * torch.eye(r, dtype=dtype, device=device))
         self.register_buffer("ranknum", torch.tensor([r], device=device))

@@ -100,7 +100,9 @@ class Rule:
         optimizer = cast(Optimizer, getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper
         for hook in optimizer._optimizer_step_pre_hooks.values():
             other = getattr(hook, "__self__", None)
-            if isinstance(other, Rule) and (type(other) is type(self) or self.claims and other.claims == self.claims):
+            if isinstance(other, Rule) and (
+                type(other) is type(self) or (self.claims and other.claims == self.claims)
+            ):
                 raise InputError(
                     f"rule {name} cannot act beside rule {other.slug or type(other).__name__} on this optimiser: "
                     "detach that first"

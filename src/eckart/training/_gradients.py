@@ -38,7 +38,9 @@ def row_squares(m: Float[Tensor, "out r"], n: Float[Tensor, "r in"]) -> Float[Te
     return ((m @ (n @ n.t())) * m).sum(1).clamp(min=0)
 
 
-def listening(shape: tuple[int, int], like: Tensor, hear: Callable[[Tensor], None]) -> Float[Tensor, "out in"]:
+def listening(
+    shape: tuple[int, int], like: Tensor, hear: Callable[[Tensor], None]
+) -> Float[Tensor, "out in"]:
     """Zeros that, added to a weight, give its gradient to ``hear``.
 
     Args:

@@ -16,72 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.adapters import Adapter, LowRankAdapter
 from eckart.adapters.lora_core import CoreLoRA
 from eckart.errors import InputError
 from eckart.training._base import Rule
+from eckart.training._grown import WAITING, Module, bias_correction
 from eckart.training._steps import StepFactors, group_of
-
-WAITING = -1
-"""Step at which a direction was activated that has not been."""
-
-
-class Module:
-    """One adapter that grows, and what the rule knows of it.
-
-    Attributes:
-        rank: how many directions are active, without those in reserve.
-        reserve: how many further ones are trained ahead of their use.
-        born: for each direction the step at which it was activated, or that it waits.
-        freed: the same for its number in a diagonal core, which waits longer where the direction is in reserve.
-    """
-
-    def __init__(self, name: str, adapter: Any, init_r: int, reserve: int) -> None:
-        self.name, self.adapter, self.reserve = name, adapter, reserve
-        self.before = adapter.active
-        born = torch.full((adapter.factor_rank,), WAITING)
-        if adapter.active is None:
-            self.rank = init_r
-            born[:init_r] = 0
-        else:  # one that has grown already
-            self.rank = int(adapter.ranknum) if isinstance(adapter, CoreLoRA) else adapter.active_rank
-            born[: adapter.active_rank] = 0
-        self.born: Int[Tensor, " r"] = born
-        self.freed: Int[Tensor, " r"] = torch.where(self.counted, 0, WAITING)
-
-    @property
-    def room(self) -> int:
-        """The highest rank it can reach."""
-        return int(self.adapter.factor_rank) - self.reserve
-
-    @property
-    def counted(self) -> Bool[Tensor, " r"]:
-        """The directions that make up its rank."""
-        return torch.arange(len(self.born)) < self.rank
-
-    def per_direction(self) -> list[tuple[nn.Parameter, tuple[int, ...]]]:
-        """The parameters that have slices for each direction, with the shape in which one number for each direction
-        broadcasts to them."""
-        found = []
-        for parameter in self.adapter.parameters():
-            if parameter is getattr(self.adapter, "lora_B", None):
-                found.append((parameter, (1, -1)))
-            elif parameter.shape[:1] == self.born.shape:
-                found.append((parameter, (-1, *(1 for _ in parameter.shape[1:]))))
-        return found
-
-    def since(self, parameter: nn.Parameter) -> Int[Tensor, " r"]:
-        """For each direction the first step in which the parameter trains."""
-        return self.freed if parameter is getattr(self.adapter, "lora_E", None) else self.born
-
-    def show(self, active: Bool[Tensor, " r"]) -> None:
-        """Make these directions count in ΔW, with the scaling of its rank."""
-        self.adapter.set_active(active)
-        if isinstance(self.adapter, CoreLoRA):
-            self.adapter.count(self.rank)
 
 
 @dataclass
@@ -147,9 +90,10 @@ class GrowthRule(Rule):
         for name, _, _, adapter in self.adapters:
             reserve = self.reserve(adapter)
             least = self.init_r + reserve
-            if adapter.factor_rank < least:  # type: ignore[attr-defined]
+            assert isinstance(adapter, LowRankAdapter)
+            if adapter.factor_rank < least:
                 raise InputError(
-                    f"layer {name} has {adapter.factor_rank} directions, and the rule starts with {least}: "  # type: ignore[attr-defined]
+                    f"layer {name} has {adapter.factor_rank} directions, and the rule starts with {least}: "
                     "give the adapter a higher r"
                 )
             self.modules.append(Module(name, adapter, self.init_r, reserve))
@@ -177,7 +121,9 @@ class GrowthRule(Rule):
         if self.incre_interval is not None:
             self.interval = self.incre_interval
         else:
-            self.interval = 1000 if steps is None else max(1, (6 * steps // 10 - self.first) // max(rounds, 1))
+            self.interval = (
+                1000 if steps is None else max(1, (6 * steps // 10 - self.first) // max(rounds, 1))
+            )
         if steps is not None and rounds and self.first + self.interval * (rounds - 1) + 1 >= steps:
             raise InputError(
                 f"growth takes {self.first} + {rounds} × {self.interval} steps, longer than the training of {steps}: "
@@ -272,7 +218,7 @@ class GrowthRule(Rule):
                 parameter.grad += gradient
 
     def orthogonality(self) -> Float[Tensor, ""]:
-        """The mean over modules and factors of ‖A Aᵀ − 1‖_F and ‖Bᵀ B − 1‖_F, of the directions that are not waiting."""
+        """The mean over modules of ‖A Aᵀ − 1‖_F and ‖Bᵀ B − 1‖_F, of the directions that are not waiting."""
         terms = []
         for module in self.modules:
             there = (module.born != WAITING).to(module.adapter.device)
@@ -287,9 +233,14 @@ class GrowthRule(Rule):
         for parameter, shape in module.per_direction():
             rate = self._rates(module, parameter)
             if parameter is getattr(module.adapter, "lora_C", None):
+                waits = module.born == WAITING
                 # an entry is as old as the younger of its two directions
-                rate = torch.where(module.born.unsqueeze(0) > module.born.unsqueeze(1), rate, rate.unsqueeze(1))
-                rate = self.core_rates(module) * torch.where(_waits(module), 0.0, rate)
+                rate = torch.where(
+                    module.born.unsqueeze(0) > module.born.unsqueeze(1), rate, rate.unsqueeze(1)
+                )
+                rate = self.core_rates(module) * torch.where(
+                    waits.unsqueeze(0) | waits.unsqueeze(1), 0.0, rate
+                )
             else:
                 rate = rate.view(shape)
             if bool((rate != 1).any()):
@@ -305,7 +256,9 @@ class GrowthRule(Rule):
         taken = int(self.optimizer.state.get(parameter, {}).get("step", 0)) + 1
         rates = []
         for born in module.since(parameter).tolist():
-            age = self.step - born + 1  # of the step to come, from 1; one activated now takes its first step next time
+            age = (
+                self.step - born + 1
+            )  # of the step to come, from 1; one activated now takes its first step next time
             if born == WAITING:
                 rates.append(0.0)
             elif born == 0:
@@ -336,8 +289,12 @@ class GrowthRule(Rule):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         wanted = {"target", *(f"{m.name}.{key}" for m in self.modules for key in ("born", "freed", "rank"))}
-        if not wanted <= state.keys() or any(len(state[f"{m.name}.born"]) != len(m.born) for m in self.modules):
-            raise InputError(f"the state of {self.slug} is of another model: resume with the adapters it was saved with")
+        if not wanted <= state.keys() or any(
+            len(state[f"{m.name}.born"]) != len(m.born) for m in self.modules
+        ):
+            raise InputError(
+                f"the state of {self.slug} is of another model: resume with the adapters it was saved with"
+            )
         if int(state["target"]) != self.target:
             raise InputError(
                 f"target_rank is {self.target}, and the run that is resumed had {int(state['target'])}: give the same"
@@ -347,19 +304,3 @@ class GrowthRule(Rule):
             module.freed = state[f"{module.name}.freed"].cpu().clone()
             module.rank = int(state[f"{module.name}.rank"])
             module.show(module.born != WAITING)
-
-
-def _waits(module: Module) -> Bool[Tensor, "r r"]:
-    waiting = module.born == WAITING
-    return waiting.unsqueeze(0) | waiting.unsqueeze(1)
-
-
-def bias_correction(group: dict[str, Any], own: int, taken: int) -> float:
-    """What turns Adam's step for numbers that it has moved ``taken`` times into that for ones it has moved ``own``
-    times; 1 for an optimiser without bias correction."""
-    if "betas" not in group or own >= taken:
-        return 1.0
-    one, two = group["betas"][:2]
-    return float(
-        math.sqrt((1 - two**own) / (1 - two**taken)) * (1 - one**taken) / (1 - one**own)
-    )

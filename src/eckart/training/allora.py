@@ -90,7 +90,9 @@ class ALLoRA(Rule):
             if self.target == "output" and layer.configs[key].route != "factored":
                 raise InputError(f"target 'output' needs the branch of layer {name}: use route='factored'")
             if not by_seam and not self._scaled(adapter):
-                raise InputError(f"target {self.target!r} needs a trained factor B, which layer {name} has not")
+                raise InputError(
+                    f"target {self.target!r} needs a trained factor B, which layer {name} has not"
+                )
         if by_seam:
             for _, layer, key, _ in self.adapters:
                 layer.seams[key] = self
@@ -144,7 +146,9 @@ class ALLoRA(Rule):
             norms = torch.linalg.vector_norm(output.detach().to(wide), dim=channels, keepdim=True)
             return _scaled_gradient(output, self.coefficient(norms))
         s = self.coefficient(row_norms(adapter))
-        return _scaled_gradient(output, s.view(-1, *(1 for _ in range(output.dim() - 2))) if channels == 1 else s)
+        return _scaled_gradient(
+            output, s.view(-1, *(1 for _ in range(output.dim() - 2))) if channels == 1 else s
+        )
 
     def delta(self, adapter: Adapter, delta: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """ΔW, the rows of whose gradient come back times s."""
@@ -158,13 +162,15 @@ def row_norms(adapter: Any) -> Float[Tensor, " out"]:
     wide = torch.promote_types(a.dtype, torch.float32)
     a, b = adapter._active(a, 0).to(wide), b.to(wide)
     squares = ((b @ (a @ a.t())) * b).sum(1)
-    return abs(adapter.scale) * squares.clamp(min=0).sqrt()
+    norms: Tensor = abs(adapter.scale) * squares.clamp(min=0).sqrt()
+    return norms
 
 
 @torch.no_grad()
 def _norms(matrix: Tensor) -> Float[Tensor, " rows"]:
     wide = torch.promote_types(matrix.dtype, torch.float32)
-    return torch.linalg.vector_norm(matrix.detach().to(wide), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(matrix.detach().to(wide), dim=1)
+    return norms
 
 
 class _ScaledGradient(torch.autograd.Function):
@@ -182,5 +188,5 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _scaled_gradient(value: Tensor, factors: Tensor) -> Tensor:
-    scaled: Tensor = _ScaledGradient.apply(value, factors)
+    scaled: Tensor = _ScaledGradient.apply(value, factors)  # type: ignore[no-untyped-call]
     return scaled

@@ -105,8 +105,10 @@ class DiffoRA(Rule):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}: give one of {', '.join(known)}")
         if self.scope == "global" and self.relaxation == "softmax":
-            raise InputError("scope 'global' with relaxation 'softmax': gates of other layers do not compare; "
-                             "use 'sigmoid' or 'softmax_all'")
+            raise InputError(
+                "scope 'global' with relaxation 'softmax': gates of other layers do not compare; "
+                "use 'sigmoid' or 'softmax_all'"
+            )
         self.dam: Bool[Tensor, " modules"] | None = None
         self.search = 0
 
@@ -117,7 +119,9 @@ class DiffoRA(Rule):
 
     def begin(self, steps: int | None) -> None:
         if self.validation is None:
-            raise InputError("validation is None: give a function of the model and the step that returns a loss")
+            raise InputError(
+                "validation is None: give a function of the model and the step that returns a loss"
+            )
         if self.search_steps is None and steps is None:
             raise InputError("search_steps is None, and the training's length is not known: give it")
         self.search = max(1, 15 * (steps or 0) // 100) if self.search_steps is None else self.search_steps
@@ -127,7 +131,9 @@ class DiffoRA(Rule):
             raise InputError(f"warm_up is {self.warm_up}, and the search takes {self.search} steps: lower it")
         self._modules: list[tuple[str, Any]] = [(name, adapter) for name, _, _, adapter in self.adapters]
         if any(adapter.active is not None for _, adapter in self._modules) and self.match_budget:
-            raise InputError("match_budget is True, and directions of the adapter rest already: use a fresh adapter")
+            raise InputError(
+                "match_budget is True, and directions of the adapter rest already: use a fresh adapter"
+            )
         first = self._modules[0][1]
         wide = torch.promote_types(first.dtype, torch.float32)
         self.logits = nn.Parameter(self.first_logits().to(first.device, wide))
@@ -144,7 +150,8 @@ class DiffoRA(Rule):
 
     def end(self) -> None:
         for *_, adapter in self.adapters:
-            adapter.gate = None
+            if isinstance(adapter, LowRankAdapter):
+                adapter.gate = None
 
     def first_logits(self) -> Float[Tensor, " modules"]:
         """α at the start: all gates equal."""
@@ -159,7 +166,9 @@ class DiffoRA(Rule):
             return logits.softmax(0)
         gates = torch.empty_like(logits)
         for members in self._by_row():
-            gates = gates.index_put((torch.tensor(members, device=logits.device),), logits[members].softmax(0))
+            gates = gates.index_put(
+                (torch.tensor(members, device=logits.device),), logits[members].softmax(0)
+            )
         return gates
 
     def _by_row(self) -> list[list[int]]:
@@ -272,7 +281,9 @@ class DiffoRA(Rule):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if "logits" not in state or state["logits"].shape != self.logits.shape:
-            raise InputError(f"the state of {self.slug} is not of {len(self.logits)} modules: resume the same model")
+            raise InputError(
+                f"the state of {self.slug} is not of {len(self.logits)} modules: resume the same model"
+            )
         with torch.no_grad():
             self.logits.copy_(state["logits"])
         moments = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
@@ -283,5 +294,7 @@ class DiffoRA(Rule):
             self.dam = state["dam"]
             self._settle()
             return
-        self._start = [[state[f"start.{i}.{j}"].to(p) for j, p in enumerate(o)] for i, o in enumerate(self._start)]
+        self._start = [
+            [state[f"start.{i}.{j}"].to(p) for j, p in enumerate(o)] for i, o in enumerate(self._start)
+        ]
         self._open(self.gates().detach())

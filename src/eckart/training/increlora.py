@@ -109,11 +109,15 @@ class IncreLoRA(GrowthRule):
             if key in layer.companions:
                 raise InputError(f"layer {name} has a companion already, of another rule: detach that first")
             if self.reg_orth_coef and not hasattr(adapter, "lora_A"):
-                raise InputError(f"reg_orth_coef needs factors A and B, which layer {name} has not: set it to 0")
+                raise InputError(
+                    f"reg_orth_coef needs factors A and B, which layer {name} has not: set it to 0"
+                )
         super().begin(steps)
         self.listeners = [Listener(self, layer, adapter) for _, layer, _, adapter in self.adapters]
         device = self.listeners[0].heard.device
-        self.exp_avg_ipt, self.exp_avg_unc = torch.zeros(2, len(self.modules), dtype=torch.float64, device=device)
+        self.exp_avg_ipt, self.exp_avg_unc = torch.zeros(
+            2, len(self.modules), dtype=torch.float64, device=device
+        )
         self.last = torch.zeros_like(self.exp_avg_ipt)
         self._listen()
 
@@ -218,7 +222,9 @@ class Listener:
 
     def __init__(self, rule: IncreLoRA, layer: EckartLayer, adapter: Adapter) -> None:
         self.rule, self.layer, self.adapter = rule, layer, adapter
-        self.heard = torch.zeros((), dtype=torch.promote_types(adapter.dtype, torch.float32), device=adapter.device)
+        self.heard = torch.zeros(
+            (), dtype=torch.promote_types(adapter.dtype, torch.float32), device=adapter.device
+        )
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         shape = self.layer.shape

@@ -83,7 +83,9 @@ class LoRAGGPO(Rule):
 
     def begin(self, steps: int | None) -> None:
         if steps is not None and self.warm_up > steps:
-            raise InputError(f"warm_up is {self.warm_up}, longer than the training of {steps} steps: lower it")
+            raise InputError(
+                f"warm_up is {self.warm_up}, longer than the training of {steps} steps: lower it"
+            )
         for name, layer, key, _ in self.adapters:
             if key in layer.companions:
                 raise InputError(f"layer {name} has a companion already, of another rule: detach that first")
@@ -114,11 +116,17 @@ class LoRAGGPO(Rule):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {n: noise.gradient_squares for n, noise in self.noises.items() if noise.gradient_squares is not None}
+        return {
+            n: noise.gradient_squares
+            for n, noise in self.noises.items()
+            if noise.gradient_squares is not None
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if state and state.keys() != self.noises.keys():
-            raise InputError(f"the state of {self.slug} is of other layers, such as {min(state)}: resume the same model")
+            raise InputError(
+                f"the state of {self.slug} is of other layers, such as {min(state)}: resume the same model"
+            )
         for name, squares in state.items():
             self.noises[name].gradient_squares = squares.to(self.noises[name].base_squares)
         if state:
@@ -145,9 +153,8 @@ class Noise:
             squares = None if a.grad is None else row_squares(*product_rule(self.adapter, a.grad, b.grad))
         if squares is None:
             return
-        before = self.gradient_squares
-        keep = 0.0 if before is None else self.rule.ema
-        self.gradient_squares = squares if not keep else keep * before + (1 - keep) * squares
+        before, keep = self.gradient_squares, self.rule.ema
+        self.gradient_squares = squares if before is None else keep * before + (1 - keep) * squares
 
     @torch.no_grad()
     def weight_squares(self) -> Float[Tensor, " out"]:
@@ -156,7 +163,8 @@ class Noise:
         wide, scale = self.base_squares.dtype, self.adapter.scale
         a, b = self.adapter._active(a, 0).to(wide), b.to(wide)
         cross = ((self.layer.frozen().detach().to(wide) @ a.t()) * b).sum(1)
-        return (self.base_squares + 2 * scale * cross + scale**2 * row_squares(b, a)).clamp(min=0)
+        squares: Tensor = self.base_squares + 2 * scale * cross + scale**2 * row_squares(b, a)
+        return squares.clamp(min=0)
 
     @torch.no_grad()
     def std(self) -> Float[Tensor, " out"]:
@@ -188,7 +196,7 @@ class Noise:
         else:
             noise = self.rule.normal(self.name, like).mul_(self._std[1].unsqueeze(1))
         if self.rule.grad_norm == "exact":
-            return noise + listening(weight.shape, like, self._hear)
+            return noise + listening((len(weight), weight.shape[1]), like, self._hear)
         return noise
 
     def _hear(self, gradient: Tensor) -> None:

@@ -109,11 +109,15 @@ class LoRAMGPO(Rule):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         found = {key.rpartition(".")[0] for key in state}
         if state and found != self.shifts.keys():
-            raise InputError(f"the state of {self.slug} is of other layers, such as {min(found)}: resume the same model")
+            raise InputError(
+                f"the state of {self.slug} is of other layers, such as {min(found)}: resume the same model"
+            )
         for name in found:
             a = self.shifts[name].owner[0].factors()[0]
             self.shifts[name].norm = state[f"{name}.norm"].to(a.device)
-            self.shifts[name].own = {k: state[f"{name}.v_{k}"].to(a) for k in "AB" if f"{name}.v_{k}" in state}
+            self.shifts[name].own = {
+                k: state[f"{name}.v_{k}"].to(a) for k in "AB" if f"{name}.v_{k}" in state
+            }
 
 
 class Shift(LowRankAdapter):

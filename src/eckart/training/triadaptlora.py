@@ -22,7 +22,8 @@ from eckart.adapters import Adapter
 from eckart.adapters.lora_core import CoreLoRA
 from eckart.errors import InputError
 from eckart.training._base import register_rule
-from eckart.training._growth import WAITING, GrowthRule, Module
+from eckart.training._grown import WAITING, Module
+from eckart.training._growth import GrowthRule
 
 
 @register_rule(

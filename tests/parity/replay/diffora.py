@@ -35,9 +35,7 @@ def replay(case: Any) -> dict[str, Any]:
     config = LoRAConfig(
         r=hyper["r"], lora_alpha=hyper["lora_alpha"], target_modules=[f"{n}.m{m}" for n, m in names]
     )
-    start = {
-        f"{n}.m{m}": {f"lora_{k}": given[f"l{n}_m{m}_lora_{k}_init"] for k in "AB"} for n, m in names
-    }
+    start = {f"{n}.m{m}": {f"lora_{k}": given[f"l{n}_m{m}_lora_{k}_init"] for k in "AB"} for n, m in names}
     model = case.adapt(host, config, start)
     adapters = {(n, m): case.adapter(model, f"{n}.m{m}") for n, m in names}
     rows: dict[str, list[Tensor]] = {}
@@ -83,7 +81,11 @@ def replay(case: Any) -> dict[str, Any]:
     rule.dam, rule.sharing = rule.choose(), "none"
     rule._settle()
     outputs["y_masked"] = model(given["X_train"][0]).detach()
-    return outputs | {key: torch.stack(values) for key, values in rows.items()} | _shared(case, model, rule, adapters)
+    return (
+        outputs
+        | {key: torch.stack(values) for key, values in rows.items()}
+        | _shared(case, model, rule, adapters)
+    )
 
 
 def _shared(case: Any, model: nn.Module, rule: DiffoRA, adapters: dict[Any, Any]) -> dict[str, Any]:

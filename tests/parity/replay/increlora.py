@@ -48,7 +48,9 @@ def replay(case: Any) -> dict[str, Any]:
         if step == 0:
             outputs["y0"] = x.detach()
             penalised = hyper["reg_orth_coef"] * rule.orthogonality()
-            factors = {(n, k): getattr(a, f"lora_{k}") for n, a in zip(names, adapters, strict=True) for k in "ABE"}
+            factors = {
+                (n, k): getattr(a, f"lora_{k}") for n, a in zip(names, adapters, strict=True) for k in "ABE"
+            }
             slopes = torch.autograd.grad(penalised, list(factors.values()), allow_unused=True)
             for ((name, letter), p), slope in zip(factors.items(), slopes, strict=True):
                 whole = p.grad if slope is None else p.grad + slope
@@ -68,7 +70,9 @@ def replay(case: Any) -> dict[str, Any]:
     for module, adapter in zip(rule.modules, adapters, strict=True):
         there = module.rank + module.reserve
         for letter in "ABE":
-            outputs[f"{module.name}_lora_{letter}_final"] = _first(getattr(adapter, f"lora_{letter}"), letter, there)
+            outputs[f"{module.name}_lora_{letter}_final"] = _first(
+                getattr(adapter, f"lora_{letter}"), letter, there
+            )
         outputs[f"{module.name}_delta_W_final"] = adapter.delta_weight()
     return outputs | {key: torch.stack(values) for key, values in rows.items()}
 

@@ -39,7 +39,9 @@ def _layer(case: Any) -> dict[str, Any]:
         "lora_C": core,
         "ranknum": torch.tensor([ends[-1]]),
     }
-    config = CoreLoRAConfig(r=ends[-1], lora_alpha=2.0, scaling="constant", core="full", target_modules=["layer"])
+    config = CoreLoRAConfig(
+        r=ends[-1], lora_alpha=2.0, scaling="constant", core="full", target_modules=["layer"]
+    )
     host = nn.ModuleDict({"layer": case.linear(given["weight"], given["bias"])})
     model = case.adapt(host, config, {"layer": state})
     layer, adapter = case.layer(model, "layer"), case.adapter(model, "layer")
