@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -69,6 +69,18 @@ def hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
+class _Joined(torch.autograd.Function):
+    """The first of two equal tensors, whose gradient goes to both."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, through: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
 def through_seam(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
     """An adapter's output through a seam, with the exact gradient of its input."""
     y = seam.branch(adapter, adapter(x.detach()))
@@ -80,4 +92,5 @@ def through_seam(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
     else:
         constant = {name: parameter.detach() for name, parameter in adapter.named_parameters()}
         through = torch.func.functional_call(adapter, constant, (x,))
-    return y + (through - through.detach())
+    joined: Tensor = _Joined.apply(y, through)  # type: ignore[no-untyped-call]
+    return joined
