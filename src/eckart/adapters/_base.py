@@ -70,6 +70,11 @@ class Adapter(nn.Module):
         for module in self.shared.values():
             yield from module.parameters()
 
+    @property
+    def idle(self) -> bool:
+        """Whether ΔW is zero whatever the parameters are, so that the layer may leave it out."""
+        return False
+
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """The exact ΔW, differentiable in the parameters."""
         raise NotImplementedError
@@ -121,10 +126,14 @@ class LowRankAdapter(Adapter):
 
     Of the r directions only those count whose entry in ``active`` is true; None is all of them. So ranks grow and
     shrink without a parameter appearing or going, and optimisers, DDP and torch.compile never notice.
+
+    A rule may also set ``gate``, one differentiable number by which ΔW is multiplied; it is not saved.
     """
 
     scale: float = 1.0
     active: Tensor | None
+    gate: Float[Tensor, ""] | None = None
+    own_directions: ClassVar[bool] = False  # each has numbers of its own, which start so that it adds nothing
 
     def __init__(self, layer: LayerContext) -> None:
         super().__init__(layer)
@@ -161,8 +170,14 @@ class LowRankAdapter(Adapter):
         self.active = active.to(self.device, copy=True)
         self._active_rank = None
 
+    @property
+    def idle(self) -> bool:
+        return self.active is not None and not self.active_rank
+
     def _active(self, h: Tensor, dim: int) -> Tensor:
-        """``h`` with the directions that do not count, along ``dim``, at zero."""
+        """``h`` times the gate, with the directions that do not count, along ``dim``, at zero."""
+        if self.gate is not None:
+            h = h * self.gate.to(h.dtype)
         if self.active is None:
             return h
         return h * self.active.to(h.dtype).view(-1, *(1 for _ in range(h.dim() - dim % h.dim() - 1)))

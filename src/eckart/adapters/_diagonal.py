@@ -13,6 +13,8 @@ class DiagonalAdapter(LowRankAdapter):
     """ΔW = B diag(d(θ)) A with ``A (r, in)`` and ``B (out, r)`` frozen: the input goes through A, is scaled by d and
     goes through B, so that only ``x Aᵀ`` is kept for the backward pass and no gradient of a factor is formed."""
 
+    own_directions = True
+
     def basis(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         """The frozen factors (A, B)."""
         raise NotImplementedError

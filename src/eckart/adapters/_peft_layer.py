@@ -12,11 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from eckart.adapters._base import Adapter
+from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._census import is_plain, probe_input
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import FrozenWeight, LayerOp, LayerShape
-from eckart.adapters._seams import Companion, Seam, hooked, through_seam
+from eckart.adapters._seams import Companion, Seam, hooked, perturbed, through_seam
 from eckart.errors import InputError
 
 BASE = "__base__"
@@ -60,9 +60,8 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.eckart_adapters[name] = adapter
         self.scaling[name] = 1.0
         self.configs[name] = config
-        hook = getattr(
-            self.base_layer, "_hf_hook", None
-        )  # accelerate's: the weight itself may lie on the disk
+        # accelerate's: the weight itself may lie on the disk
+        hook = getattr(self.base_layer, "_hf_hook", None)
         self._move_adapter_to_device_of_base_layer(name, getattr(hook, "execution_device", None))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -83,7 +82,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         if adapter_names is not None and not self._disable_adapters:
             return self._mixed(x, adapter_names, *args, **kwargs)
         active = [name for name in self.active_adapters if name in self.eckart_adapters]
-        names = [name for name in active if name not in self.merged_adapters]
+        names = [n for n in active if n not in self.merged_adapters and not self.adapter(n).idle]
         if self._disable_adapters or not names:
             return cast(Tensor, self.base_layer(x, *args, **kwargs))
         if not args and not kwargs and not self.merged_adapters and self._is_plain():
@@ -91,17 +90,23 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 return self.forward(x.flatten(0, -2)).view(*x.shape[:-1], self.shape.out_features)
             if self._folds(x, names):
                 return self._folded(x, names)
+            dense = [c for c in map(self._companion, names) if c and not isinstance(c, LowRankAdapter)]
+            if dense:
+                return self._add_branches(perturbed(self, x, dense), x, names, perturbed=True)
         result: Tensor = self.base_layer(x, *args, **kwargs)
         return self._add_branches(result, x, names)
 
-    def _add_branches(self, result: Tensor, x: Tensor, names: Sequence[str]) -> Tensor:
-        """The base layer's result and the branches of some adapters, in the result's dtype."""
+    def _add_branches(
+        self, result: Tensor, x: Tensor, names: Sequence[str], perturbed: bool = False
+    ) -> Tensor:
+        """The base layer's result and the branches of some adapters, in the result's dtype; ``perturbed`` where dense
+        companions are in the result already."""
         dtype = result.dtype
         if self.frozen.backend is not None:
             result = self.frozen.backend.maybe_clone_base_result(result)
         scale = self._get_embed_scale() if self.op.kind == "embedding" else None  # type: ignore[no-untyped-call]
         for name in names:
-            result = self._add_branch(result, x, name, scale)
+            result = self._add_branch(result, x, name, scale, perturbed)
         return result.to(dtype)
 
     def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
@@ -151,7 +156,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                     delta = seam.delta(adapter, adapter.delta_weight())
                     weight = torch.add(weight, delta.to(weight.dtype), alpha=scaling)
                 if (companion := self._companion(name)) is not None:
-                    weight = weight + companion.to(weight.dtype)
+                    weight = weight + companion.delta_weight().to(weight.dtype)
                 if (change := adapter.delta_bias()) is not None:
                     bias = scaling * change if bias is None else torch.add(bias, change, alpha=scaling)
             return self.op.apply(x, weight.reshape(self.shape.weight), bias)
@@ -160,7 +165,9 @@ class EckartLayer(nn.Module, BaseTunerLayer):
             return cast(Tensor, checkpoint(product, x, use_reentrant=False, preserve_rng_state=False))
         return product(x)
 
-    def _add_branch(self, result: Tensor, x: Tensor, name: str, embed_scale: Tensor | None) -> Tensor:
+    def _add_branch(
+        self, result: Tensor, x: Tensor, name: str, embed_scale: Tensor | None, perturbed: bool
+    ) -> Tensor:
         """The result and one adapter's branch, by the factored route."""
         adapter, scaling, seam = self.adapter(name), self.scaling[name], self.seams.get(name)
         branch = x
@@ -177,16 +184,20 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 result, y if embed_scale is None else embed_scale.to(y.dtype) * y, alpha=scaling
             )
         if (companion := self._companion(name)) is not None:
-            result = result + self.op.apply(branch, companion.reshape(self.shape.weight).to(branch.dtype))
+            whole = self._cast_input_dtype(x, adapter.dtype) if x.is_floating_point() else x
+            if isinstance(companion, LowRankAdapter):
+                result = companion.add_to(result, whole, 1.0)
+            elif not perturbed:
+                delta = companion.delta_weight().reshape(self.shape.weight).to(branch.dtype)
+                result = result + self.op.apply(whole, delta)
         if (bias := adapter.delta_bias()) is not None:
             over = [1] * (len(self.shape.weight) - 2) if self.op.kind == "conv" else []
             result = result + scaling * bias.to(result.dtype).view(-1, *over)
         return result
 
-    def _companion(self, name: str) -> Tensor | None:
+    def _companion(self, name: str) -> Companion | None:
         """What acts beside an adapter in this pass: only in training, and only where gradients are recorded."""
-        companion = self.companions.get(name)
-        return companion.delta_weight() if companion and self.training and torch.is_grad_enabled() else None
+        return self.companions.get(name) if self.training and torch.is_grad_enabled() else None
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """ΔW of one adapter, scaled, in the layout of the base layer's weight."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from eckart.adapters._base import Adapter
+
+if TYPE_CHECKING:
+    from eckart.adapters._peft_layer import EckartLayer
 
 
 class Seam(Protocol):
@@ -23,10 +28,34 @@ class Seam(Protocol):
 
 
 class Companion(Protocol):
-    """A change of the weight that acts beside an adapter while training, and is never saved, counted or merged."""
+    """A change of the weight that acts beside an adapter while training, and is never saved, counted or merged. It may
+    be asked twice in a step, and must give the same both times; one that is a `LowRankAdapter` acts by its factors."""
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """What is added to the weight in this forward pass."""
+
+
+def perturbed(layer: EckartLayer, x: Tensor, companions: Sequence[Companion]) -> Tensor:
+    """The output of a layer's frozen part with its weight changed by companions. The backward pass keeps no copy of the
+    changed weight, but makes it again."""
+
+    def weight() -> Tensor:
+        changed = layer.frozen()
+        for companion in companions:
+            changed = changed + companion.delta_weight().to(changed.dtype)
+        return changed.reshape(layer.shape.weight).contiguous()
+
+    now = weight()
+    place = now.untyped_storage().data_ptr()
+
+    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
+        return (saved.shape, saved.stride()) if saved.untyped_storage().data_ptr() == place else saved
+
+    def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else weight().as_strided(*packed)
+
+    with saved_tensors_hooks(pack, unpack):
+        return layer.op.apply(x, now, getattr(layer.base_layer, "bias", None))
 
 
 def hooked(module: nn.Module) -> bool:
@@ -40,6 +69,18 @@ def hooked(module: nn.Module) -> bool:
     return any(hooks)
 
 
+class _Joined(torch.autograd.Function):
+    """The first of two equal tensors, whose gradient goes to both."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, through: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient
+
+
 def through_seam(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
     """An adapter's output through a seam, with the exact gradient of its input."""
     y = seam.branch(adapter, adapter(x.detach()))
@@ -51,4 +92,5 @@ def through_seam(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:
     else:
         constant = {name: parameter.detach() for name, parameter in adapter.named_parameters()}
         through = torch.func.functional_call(adapter, constant, (x,))
-    return y + (through - through.detach())
+    joined: Tensor = _Joined.apply(y, through)  # type: ignore[no-untyped-call]
+    return joined

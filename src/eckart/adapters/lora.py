@@ -120,6 +120,8 @@ class LoRAConfig(AdapterConfig):
 class LoRA(LowRankAdapter):
     """ΔW = scale · lora_B lora_A."""
 
+    own_directions = True
+
     def __init__(
         self, a: Float[Tensor, "r in"], b: Float[Tensor, "out r"], scale: float, layer: LayerContext
     ) -> None:

@@ -256,7 +256,7 @@ class RandLoRA(LowRankAdapter):
         return torch.add(y, self._linear(x), alpha=scaling * self.scale)
 
     def _is_short(self) -> bool:
-        return self.layer.op.kind == "linear" and self.active is None
+        return self.layer.op.kind == "linear" and self.active is None and self.gate is None
 
     def _linear(self, x: Tensor) -> Tensor:
         parts, large, in_is_small = self._parts()

@@ -46,6 +46,7 @@ class Rule:
     trains: ClassVar[str] = ""
     saves: ClassVar[str] = ""
     knob: ClassVar[str] = ""
+    claims: ClassVar[str] = ""  # what no second rule may change meanwhile, such as "ranks"
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -97,6 +98,15 @@ class Rule:
         if self._handles:
             raise InputError(f"rule {name} is attached already: detach it first, or make another")
         optimizer = cast(Optimizer, getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper
+        for hook in optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Rule) and (
+                type(other) is type(self) or (self.claims and other.claims == self.claims)
+            ):
+                raise InputError(
+                    f"rule {name} cannot act beside rule {other.slug or type(other).__name__} on this optimiser: "
+                    "detach that first"
+                )
         adapters = list(walk(model, adapter_name))
         for layer, _, _, adapter in adapters:
             if reason := self.suits(adapter):
