@@ -32,6 +32,7 @@ from eckart.adapters.bone import BoneConfig as BoneConfig
 from eckart.adapters.flora_tucker import FLoRATuckerConfig as FLoRATuckerConfig
 from eckart.adapters.loldu import LoLDUConfig as LoLDUConfig
 from eckart.adapters.lora import LoRAConfig as LoRAConfig
+from eckart.adapters.lora_core import CoreLoRAConfig as CoreLoRAConfig
 from eckart.adapters.mos import MoSConfig as MoSConfig
 from eckart.adapters.nola import NOLAConfig as NOLAConfig
 from eckart.adapters.randlora import RandLoRAConfig as RandLoRAConfig
@@ -46,6 +47,7 @@ __all__ = [
     "BoneConfig",
     "Budget",
     "Companion",
+    "CoreLoRAConfig",
     "EckartLayer",
     "FLoRATuckerConfig",
     "LayerContext",

@@ -3,10 +3,22 @@ from eckart.training._base import RULES as RULES
 from eckart.training._base import Rule as Rule
 from eckart.training._base import get_rule as get_rule
 from eckart.training._base import register_rule as register_rule
+from eckart.training.allora import ALLoRA as ALLoRA
+from eckart.training.diffora import DiffoRA as DiffoRA
+from eckart.training.increlora import IncreLoRA as IncreLoRA
+from eckart.training.lora_ggpo import LoRAGGPO as LoRAGGPO
+from eckart.training.lora_mgpo import LoRAMGPO as LoRAMGPO
+from eckart.training.triadaptlora import TriAdaptLoRA as TriAdaptLoRA
 
 __all__ = [
     "RULES",
+    "ALLoRA",
+    "DiffoRA",
+    "IncreLoRA",
+    "LoRAGGPO",
+    "LoRAMGPO",
     "Rule",
+    "TriAdaptLoRA",
     "get_rule",
     "register_rule",
 ]
