@@ -65,11 +65,22 @@ class LayerShape:
         Raises:
             InputError: this shape stands for no layer.
         """
+        return self._layer()().detach()
+
+    def bias(self) -> Float[Tensor, " out"] | None:
+        """The frozen bias; None where the layer has none.
+
+        Raises:
+            InputError: this shape stands for no layer.
+        """
+        return self._layer().bias
+
+    def _layer(self) -> FrozenWeight:
         if self.frozen is None:
             raise InputError(
                 f"the weight of layer {self.name} is not known: take the shapes from target_shapes"
             )
-        return self.frozen().detach()
+        return self.frozen
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,7 @@ class FrozenWeight:
     Attributes:
         module: the layer that holds it.
         original: the stored weight from before a merge; None while nothing is merged.
+        original_bias: the bias from before it.
     """
 
     def __init__(self, module: SupportedLayer, op: LayerOp, backend: QuantizationBackend | None) -> None:
@@ -231,12 +243,19 @@ class FrozenWeight:
         self.op = op
         self.backend = backend
         self.original: Tensor | None = None
+        self.original_bias: nn.Parameter | None = None
 
     def __call__(self) -> Float[Tensor, "out in"]:
         """The matrix ``(out, in)``, a view of the stored weight where that is possible."""
         if self.original is not None and self.backend is not None:
             return self.op.to_matrix(self.original.dequantize())
         return self.op.to_matrix(self.stored if self.original is None else self.original)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, as it was before any merge."""
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        return bias if self.original is None else self.original_bias
 
     @property
     def stored(self) -> Tensor:
