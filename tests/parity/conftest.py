@@ -176,7 +176,7 @@ class Case:
             others = tuple(axis for axis in range(want.ndim) if axis != sign_axis % want.ndim)
             got = got * np.where((got * want).sum(axis=others, keepdims=True) < 0, -1, 1)
         rtol, atol = self.description[tolerance], self.description["atol"]
-        wrong = ~np.isclose(got, want, rtol=rtol, atol=atol)
+        wrong = ~np.isclose(got, want, rtol=rtol, atol=atol, equal_nan=True)
         if not wrong.any():
             return None
         worst = np.max(np.abs(np.asarray(got, dtype=np.float64) - want))
