@@ -102,7 +102,9 @@ class BreakForMakeConfig(AdapterConfig):
 
 
 def _orthonormal(n: int, r: int, generator: torch.Generator) -> Float[Tensor, "n r"]:
-    """The rows, in random order, of a matrix with orthonormal columns."""
+    """The rows, in random order, of a matrix with orthonormal columns; none where nothing is frozen."""
+    if n == 0:
+        return torch.empty(0, r, dtype=torch.float64)
     q, upper = torch.linalg.qr(torch.randn(n, r, generator=generator, dtype=torch.float64))
     q = q * torch.where(upper.diagonal() < 0, -1.0, 1.0).to(q)
     return q[torch.randperm(n, generator=generator)]

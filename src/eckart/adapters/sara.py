@@ -160,7 +160,8 @@ class SaRA(Adapter):
 
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         index, change = self.change("sara_learn")
-        return weight.reshape(-1).index_add(0, index, change.to(weight.dtype), alpha=scaling).view(weight.shape)
+        places = index // weight.shape[1], index % weight.shape[1]  # by row and column: the weight keeps its layout
+        return weight.index_put(places, scaling * change.to(weight.dtype), accumulate=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         for name in self.names:

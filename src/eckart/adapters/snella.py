@@ -136,17 +136,18 @@ class SNELLA(Adapter):
     def randomize(self) -> None:
         """As for every method, but wide: what is small, squaring makes vanish."""
         with torch.no_grad():
-            for parameter in (self.in_qs, self.out_qs, self.beta):
+            for parameter in (self.in_qs, self.out_qs):
                 parameter.add_(torch.randn_like(parameter))
+            self.beta.add_(torch.randn_like(self.beta), alpha=0.1)
             self.alpha.add_(torch.rand_like(self.alpha))
             self.gamma.add_(torch.rand_like(self.gamma))  # a temperature: it stays positive
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}sparsity"] = torch.tensor(self.sparsity, dtype=torch.float64)
+        destination[f"{prefix}sparsity"] = torch.tensor([self.sparsity], dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         stored = state_dict.pop(f"{prefix}sparsity", None)
         if stored is not None and not stored.is_meta:
-            self.sparsity = float(stored)
+            self.sparsity = float(stored.item())
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -26,7 +26,7 @@ def one_layer(case: Any) -> dict[str, Any]:
     host = nn.ModuleDict({"layer": case.linear(given["x"].new_zeros(hyper["out_features"], hyper["in_features"]))})
     names = ("in_qs", "out_qs", "alpha", "beta", "gamma")
     state = {name: given[name] for name in names}
-    state["sparsity"] = torch.tensor(hyper["sparsity"], dtype=torch.float64)
+    state["sparsity"] = torch.tensor([hyper["sparsity"]], dtype=torch.float64)
     model = case.adapt(host, config, {"layer": state})
     adapter, x = case.adapter(model, "layer"), given["x"].clone().requires_grad_()
     y = case.layer(model, "layer")(x)
