@@ -55,7 +55,9 @@ def test_the_frozen_halves_are_rows_of_one_orthonormal_matrix(out: int, width: i
 
 
 def test_both_roles_have_the_same_frozen_halves_and_another_seed_has_others() -> None:
-    (_, content), (_, style), (_, other) = (one_layer(role=r, seed=s) for r, s in (("content", 3), ("style", 3), (None, 4)))
+    (_, content), (_, style), (_, other) = (
+        one_layer(role=r, seed=s) for r, s in (("content", 3), ("style", 3), (None, 4))
+    )
     for name in ("up_A", "down_C"):
         assert torch.equal(getattr(content, name), getattr(style, name))
         assert not torch.allclose(getattr(content, name), getattr(other, name))
@@ -100,7 +102,9 @@ def test_the_role_slows_the_other_half() -> None:
     assert lr_scales(one_layer()[0]) == {}
 
 
-@pytest.mark.parametrize(("role", "own", "other"), [("content", "down_D", "up_B"), ("style", "up_B", "down_D")])
+@pytest.mark.parametrize(
+    ("role", "own", "other"), [("content", "down_D", "up_B"), ("style", "up_B", "down_D")]
+)
 def test_each_loss_trains_its_half(role: str, own: str, other: str) -> None:
     def gradients(first: float, second: float) -> dict[str, Tensor]:
         model, adapter = one_layer(r=3, role=role, init_weights=False)
@@ -129,7 +133,9 @@ def test_fusing_takes_up_of_the_style_and_down_of_the_content() -> None:
         assert torch.equal(layer.get_delta_weight("again"), layer.get_delta_weight("style"))
 
 
-@pytest.mark.parametrize("options", [{"seed": 1}, {"r": 3}, {"frozen_fraction": 0.25}, {"network_alpha": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"r": 3}, {"frozen_fraction": 0.25}, {"network_alpha": 2.0}]
+)
 def test_fusing_what_does_not_belong_together(options: dict[str, object]) -> None:
     model = two(**options)
     with pytest.raises(InputError, match="have other frozen halves in layer up"):
@@ -147,7 +153,9 @@ def test_fusing_under_a_name_that_is_taken_or_without_one_of_the_two() -> None:
 
 def test_preconditioned_descent_does_not_see_how_delta_is_split() -> None:
     """Without frozen halves: up → up M, down → M⁻¹ down leaves ΔW and, to first order, its change."""
-    turn = torch.eye(3, dtype=DOUBLE) + 0.5 * torch.rand(3, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    turn = torch.eye(3, dtype=DOUBLE) + 0.5 * torch.rand(
+        3, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)
+    )
 
     def change(split: bool, preconditioned: bool) -> Tensor:
         model, adapter = one_layer(r=3, frozen_fraction=0.0, init_weights=False)

@@ -82,7 +82,9 @@ def test_counts_and_caps(structure: str) -> None:
         model = adapted("intrinsic-dimension", seeded(MLP), d=d, **options)
         assert trainable_parameters(model) == wanted
         assert config("intrinsic-dimension", d=d, **options).trainable_parameters(shapes) == wanted
-    assert list(config("intrinsic-dimension", **options).knob_values(shapes)) == list(range(1 + more, 433 + more))
+    assert list(config("intrinsic-dimension", **options).knob_values(shapes)) == list(
+        range(1 + more, 433 + more)
+    )
 
 
 def test_said_scales_each_tensor() -> None:
@@ -132,7 +134,9 @@ def test_sparse_entries_follow_their_law() -> None:
     counts = torch.bincount(block.columns, minlength=50)
     assert abs(counts.double().mean() - 100) < 6 * math.sqrt(100 / 50)
     assert counts.min() > 50 and counts.max() < 160
-    torch.testing.assert_close(block.values.abs() * counts[block.columns].sqrt(), torch.ones_like(block.values))
+    torch.testing.assert_close(
+        block.values.abs() * counts[block.columns].sqrt(), torch.ones_like(block.values)
+    )
     assert abs((block.values > 0).double().mean() - 0.5) < 0.05
     pairs = block.rows + 10_000 * block.columns
     assert len(pairs.unique()) == len(pairs) and int(block.rows.max()) < 10_000
@@ -168,4 +172,9 @@ def test_refusals(options: dict[str, object], message: str) -> None:
 
 def test_defaults() -> None:
     chosen = IntrinsicDimensionConfig()
-    assert (chosen.d, chosen.projection, chosen.structure, chosen.train_bias) == (None, "fastfood", "global", False)
+    assert (chosen.d, chosen.projection, chosen.structure, chosen.train_bias) == (
+        None,
+        "fastfood",
+        "global",
+        False,
+    )

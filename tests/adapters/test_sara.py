@@ -140,7 +140,13 @@ def test_a_base_whose_smallest_weights_are_others_is_refused(tmp_path: Path) -> 
 
 
 def test_the_papers_learning_rate() -> None:
-    for threshold, rate in ((2e-4, 9.32e-4), (8e-4, 7.56e-4), (2e-3, 4.9659e-4), (5e-3, 1.74e-4), (1e-2, 3.0e-5)):
+    for threshold, rate in (
+        (2e-4, 9.32e-4),
+        (8e-4, 7.56e-4),
+        (2e-3, 4.9659e-4),
+        (5e-3, 1.74e-4),
+        (1e-2, 3.0e-5),
+    ):
         assert abs(learning_rate(threshold) / rate - 1) < 0.01
 
 

@@ -14,7 +14,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from adapter_cases import MLP, adapted, config, every_method, every_ranked_method, gradients, layers, rows, seeded
+from adapter_cases import (
+    MLP,
+    adapted,
+    config,
+    every_method,
+    every_ranked_method,
+    gradients,
+    layers,
+    rows,
+    seeded,
+)
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

@@ -78,7 +78,9 @@ def test_gradients_of_the_three_numbers_hold_the_multiplier_constant() -> None:
                 parameter += step
                 values.append((adapter.kernel() * held * slope).sum().item())
                 parameter -= step
-        torch.testing.assert_close(parameter.grad.item(), (values[0] - values[1]) / 2e-6, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            parameter.grad.item(), (values[0] - values[1]) / 2e-6, rtol=1e-6, atol=1e-8
+        )
 
 
 def test_a_checkpoint_holds_the_sparsity_of_each_layer(tmp_path: Path) -> None:

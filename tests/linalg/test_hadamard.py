@@ -42,7 +42,11 @@ def test_what_is_no_power_of_two(shape: tuple[int, ...]) -> None:
 def parts(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (size,), generator=generator).double() * 2 - 1
-    return signs, torch.randperm(size, generator=generator), torch.randn(size, generator=generator, dtype=DOUBLE)
+    return (
+        signs,
+        torch.randperm(size, generator=generator),
+        torch.randn(size, generator=generator, dtype=DOUBLE),
+    )
 
 
 @pytest.mark.parametrize(("size", "d"), [(16, 16), (11, 5), (9, 2)])

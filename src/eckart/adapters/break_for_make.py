@@ -5,8 +5,8 @@
 
     ΔW = s · up down = s · [[A C, A D], [B C, B D]]        A and C are rows of one matrix of orthonormal columns
 
-A content is learned mainly in D, a style mainly in B, from the same seed and so with the same A and C; `fuse` joins the D
-of one with the B of the other, and both are tuned briefly. Source: Xu et al., 2024, arXiv:2403.19456 (B4M, ACM TOG 2025).
+A content is learned mainly in D, a style mainly in B, from the same seed and so with the same A and C; `fuse` joins the
+D of one with the B of the other, and both are tuned briefly. Source: Xu et al., 2024, arXiv:2403.19456.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ def correspondence_gradients(
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def fuse(model: PeftModel, content: str = "content", style: str = "style", adapter_name: str = "fused") -> None:
+def fuse(
+    model: PeftModel, content: str = "content", style: str = "style", adapter_name: str = "fused"
+) -> None:
     """A new adapter, active, of B of the style and D of the content.
 
     Args:
@@ -244,7 +246,10 @@ def precondition(model: nn.Module, reg: float = 1e-6) -> None:
     with torch.no_grad():
         for _, adapter in _of(model, None):
             down, up = adapter.halves()
-            for parameter, gram, side in ((adapter.down_D, up.t() @ up, 0), (adapter.up_B, down @ down.t(), 1)):
+            for parameter, gram, side in (
+                (adapter.down_D, up.t() @ up, 0),
+                (adapter.up_B, down @ down.t(), 1),
+            ):
                 if parameter.grad is None or not torch.linalg.matrix_norm(gram) > 1e-6:
                     continue
                 gram = gram + reg * torch.eye(len(gram)).to(gram)
@@ -256,7 +261,9 @@ def precondition(model: nn.Module, reg: float = 1e-6) -> None:
 def _of(model: nn.Module, adapter_name: str | None) -> Iterator[tuple[str, BreakForMake]]:
     """The adapters of this method, by layer."""
     found: Iterable[tuple[str, BreakForMake]] = (
-        (layer, adapter) for layer, _, _, adapter in walk(model, adapter_name) if isinstance(adapter, BreakForMake)
+        (layer, adapter)
+        for layer, _, _, adapter in walk(model, adapter_name)
+        if isinstance(adapter, BreakForMake)
     )
     first = next(iterator := iter(found), None)
     if first is None:

@@ -6,8 +6,8 @@
        "sparse"    ±1 with probability 1/√D, columns of length 1
     structure: "global" one P over all tensors; "per-tensor" one P_t for each, of the same θ_d; "said" λ_t P_t θ_d
 
-The tensors are in the order of their layers' names, so that nothing depends on how a model was put together. Sources: Li
-et al., 2018, arXiv:1804.08838; fine-tuning, and "said": Aghajanyan et al., 2020, arXiv:2012.13255.
+The tensors are in the order of their layers' names, so that nothing depends on how a model was put together. Sources:
+Li et al., 2018, arXiv:1804.08838; fine-tuning, and "said": Aghajanyan et al., 2020, arXiv:2012.13255.
 """
 
 from __future__ import annotations
@@ -227,7 +227,9 @@ class Subspace(nn.Module):
         blocks = [sum(sizes)] if config.structure == "global" else sizes
         law = _LAWS[config.projection]
         self.blocks = nn.ModuleList(
-            law(size, d, counter_key("intrinsic", config.seed, config.projection, t), dtype, config.save_basis)
+            law(
+                size, d, counter_key("intrinsic", config.seed, config.projection, t), dtype, config.save_basis
+            )
             for t, size in enumerate(blocks)
         )
 

@@ -3,8 +3,8 @@
     sara_learn (|M|): p, the trained weights themselves, W₀[M] at the start       sara_index (|M|): where they are
 
 One θ for all layers. The base stays frozen, ΔW is added to it, and only the gathered gradient of the chosen weights is
-kept. The training rule `sara-selection` adds the nuclear norm of the chosen weights and chooses again on the way. Source:
-Hu et al., 2025, arXiv:2409.06633.
+kept. The training rule `sara-selection` adds the nuclear norm of the chosen weights and chooses again on the way.
+Source: Hu et al., 2025, arXiv:2409.06633.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class SaRAConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threshold is not None and self.chosen is not None:
-            raise InputError(f"threshold ({self.threshold}) and chosen ({self.chosen}) are both given: leave one out")
+            raise InputError(
+                f"threshold ({self.threshold}) and chosen ({self.chosen}) are both given: leave one out"
+            )
         if self.threshold is not None and not self.threshold > 0:
             raise InputError(f"threshold is {self.threshold}: give a number above 0")
         if self.chosen is not None and self.chosen < 1:
@@ -93,7 +95,9 @@ class SaRAConfig(AdapterConfig):
     def knob_values(self, shapes: Sequence[LayerShape]) -> Sequence[int]:
         """From one weight in each layer up to all."""
         biases = [shape.bias() for shape in shapes] if self.train_bias else []
-        total = sum(s.out_features * s.in_features for s in shapes) + sum(b.numel() for b in biases if b is not None)
+        total = sum(s.out_features * s.in_features for s in shapes) + sum(
+            b.numel() for b in biases if b is not None
+        )
         return range(len(shapes), total + 1)
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
@@ -125,7 +129,9 @@ def _flat(tensor: Tensor) -> Float[Tensor, " n"]:
 class SaRA(Adapter):
     """ΔW[M] = sara_learn − W₀[M], and the same for the bias. ``names`` are those of the trained tensors."""
 
-    recompute = True  # W₀ + ΔW is built again for the backward pass, and of its gradient only the chosen entries stay
+    recompute = (
+        True  # W₀ + ΔW is built again for the backward pass, and of its gradient only the chosen entries stay
+    )
     sara_learn: nn.Parameter
 
     def __init__(
@@ -160,7 +166,10 @@ class SaRA(Adapter):
 
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         index, change = self.change("sara_learn")
-        places = index // weight.shape[1], index % weight.shape[1]  # by row and column: the weight keeps its layout
+        places = (
+            index // weight.shape[1],
+            index % weight.shape[1],
+        )  # by row and column: the weight keeps its layout
         return weight.index_put(places, scaling * change.to(weight.dtype), accumulate=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
@@ -169,8 +178,8 @@ class SaRA(Adapter):
             stored, ours = state_dict.get(key), self.get_buffer(f"{name}_index")
             if stored is not None and not stored.is_meta and not torch.equal(stored.to(ours), ours):
                 raise InputError(
-                    f"{key}: other weights are the smallest here than in the checkpoint: load it on its own base model, "
-                    "in the same dtype"
+                    f"{key}: other weights are the smallest here than in the checkpoint: load it on its own base "
+                    "model, in the same dtype"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -1,4 +1,4 @@
-"""SNELLA: SNELL's kernel, widened by a softmax over the outputs and an offset, with a sparsity of its own for each layer.
+"""SNELLA: SNELL's kernel with a softmax over the outputs and an offset, and a sparsity of its own for each layer.
 
     D[i, j] = Σ_p c_p ‖O_p[i] − E_p[j]‖₂,  c = (0.1, −0.1)
     P[i, j] = exp(D[i, j]/γ) / Σ_i' exp(D[i', j]/γ)            K = D + α P + β            ΔW = K ⊙ m(|K|)
@@ -27,6 +27,7 @@ from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.kernel import Sparsify, multiplier, sparse_piecewise_kernel, threshold
+
 
 @register_adapter(
     "snella",
@@ -73,7 +74,9 @@ class SNELLAConfig(AdapterConfig):
         if not self.coeff:
             raise InputError("coeff is empty: give one number for each distance, such as [0.1, -0.1]")
         if self.r is not None and self.r % len(self.coeff):
-            raise InputError(f"r is {self.r}: give a multiple of {len(self.coeff)}, the number of distances in coeff")
+            raise InputError(
+                f"r is {self.r}: give a multiple of {len(self.coeff)}, the number of distances in coeff"
+            )
 
     def rank(self, shape: LayerShape) -> int:
         parts = len(self.coeff)
@@ -113,10 +116,13 @@ class SNELLA(Adapter):
         width = config.rank(layer.shape) // len(self.coeff)
         for name, rows in (("in_qs", layer.shape.in_features), ("out_qs", layer.shape.out_features)):
             bound = 1 / math.sqrt(rows * width)
-            value = torch.empty(len(self.coeff), rows, width).uniform_(-bound, bound, generator=layer.generator(name))
+            value = torch.empty(len(self.coeff), rows, width).uniform_(
+                -bound, bound, generator=layer.generator(name)
+            )
             setattr(self, name, nn.Parameter(value.to(weight.device, dtype)))
         self.alpha, self.gamma, self.beta = (
-            nn.Parameter(torch.full((1,), start, dtype=dtype, device=weight.device)) for start in (1.0, 1.0, 0.0)
+            nn.Parameter(torch.full((1,), start, dtype=dtype, device=weight.device))
+            for start in (1.0, 1.0, 0.0)
         )
 
     def kernel(self) -> Float[Tensor, "out in"]:

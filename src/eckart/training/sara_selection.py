@@ -68,7 +68,9 @@ class SaRASelection(Rule):
         if not 0 <= self.lambda_rank < float("inf"):
             raise InputError(f"lambda_rank is {self.lambda_rank}: give a number of at least 0")
         if self.progressive_step is not None and self.progressive_step < 0:
-            raise InputError(f"progressive_step is {self.progressive_step}: give 0 for never, or the number of a step")
+            raise InputError(
+                f"progressive_step is {self.progressive_step}: give 0 for never, or the number of a step"
+            )
 
     @classmethod
     def suits(cls, adapter: Adapter) -> str:
@@ -77,10 +79,14 @@ class SaRASelection(Rule):
     def begin(self, steps: int | None) -> None:
         """All chosen weights train."""
         if self.progressive_step is None and steps is None:
-            raise InputError("steps is not given: give progressive_step, or the optimiser steps of the whole training")
+            raise InputError(
+                "steps is not given: give progressive_step, or the optimiser steps of the whole training"
+            )
         self.turn = (steps or 0) // 2 if self.progressive_step is None else self.progressive_step
         if steps is not None and self.turn > steps:
-            raise InputError(f"progressive_step is {self.turn}, beyond the {steps} steps of the training: lower it")
+            raise InputError(
+                f"progressive_step is {self.turn}, beyond the {steps} steps of the training: lower it"
+            )
         self.layers = {layer: cast(SaRA, adapter) for layer, _, _, adapter in self.adapters}
         self.trained = {
             f"{layer}.{name}": adapter.get_parameter(name)
@@ -136,7 +142,9 @@ class SaRASelection(Rule):
         kept = s > s[0] * torch.finfo(s.dtype).eps * max(u.shape[0], vh.shape[1])
         slope = ((u * kept) @ vh).flatten()[self.layers[layer].get_buffer("sara_learn_index").long()]
         assert parameter.grad is not None
-        parameter.grad.add_((slope * self.active[f"{layer}.sara_learn"]).to(parameter.grad), alpha=self.lambda_rank)
+        parameter.grad.add_(
+            (slope * self.active[f"{layer}.sara_learn"]).to(parameter.grad), alpha=self.lambda_rank
+        )
 
     def after_step(self) -> None:
         """Put back what trains no more; the second choice at its step."""
@@ -162,8 +170,12 @@ class SaRASelection(Rule):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, value in self.state_dict().items():
             if name not in state or state[name].shape != value.shape:
-                raise InputError(f"the state of {self.slug} does not fit: {name} is missing or of another shape")
-        super().load_state_dict({name: value for name, value in state.items() if name not in self.state_dict()})
+                raise InputError(
+                    f"the state of {self.slug} does not fit: {name} is missing or of another shape"
+                )
+        super().load_state_dict(
+            {name: value for name, value in state.items() if name not in self.state_dict()}
+        )
         for name, value in self.active.items():
             value.copy_(state[name])
         self.bound = float(state["bound"])

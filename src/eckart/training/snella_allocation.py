@@ -85,7 +85,9 @@ class SNELLAAllocation(Rule):
     def begin(self, steps: int | None) -> None:
         """Read the start from the layers; all statistics are zero."""
         if steps is None:
-            raise InputError("steps is not given: the schedule needs the optimiser steps of the whole training")
+            raise InputError(
+                "steps is not given: the schedule needs the optimiser steps of the whole training"
+            )
         self.rounds = steps // self.every
         if self.rounds <= self.initial_warmup + self.final_warmup:
             raise InputError(
@@ -160,7 +162,9 @@ class SNELLAAllocation(Rule):
         known = bool(torch.isfinite(total)) and float(total) > 0
         self.scores = scores / total if known else torch.full_like(scores, 1 / len(scores))
         live = share_out(self.volume(t), self.scores, self.sizes)
-        for adapter, count, size in zip(self.layers.values(), live.tolist(), self.sizes.tolist(), strict=True):
+        for adapter, count, size in zip(
+            self.layers.values(), live.tolist(), self.sizes.tolist(), strict=True
+        ):
             adapter.sparsity = min(max(1 - count / size, 0.0), 1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -173,7 +177,9 @@ class SNELLAAllocation(Rule):
         expected = self.state_dict()
         for name, value in expected.items():
             if name not in state or state[name].shape != value.shape:
-                raise InputError(f"the state of {self.slug} does not fit: {name} is missing or of another shape")
+                raise InputError(
+                    f"the state of {self.slug} does not fit: {name} is missing or of another shape"
+                )
         super().load_state_dict({name: value for name, value in state.items() if name not in expected})
         for name, value in self.statistics.items():
             value.copy_(state[name])

@@ -24,7 +24,12 @@ def replay(case: Any) -> dict[str, Any]:
     rows, columns = int(hyper["frozen_fraction"] * hyper["out"]), int(hyper["frozen_fraction"] * hyper["in"])
 
     def state(down: Tensor, up: Tensor) -> dict[str, Tensor]:
-        halves = {"down_C": down[:, :columns], "down_D": down[:, columns:], "up_A": up[:rows], "up_B": up[rows:]}
+        halves = {
+            "down_C": down[:, :columns],
+            "down_D": down[:, columns:],
+            "up_A": up[:rows],
+            "up_B": up[rows:],
+        }
         return {name: value.contiguous() for name, value in halves.items()}
 
     def adapted(down: Tensor, up: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Intrinsic dimension: a network of two layers in one subspace, for each projection, and the structure-aware variant."""
+"""Intrinsic dimension: a network of two layers in one subspace, for each projection, and "said"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from torch import nn
 from eckart.adapters import IntrinsicDimensionConfig
 from eckart.linalg.hadamard import hadamard
 
-INPUTS = (r"theta0", r"theta_d", "x", "cotangent", r".*\.P_raw", r".*\.(B|Pi|G)", r"said\.lambda", r"fwht\.in")
+INPUTS = (
+    r"theta0",
+    r"theta_d",
+    "x",
+    "cotangent",
+    r".*\.P_raw",
+    r".*\.(B|Pi|G)",
+    r"said\.lambda",
+    r"fwht\.in",
+)
 TENSORS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 OWNER = "fc1"
 
@@ -21,7 +30,9 @@ def replay(case: Any) -> dict[str, Any]:
     shapes = [(sides[1], sides[0]), (sides[1],), (sides[2], sides[1]), (sides[2],)]
     start = [
         part.view(shape)
-        for part, shape in zip(given["theta0"].split([torch.Size(s).numel() for s in shapes]), shapes, strict=True)
+        for part, shape in zip(
+            given["theta0"].split([torch.Size(s).numel() for s in shapes]), shapes, strict=True
+        )
     ]
     outputs: dict[str, Any] = {"fwht.out_unnormalised": hadamard(given["fwht.in"])}
 

@@ -54,7 +54,9 @@ def replay(case: Any) -> dict[str, Any]:
         optimizer.step()
         rows["weight"].append(adapter.sara_learn.detach().clone())
         rows["bias"].append(adapter.sara_learn_bias.detach().clone())
-        first = torch.zeros_like(given["weight0"]).flatten()  # the case's norms are of the first choice throughout
+        first = torch.zeros_like(
+            given["weight0"]
+        ).flatten()  # the case's norms are of the first choice throughout
         first[adapter.sara_learn_index.long()] = adapter.sara_learn.detach()
         rows["norm"].append(torch.linalg.matrix_norm(first.view_as(given["weight0"]), "nuc"))
     outputs |= masks("2")

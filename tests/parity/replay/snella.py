@@ -1,4 +1,4 @@
-"""SNELLA: the branch of one layer on a weight of zeros, and the allocation among several layers by its training rule."""
+"""SNELLA: the branch of one layer on a weight of zeros, and the allocation among several layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from eckart.adapters import SNELLAConfig
 from eckart.linalg.kernel import threshold
 from eckart.training import get_rule
 
-INPUTS = ("in_qs", "out_qs", "coeff", "x", "g", "alpha", "beta", "gamma", r"alloc_(in|out)_qs_\d+", r"alloc_grads_\w+")
+INPUTS = (
+    "in_qs",
+    "out_qs",
+    "coeff",
+    "x",
+    "g",
+    "alpha",
+    "beta",
+    "gamma",
+    r"alloc_(in|out)_qs_\d+",
+    r"alloc_grads_\w+",
+)
 TOLERANCE = {r"alloc_.*": "rtol_alloc"}
 
 
@@ -23,7 +34,9 @@ def one_layer(case: Any) -> dict[str, Any]:
     given, hyper = case.inputs, case.hyper["layer"]
     coeff = given["coeff"].tolist()
     config = SNELLAConfig(r=hyper["r"], sparsity=hyper["sparsity"], coeff=coeff, target_modules=["layer"])
-    host = nn.ModuleDict({"layer": case.linear(given["x"].new_zeros(hyper["out_features"], hyper["in_features"]))})
+    host = nn.ModuleDict(
+        {"layer": case.linear(given["x"].new_zeros(hyper["out_features"], hyper["in_features"]))}
+    )
     names = ("in_qs", "out_qs", "alpha", "beta", "gamma")
     state = {name: given[name] for name in names}
     state["sparsity"] = torch.tensor([hyper["sparsity"]], dtype=torch.float64)
@@ -45,7 +58,8 @@ def allocation(case: Any) -> dict[str, Any]:
     host = nn.ModuleDict({name: nn.Linear(*size) for name, size in zip(names, sizes, strict=True)})
     config = SNELLAConfig(r=hyper["r"], sparsity=hyper["init_sparsity"], target_modules=names)
     factors = {
-        name: {f"{side}_qs": given[f"alloc_{side}_qs_{i}"] for side in ("in", "out")} for i, name in enumerate(names)
+        name: {f"{side}_qs": given[f"alloc_{side}_qs_{i}"] for side in ("in", "out")}
+        for i, name in enumerate(names)
     }
     model = case.adapt(host, config, factors)
     adapters = [case.adapter(model, name) for name in names]
