@@ -166,7 +166,7 @@ class Pool:
 
     A shared module with a forward of its own is called once a forward pass of the model, before any layer. Its output
     is kept until the backward pass ends, where activation checkpointing runs parts of the forward again and must see
-    the same graph.
+    the same numbers.
     """
 
     def __init__(self, shapes: list[LayerShape]) -> None:
@@ -184,11 +184,12 @@ class Pool:
 
     def output(self, module: nn.Module) -> Any:
         """What a shared module gives; see `Adapter.once`."""
-        in_backward = torch._C._current_graph_task_id() != -1
         key = next(key for key, (shared,) in self._modules.items() if shared is module)
-        if key in self._outputs and (self._depth or in_backward):
-            return self._outputs[key]
-        return module()
+        known = key in self._outputs
+        if known and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            return _Again.apply(module, self._outputs[key].detach(), *trained)  # type: ignore[no-untyped-call]
+        return self._outputs[key] if known and self._depth else module()
 
     @property
     def has_outputs(self) -> bool:
@@ -208,6 +209,23 @@ class Pool:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_outputs": {}, "_depth": 0}
+
+
+class _Again(torch.autograd.Function):
+    """A known output of a shared module, for a part of the forward that runs again inside a backward pass. Reentrant
+    checkpointing walks back from each such part on its own, through a graph that a first walk would have freed: here
+    each walk makes its own."""
+
+    @staticmethod
+    def forward(ctx: Any, module: nn.Module, output: Tensor, *trained: Tensor) -> Tensor:
+        ctx.module, ctx.trained = module, trained
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            found = torch.autograd.grad(ctx.module(), ctx.trained, gradients)
+        return None, None, *found
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -147,7 +147,8 @@ class SaRA(Adapter):
 
     def change(self, name: str) -> tuple[Int[Tensor, " chosen"], Float[Tensor, " chosen"]]:
         """The places of the chosen weights and how far each has moved."""
-        learned, start = self.get_parameter(name), self.get_buffer(f"{name}_start")
+        learned: Tensor = getattr(self, name)  # which the first FSDP makes a plain tensor
+        start = self.get_buffer(f"{name}_start")
         return self.get_buffer(f"{name}_index").long(), learned - start.to(learned.dtype)
 
     def _scattered(self, name: str, size: int) -> Float[Tensor, " size"]:

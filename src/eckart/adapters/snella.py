@@ -87,8 +87,9 @@ class SNELLAConfig(AdapterConfig):
         return range(parts, max(parts, *(shape.max_rank for shape in shapes)) + 1, parts)
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
-        """Σ r (in + out) + 3."""
-        return sum(self.rank(s) * (s.in_features + s.out_features) + 3 for s in shapes)
+        """Σ r (in + out) + 3; one less where there is but one output, whose softmax is 1 whatever γ is."""
+        numbers = sum(3 - (s.out_features == 1) for s in shapes)
+        return numbers + sum(self.rank(s) * (s.in_features + s.out_features) for s in shapes)
 
     def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:
         """4 for each trained number, and 8 a layer for its sparsity."""
@@ -108,6 +109,9 @@ class SNELLA(Adapter):
     recompute = True
     in_qs: nn.Parameter
     out_qs: nn.Parameter
+    alpha: nn.Parameter
+    beta: nn.Parameter
+    gamma: Tensor
 
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SNELLAConfig) -> None:
         super().__init__(layer)
@@ -120,10 +124,12 @@ class SNELLA(Adapter):
                 -bound, bound, generator=layer.generator(name)
             )
             setattr(self, name, nn.Parameter(value.to(weight.device, dtype)))
-        self.alpha, self.gamma, self.beta = (
-            nn.Parameter(torch.full((1,), start, dtype=dtype, device=weight.device))
-            for start in (1.0, 1.0, 0.0)
-        )
+        for name, number in (("alpha", 1.0), ("beta", 0.0), ("gamma", 1.0)):
+            value = torch.full((1,), number, dtype=dtype, device=weight.device)
+            if name == "gamma" and layer.shape.out_features == 1:
+                self.register_buffer(name, value, persistent=False)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
 
     def kernel(self) -> Float[Tensor, "out in"]:
         """K, before anything is set to zero."""
@@ -146,7 +152,8 @@ class SNELLA(Adapter):
                 parameter.add_(torch.randn_like(parameter))
             self.beta.add_(torch.randn_like(self.beta), alpha=0.1)
             self.alpha.add_(torch.rand_like(self.alpha))
-            self.gamma.add_(torch.rand_like(self.gamma))  # a temperature: it stays positive
+            if "gamma" in self._parameters:
+                self.gamma.add_(torch.rand_like(self.gamma))  # a temperature: it stays positive
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
