@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -107,7 +107,8 @@ def _orthonormal(n: int, r: int, generator: torch.Generator) -> Float[Tensor, "n
         return torch.empty(0, r, dtype=torch.float64)
     q, upper = torch.linalg.qr(torch.randn(n, r, generator=generator, dtype=torch.float64))
     q = q * torch.where(upper.diagonal() < 0, -1.0, 1.0).to(q)
-    return q[torch.randperm(n, generator=generator)]
+    shuffled: Tensor = q[torch.randperm(n, generator=generator)]
+    return shuffled
 
 
 _RATES: dict[Role | None, dict[str, float]] = {"content": {"up_B": 0.1}, "style": {"down_D": 0.1}, None: {}}
@@ -216,7 +217,9 @@ def fuse(
                 f"{content!r} and {style!r} have other frozen halves in layer {layer}: train both with one seed, rank, "
                 "frozen_fraction, network_alpha and zero_start"
             )
-    config = dataclasses.replace(model.peft_config[style], role=None, inference_mode=False)
+    config = dataclasses.replace(
+        cast(BreakForMakeConfig, model.peft_config[style]), role=None, inference_mode=False
+    )
     model.add_adapter(adapter_name, config)
     model.set_adapter(adapter_name)
     with torch.no_grad():

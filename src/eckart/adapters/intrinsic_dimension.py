@@ -171,7 +171,8 @@ class Dense(nn.Module):
     def forward(self, theta: Float[Tensor, " d"]) -> Float[Tensor, " size"]:
         if self.keep:
             p = self.P.to(theta.dtype)
-            return p @ (theta / torch.linalg.vector_norm(p, dim=0))
+            product: Tensor = p @ (theta / torch.linalg.vector_norm(p, dim=0))
+            return product
         mixed: Tensor = mix_random_basis(theta / self.norms.to(theta.dtype), self.key, self.size, "normal", 0)
         return mixed
 

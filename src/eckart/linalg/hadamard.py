@@ -54,7 +54,8 @@ def _(x: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, gradient: Tensor) -> Tensor:
-    return hadamard(gradient).to(ctx.dtype)
+    transformed: Tensor = hadamard(gradient)
+    return transformed.to(ctx.dtype)
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -85,5 +86,6 @@ def fastfood(
     Source: Le, Sarlós & Smola, 2013; as in Li et al., 2018, arXiv:1804.08838.
     """
     padded = torch.nn.functional.pad(theta, (0, signs.numel() - theta.numel()))
-    mixed = hadamard(signs * padded)[order]
-    return hadamard(gauss * mixed)[:size] / (size**0.5 * torch.linalg.vector_norm(gauss))
+    mixed: Tensor = hadamard(signs * padded)
+    moved: Tensor = hadamard(gauss * mixed[order])
+    return moved[:size] / (size**0.5 * torch.linalg.vector_norm(gauss))
