@@ -43,5 +43,8 @@ ARMS: dict[str, Wrap | None] = {
     "peft randlora": theirs(peft.RandLoraConfig, r=32),
     "svfit full": ours("svfit", r=384),
     "snell": ours("snell", r=8),
+    "snella": ours("snella", r=8),
+    "sara": ours("sara"),
+    "all weights": lambda model, _: model.requires_grad_(True),
 }
 PAIRS = {"lora": "peft lora", "bone": "peft miss", "bat": "peft bat", "randlora": "peft randlora"}

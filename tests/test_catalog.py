@@ -89,7 +89,7 @@ def test_recovery_rows_name_an_estimator_and_a_hyper_parameter_of_it() -> None:
 def test_unknown_family_is_refused() -> None:
     with pytest.raises(
         eckart.InputError,
-        match="unknown family 'pets': known are adapters, compression, federated, layers, metrics, optim",
+        match="unknown family 'pets': known are adapters, compression, federated, layers",
     ):
         eckart.methods("pets")
 

@@ -43,6 +43,7 @@ LAYERS = {
 }
 
 every_method = pytest.mark.parametrize("slug", SLUGS)
+every_ranked_method = pytest.mark.parametrize("slug", [s for s in SLUGS if hasattr(ADAPTERS[s], "r")])
 every_layer = pytest.mark.parametrize(("slug", "kind"), [(slug, kind) for slug in SLUGS for kind in LAYERS])
 
 

@@ -20,6 +20,7 @@ from adapter_cases import (
     assert_untouched,
     config,
     every_method,
+    every_ranked_method,
     layers,
     rows,
     seeded,
@@ -77,17 +78,26 @@ def test_options_outside_their_range(slug: str) -> None:
 # --- rank ------------------------------------------------------------------------------------------------------------
 
 
-@every_method
+@every_ranked_method
 @pytest.mark.parametrize("r", [0, -1, 2.5, True])
 def test_rank_that_is_no_rank(slug: str, r: Any) -> None:
     refusal(lambda: config(slug, r=r), "r", str(r))
+
+
+@every_ranked_method
+def test_rank_that_is_a_word(slug: str) -> None:
+    refusal(lambda: config(slug, r="4"), "r is '4'", "whole number")
+
+
+def test_ranks_for_a_method_without_them() -> None:
+    without = next(slug for slug in ADAPTERS if not hasattr(ADAPTERS[slug], "r"))
+    refusal(lambda: config(without, rank_pattern={"up": 2}), "rank_pattern", f"{without} has no ranks")
 
 
 @every_method
 @pytest.mark.parametrize(
     ("option", "value", "wanted"),
     [
-        ("r", "4", "whole number"),
         ("seed", "abc", "whole number"),
         ("dropout", "0.1", "a number"),
         ("dropout", float("nan"), "a number"),

@@ -14,7 +14,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from adapter_cases import MLP, adapted, config, every_method, gradients, layers, rows, seeded
+from adapter_cases import (
+    MLP,
+    adapted,
+    config,
+    every_method,
+    every_ranked_method,
+    gradients,
+    layers,
+    rows,
+    seeded,
+)
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -41,7 +51,7 @@ ROUTES = pytest.mark.parametrize("route", ["factored", "folded"])
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 
-@every_method
+@every_ranked_method
 def test_a_rank_is_a_cap_for_each_layer(slug: str, tmp_path: Path) -> None:
     """r = 60 is above every side of the model: each layer takes what it can hold, and a checkpoint says the same."""
     chosen = config(slug, r=60)

@@ -29,7 +29,9 @@ from eckart.adapters._walk import lr_scales as lr_scales
 from eckart.adapters._walk import regularization as regularization
 from eckart.adapters._walk import walk as walk
 from eckart.adapters.bone import BoneConfig as BoneConfig
+from eckart.adapters.break_for_make import BreakForMakeConfig as BreakForMakeConfig
 from eckart.adapters.flora_tucker import FLoRATuckerConfig as FLoRATuckerConfig
+from eckart.adapters.intrinsic_dimension import IntrinsicDimensionConfig as IntrinsicDimensionConfig
 from eckart.adapters.loldu import LoLDUConfig as LoLDUConfig
 from eckart.adapters.lora import LoRAConfig as LoRAConfig
 from eckart.adapters.lora_core import CoreLoRAConfig as CoreLoRAConfig
@@ -37,7 +39,9 @@ from eckart.adapters.mos import MoSConfig as MoSConfig
 from eckart.adapters.nola import NOLAConfig as NOLAConfig
 from eckart.adapters.randlora import RandLoRAConfig as RandLoRAConfig
 from eckart.adapters.salt import SALTConfig as SALTConfig
+from eckart.adapters.sara import SaRAConfig as SaRAConfig
 from eckart.adapters.snell import SNELLConfig as SNELLConfig
+from eckart.adapters.snella import SNELLAConfig as SNELLAConfig
 from eckart.adapters.svfit import SVFitConfig as SVFitConfig
 
 __all__ = [
@@ -45,11 +49,13 @@ __all__ = [
     "Adapter",
     "AdapterConfig",
     "BoneConfig",
+    "BreakForMakeConfig",
     "Budget",
     "Companion",
     "CoreLoRAConfig",
     "EckartLayer",
     "FLoRATuckerConfig",
+    "IntrinsicDimensionConfig",
     "LayerContext",
     "LayerOp",
     "LayerShape",
@@ -61,8 +67,10 @@ __all__ = [
     "Pool",
     "RandLoRAConfig",
     "SALTConfig",
+    "SNELLAConfig",
     "SNELLConfig",
     "SVFitConfig",
+    "SaRAConfig",
     "Seam",
     "adapt",
     "export_lora",

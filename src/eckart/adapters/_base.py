@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +26,7 @@ class Adapter(nn.Module):
     """
 
     recompute: bool = False  # rebuild ΔW in the backward pass instead of keeping it
-    lr_scale: ClassVar[Mapping[str, float]] = {}  # factors on the learning rate, by parameter name
+    lr_scale: Mapping[str, float] = MappingProxyType({})  # factors on the learning rate, by parameter name
 
     def __init__(self, layer: LayerContext) -> None:
         super().__init__()

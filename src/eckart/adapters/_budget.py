@@ -119,7 +119,8 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
         count = candidate.trainable_parameters if wanted.unit == "parameters" else candidate.saved_bytes
         return count(shapes)
 
-    values = list(config.knob_values(shapes))
+    values = config.knob_values(shapes)
+    values = values if isinstance(values, Sequence) else list(values)
     least, best = _search(
         values,
         lambda value: cost(replace(config, **{config.knob: value})),

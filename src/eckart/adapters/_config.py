@@ -116,6 +116,8 @@ class AdapterConfig(PeftConfig):
             raise InputError(f"dropout is {self.dropout}: give a probability in [0, 1)")
         if self.route not in ("auto", "factored", "folded"):
             raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
+        if self.rank_pattern and not hasattr(self, "r"):
+            raise InputError(f"rank_pattern is given, but {self.slug} has no ranks: leave it out")
         for pattern in self.rank_pattern or ():
             try:
                 re.compile(pattern)

@@ -65,11 +65,22 @@ class LayerShape:
         Raises:
             InputError: this shape stands for no layer.
         """
+        return self._layer()().detach()
+
+    def bias(self) -> Float[Tensor, " out"] | None:
+        """The frozen bias; None where the layer has none.
+
+        Raises:
+            InputError: this shape stands for no layer.
+        """
+        return self._layer().bias
+
+    def _layer(self) -> FrozenWeight:
         if self.frozen is None:
             raise InputError(
                 f"the weight of layer {self.name} is not known: take the shapes from target_shapes"
             )
-        return self.frozen().detach()
+        return self.frozen
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class Pool:
 
     A shared module with a forward of its own is called once a forward pass of the model, before any layer. Its output
     is kept until the backward pass ends, where activation checkpointing runs parts of the forward again and must see
-    the same graph.
+    the same numbers.
     """
 
     def __init__(self, shapes: list[LayerShape]) -> None:
@@ -173,11 +184,12 @@ class Pool:
 
     def output(self, module: nn.Module) -> Any:
         """What a shared module gives; see `Adapter.once`."""
-        in_backward = torch._C._current_graph_task_id() != -1
         key = next(key for key, (shared,) in self._modules.items() if shared is module)
-        if key in self._outputs and (self._depth or in_backward):
-            return self._outputs[key]
-        return module()
+        known = key in self._outputs
+        if known and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            return _Again.apply(module, self._outputs[key].detach(), *trained)  # type: ignore[no-untyped-call]
+        return self._outputs[key] if known and self._depth else module()
 
     @property
     def has_outputs(self) -> bool:
@@ -197,6 +209,23 @@ class Pool:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_outputs": {}, "_depth": 0}
+
+
+class _Again(torch.autograd.Function):
+    """A known output of a shared module, for a part of the forward that runs again inside a backward pass. Reentrant
+    checkpointing walks back from each such part on its own, through a graph that a first walk would have freed: here
+    each walk makes its own."""
+
+    @staticmethod
+    def forward(ctx: Any, module: nn.Module, output: Tensor, *trained: Tensor) -> Tensor:
+        ctx.module, ctx.trained = module, trained
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            found = torch.autograd.grad(ctx.module(), ctx.trained, gradients)
+        return None, None, *found
 
 
 def _has_forward(module: nn.Module) -> bool:
@@ -224,6 +253,7 @@ class FrozenWeight:
     Attributes:
         module: the layer that holds it.
         original: the stored weight from before a merge; None while nothing is merged.
+        original_bias: the bias from before it.
     """
 
     def __init__(self, module: SupportedLayer, op: LayerOp, backend: QuantizationBackend | None) -> None:
@@ -231,12 +261,19 @@ class FrozenWeight:
         self.op = op
         self.backend = backend
         self.original: Tensor | None = None
+        self.original_bias: nn.Parameter | None = None
 
     def __call__(self) -> Float[Tensor, "out in"]:
         """The matrix ``(out, in)``, a view of the stored weight where that is possible."""
         if self.original is not None and self.backend is not None:
             return self.op.to_matrix(self.original.dequantize())
         return self.op.to_matrix(self.stored if self.original is None else self.original)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, as it was before any merge."""
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        return bias if self.original is None else self.original_bias
 
     @property
     def stored(self) -> Tensor:

@@ -123,7 +123,7 @@ class EckartTuner(BaseTuner):
             )
         shape, op = described
         if isinstance(module, EckartLayer):
-            return shape, op, module.frozen
+            return replace(shape, frozen=module.frozen), op, module.frozen
         if why := fault(self.model, key, base):
             raise InputError(f"layer {key} cannot be adapted: {why}; exclude it")
         backend = None

@@ -36,15 +36,15 @@ def threshold(magnitude: Float[Tensor, "m n"], sparsity: float, how: Sparsify) -
     """The size up to which entries are set to zero.
 
     "square" and "hard": the quantile of the n sizes at ``sparsity``, linear between neighbours as `torch.quantile`
-    has it, for any n. "soft": the ⌈sparsity · n⌉-th smallest size.
+    has it, for any n. "soft": the ⌈sparsity · n⌉-th smallest size, at least the first.
 
     Args:
         magnitude: the sizes, in float32 or float64.
-        sparsity: share of entries set to zero, in (0, 1).
+        sparsity: share of entries set to zero, in [0, 1].
     """
     sizes = magnitude.flatten()
     if how == "soft":
-        return sizes.kthvalue(math.ceil(sparsity * sizes.numel())).values
+        return sizes.kthvalue(max(1, math.ceil(sparsity * sizes.numel()))).values
     position = sparsity * (sizes.numel() - 1)
     rank = int(position)
     below = sizes.kthvalue(rank + 1).values

@@ -8,6 +8,8 @@ from eckart.training.diffora import DiffoRA as DiffoRA
 from eckart.training.increlora import IncreLoRA as IncreLoRA
 from eckart.training.lora_ggpo import LoRAGGPO as LoRAGGPO
 from eckart.training.lora_mgpo import LoRAMGPO as LoRAMGPO
+from eckart.training.sara_selection import SaRASelection as SaRASelection
+from eckart.training.snella_allocation import SNELLAAllocation as SNELLAAllocation
 from eckart.training.triadaptlora import TriAdaptLoRA as TriAdaptLoRA
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "LoRAGGPO",
     "LoRAMGPO",
     "Rule",
+    "SNELLAAllocation",
+    "SaRASelection",
     "TriAdaptLoRA",
     "get_rule",
     "register_rule",
