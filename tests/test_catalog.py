@@ -43,9 +43,11 @@ def test_every_method_of_every_room_is_listed_once_by_family_and_slug() -> None:
 
 def test_a_room_with_methods_is_in_the_list_of_rooms() -> None:
     inits = {path.parent.name: path.read_text("utf-8") for path in SOURCE.glob("*/__init__.py")}
-    assert {room for room, text in inits.items() if "\nMETHODS" in text} | {"adapters", "federated"} == set(
-        ROOMS
-    )
+    assert {room for room, text in inits.items() if "\nMETHODS" in text} | {
+        "adapters",
+        "federated",
+        "training",
+    } == set(ROOMS)
 
 
 @pytest.mark.parametrize("slug", sorted(ADAPTERS))

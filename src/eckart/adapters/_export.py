@@ -124,7 +124,14 @@ def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLaye
         raise InputError(
             f"adapter {adapter_name!r} is PEFT's own {kind}: load it with eckart.adapters.from_peft first"
         )
-    return {name: layer for name, layer, _, _ in walk(model, adapter_name)}
+    layers = {}
+    for name, layer, _, adapter in walk(model, adapter_name):
+        if adapter.delta_bias() is not None:
+            raise InputError(
+                f"the adapter of layer {name} also changes its bias, which a LoRA cannot: merge it instead"
+            )
+        layers[name] = layer
+    return layers
 
 
 @torch.no_grad()
