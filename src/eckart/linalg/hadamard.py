@@ -88,4 +88,5 @@ def fastfood(
     padded = torch.nn.functional.pad(theta, (0, signs.numel() - theta.numel()))
     mixed: Tensor = hadamard(signs * padded)
     moved: Tensor = hadamard(gauss * mixed[order])
-    return moved[:size] / (size**0.5 * torch.linalg.vector_norm(gauss))
+    divisor: Tensor = size**0.5 * torch.linalg.vector_norm(gauss)
+    return moved[:size] / divisor
