@@ -48,7 +48,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True  # turned off by peft.helpers.disable_input_dtype_casting
         self.merged_adapters: list[str] = []
-        self._bias_before: nn.Parameter | None = None
+        self._bias_before: tuple[nn.Parameter | None] = (None,)  # a tuple: not saved with the adapter
         self._foldable = is_plain(base_layer) and frozen.backend is None and op.padding_idx is None
 
     def adapter(self, name: str) -> Adapter:
@@ -242,7 +242,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
                 base.bias = bias_before
             raise
         if self.frozen.original is None:
-            self.frozen.original, self._bias_before = before, bias_before
+            self.frozen.original, self._bias_before = before, (bias_before,)
         self.frozen.module = cast(Any, self.get_base_layer())
         self.merged_adapters.append(name)
 
@@ -291,8 +291,8 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self._put_back(self.frozen.original)
         self.frozen.original = None
         base: Any = self.get_base_layer()
-        if self._bias_before is not getattr(base, "bias", None):
-            base.bias = self._bias_before
+        if self._bias_before[0] is not getattr(base, "bias", None):
+            base.bias = self._bias_before[0]
         self.merged_adapters.clear()
 
     def _put_back(self, weight: Tensor) -> None:
