@@ -18,7 +18,7 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCau
 import eckart
 from eckart.errors import InputError
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PIECE = "adapter_model.safetensors", "adapter_model-00001-of-00002.safetensors"
 
 
 def bert() -> BertForSequenceClassification:
@@ -105,16 +105,14 @@ def test_a_header_that_says_i32(saved: Path) -> None:
     refuse(saved, "is of torch.int32|holds NaN")
 
 
-@pytest.mark.parametrize(
-    "name", ["adapter_model.bin", f"{WEIGHTS}.index.json", "adapter_model-00001-of-00002.safetensors"]
-)
+@pytest.mark.parametrize("name", ["adapter_model.bin", f"{WEIGHTS}.index.json", PIECE])
 def test_one_file_of_weights(name: str, saved: Path) -> None:
     shutil.copy(saved / WEIGHTS, saved / name)
     refuse(saved, "of which one would be read")
 
 
 def test_weights_in_pieces(saved: Path) -> None:
-    (saved / WEIGHTS).rename(saved / "adapter_model-00001-of-00002.safetensors")
+    (saved / WEIGHTS).rename(saved / PIECE)
     refuse(saved, f"has no {WEIGHTS}")
 
 

@@ -133,7 +133,7 @@ def _sum(
             a = a if adapter.active is None else a * adapter.active.to(a.dtype).unsqueeze(1)
             share = weights[name] * layer.scaling[name] * adapter.scale
             root = math.sqrt(abs(share))
-            pairs.append((a * root, b * math.copysign(root, share)))
+            pairs.append((a * math.copysign(root, share), b * root))
         if combination_type == "linear":
             return sum(a for a, _ in pairs), sum(b for _, b in pairs)  # type: ignore[return-value]
         return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
