@@ -30,7 +30,7 @@ def start(tmp_path: Path) -> Start:
         path.write_text(script)
         command = [
             *before,
-            *(() if "--num_processes" in before else (sys.executable,)),
+            *(() if "torch.distributed.run" in before else (sys.executable,)),
             str(path),
             *map(str, arguments),
         ]
