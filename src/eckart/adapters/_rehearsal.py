@@ -78,11 +78,13 @@ def _check_rest(rest: Mapping[str, Tensor], model: nn.Module) -> None:
     Raises:
         InputError: another tensor, or an embedding with other rows.
     """
-    embeddings = {}
+    embeddings: State = {}
     if isinstance(model, PreTrainedModel):
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is not None:
-                base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+                base: nn.Module = (
+                    cast(Any, module).get_base_layer() if hasattr(module, "get_base_layer") else module
+                )
                 names = [name.replace(".base_layer", "") for name in aliases(model, base)]
                 embeddings |= {
                     f"{MODEL_PREFIX}{n}.{k}": v for n in names for k, v in base.state_dict().items()

@@ -99,7 +99,7 @@ def check_in_peft(
         for key, factor in factors.items():
             side = key.rpartition(f"{name}.")[2].removesuffix(".weight")
             own = getattr(theirs, side)["default"]
-            target = own.weight if isinstance(own, nn.Module) else own
+            target: Tensor = getattr(own, "weight", own)
             target.data = factor.to(target)
         found = theirs(x).double() - base(x).double()
         expected = layer.op.apply(x, delta.to(weight.dtype).reshape(layer.shape.weight), None).double()

@@ -144,5 +144,5 @@ def _sum(
     kept = max(min(s.numel(), svd_rank or s.numel()), 1)
     if not s.numel():
         return delta.new_zeros(1, vh.shape[1]), delta.new_zeros(u.shape[0], 1)
-    root = s[:kept].sqrt()
-    return (root.unsqueeze(1) * vh[:kept]).to(delta.dtype), (u[:, :kept] * root).to(delta.dtype)
+    sigma = s[:kept].sqrt()
+    return (sigma.unsqueeze(1) * vh[:kept]).to(delta.dtype), (u[:, :kept] * sigma).to(delta.dtype)
