@@ -13,6 +13,38 @@ PARAMETER_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 BYTE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
 
+_FOREIGN = {
+    *(
+        "adalora",
+        "boft",
+        "c3a",
+        "corda",
+        "dora",
+        "eva",
+        "fourierft",
+        "gralora",
+        "hra",
+        "ia3",
+        "ln-tuning",
+        "loftq",
+    ),
+    *(
+        "loha",
+        "lokr",
+        "oft",
+        "olora",
+        "osf",
+        "p-tuning",
+        "pissa",
+        "prefix-tuning",
+        "prompt-tuning",
+        "psoft",
+        "pvera",
+    ),
+    *("qalora", "qlora", "road", "shira", "tinylora", "vblora", "vera", "waveft", "xlora"),
+}
+"""Methods that PEFT has and this library has not; many are a letter from one that it has."""
+
 
 def hint(name: str, known: Iterable[str], otherwise: str | None = None, *, cutoff: float = 0.6) -> str:
     """The remedy for a name that is not known: the nearest that is, or else all of them.
@@ -26,6 +58,13 @@ def hint(name: str, known: Iterable[str], otherwise: str | None = None, *, cutof
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else otherwise or f"known are {', '.join(names)}"
+
+
+def method_hint(slug: str, known: Iterable[str]) -> str:
+    """The remedy for an adapter method that is not known."""
+    if slug in _FOREIGN:
+        return "it is PEFT's own, so use PEFT for it."
+    return hint(slug, known, "see `eckart methods --family adapters`.", cutoff=0.4)
 
 
 def check_least(least: int, **numbers: int | None) -> None:

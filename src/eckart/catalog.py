@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart._facts import Method, MethodInfo, Unreadable, module_file, package_files, read_methods
-from eckart.arguments import hint
+from eckart.arguments import hint, method_hint
 from eckart.errors import InputError
 
 __all__ = ["ROOMS", "Method", "MethodInfo", "check_options", "find_adapter", "methods", "read_room"]
@@ -53,7 +53,7 @@ def find_adapter(method: str) -> Method:
     if slug in known:
         return known[slug]
     slugs = sorted({found.info.slug for found in known.values()})
-    near = hint(slug, known, "see `eckart methods --family adapters`.", cutoff=0.4)
+    near = method_hint(slug, known)
     raise InputError(f"unknown method {method!r}: {near} Known: {', '.join(slugs)}")
 
 

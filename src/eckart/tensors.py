@@ -28,15 +28,22 @@ def read_finite(path: Path, shown: str) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 tensor = file.get_tensor(name)
-                if not _is_finite(tensor):
-                    raise InputError(
-                        f"{shown}: tensor {name} in {path.name} holds NaN or Inf: it cannot be used"
-                    )
+                check_finite(name, tensor, path, shown)
                 yield name, tensor
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{shown}: {path.name} is damaged, truncated or corrupt ({first_line(error)}): save or copy it again"
         ) from None
+
+
+def check_finite(name: str, tensor: Tensor, path: Path, shown: str) -> None:
+    """Refuse a tensor of a file that holds NaN or Inf.
+
+    Raises:
+        InputError: it does.
+    """
+    if not _is_finite(tensor):
+        raise InputError(f"{shown}: tensor {name} in {path.name} holds NaN or Inf: it cannot be used")
 
 
 def _is_finite(tensor: Tensor) -> bool:

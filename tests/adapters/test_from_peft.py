@@ -237,7 +237,7 @@ def test_refused_checkpoints_leave_the_model_as_it_was(net: Net, tmp_path: Path)
     refused("damaged")
     config.unlink()
     refused("has no adapter_config.json")
-    with pytest.raises(InputError, match="neither a directory"):
+    with pytest.raises(InputError, match="no such directory"):
         from_peft(net, tmp_path / "nowhere")
 
 
@@ -378,3 +378,52 @@ def test_exports_that_are_refused(net: Net, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not empty"):
         export_lora(model, tmp_path / "full")
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
+
+
+CONVOLUTIONS = {
+    "circular": nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"),
+    "reflect": nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect"),
+    "dilation": nn.Conv2d(2, 3, 3, padding=2, dilation=2),
+    "dilation without padding": nn.Conv1d(2, 3, 3, dilation=3),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_what_pefts_lora_computes_otherwise_is_not_exported(kind: str, tmp_path: Path) -> None:
+    """PEFT's convolution A takes neither the padding mode nor the dilation of the layer."""
+    layer = copy.deepcopy(CONVOLUTIONS[kind])
+    model = eckart.adapt(nn.Sequential(layer), "lora", r=2, target_modules=["0"], init_weights=False)
+    with pytest.raises(InputError, match=r"layer 0 \("):
+        export_lora(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("server", "r", "written"), [("vllm", 3, 8), ("vllm", 1, 1), ("vllm", 9, 16), ("sglang", 3, 3)]
+)
+def test_a_rank_that_the_server_takes(server: str, r: int, written: int, net: Net, tmp_path: Path) -> None:
+    options = {"rank_pattern": {"embed": 1}, "target_modules": ["embed", "up", "gpt"], "init_weights": False}
+    model = eckart.adapt(net, "lora", r=r, lora_alpha=5, **options).eval()
+    report = export_lora(model, tmp_path / "out", server=server)
+    assert report.exact and {layer.r for layer in report.layers} == {written}
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == written
+    assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
+    torch.manual_seed(0)
+    close(PeftModel.from_pretrained(Net(), tmp_path / "out").eval()(TOKENS), model(TOKENS))
+
+
+def test_what_servers_do_not_take(net: Net, tmp_path: Path) -> None:
+    head = eckart.adapt(copy.deepcopy(net), "lora", r=2, target_modules=["up"], modules_to_save=["head"])
+    with pytest.raises(InputError, match=r"vllm does not load modules trained in full.*eckart merge"):
+        export_lora(head, tmp_path / "out", server="vllm")
+    conv = eckart.adapt(copy.deepcopy(net), "lora", r=2, target_modules=["conv1"])
+    with pytest.raises(InputError, match=r"llama\.cpp takes no LoRA on a convolution"):
+        export_lora(conv, tmp_path / "out", server="llama.cpp")
+    with pytest.raises(InputError, match="server is 'tgi'"):
+        export_lora(conv, tmp_path / "out", server="tgi")
+    wide = eckart.adapt(
+        nn.Sequential(nn.Linear(600, 600)), "lora", r=513, target_modules=["0"], init_weights=False
+    )
+    with pytest.raises(InputError, match="no more than 512: give r=512"):
+        export_lora(wide, tmp_path / "out", server="vllm")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from eckart.adapters._budget import solve_budget
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._registry import get_config
+from eckart.arguments import hint as close_hint
 from eckart.errors import InputError
 
 
@@ -29,8 +29,12 @@ def make_config(method: str, **options: Any) -> AdapterConfig:
     known = [field.name for field in dataclasses.fields(config) if field.init]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}"
+            has = f"it has {', '.join(sorted(known))}"
+            if name in LoraConfig.__dataclass_fields__:
+                raise InputError(
+                    f"{config.slug} has no option {name!r}, which only PEFT's own LoraConfig has: {has}"
+                )
+            hint = close_hint(name, known, has)
             raise InputError(f"{config.slug} has no option {name!r}: {hint}")
     return config(**options)
 

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.linalg.random import seeded_generator
-from eckart.tensors import read_finite
+from eckart.tensors import check_finite, read_finite
 
-WEIGHTS_NAME = "adapter_model.safetensors"
+WEIGHTS_NAME, PICKLED_NAME = "adapter_model.safetensors", "adapter_model.bin"
+INSIDE = ".eckart_adapters."
+"""What the key of a tensor of an adapter has in it."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MODEL_PREFIX = "base_model.model."
 """What stands before a layer's name in the keys of a checkpoint."""
+
+
+def find_weights(directory: Path) -> Path:
+    """The one file of weights that a local adapter checkpoint has, and that PEFT will read.
+
+    Raises:
+        InputError: none, several, or weights in pieces, of which PEFT reads one.
+    """
+    files = [
+        file
+        for file in sorted(directory.glob("adapter_model*"))
+        if file.suffix in (".safetensors", ".bin", ".json")
+    ]
+    names = [file.name for file in files]
+    if not {WEIGHTS_NAME, PICKLED_NAME} & set(names):
+        raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
+    if len(files) > 1:
+        raise InputError(
+            f"checkpoint {directory} holds {' and '.join(names[:2])}, of which one would be read: remove the other"
+        )
+    return files[0]
 
 
 def read_outline(directory: Path, whole: Collection[str] = ()) -> dict[str, Tensor]:
@@ -24,28 +48,43 @@ def read_outline(directory: Path, whole: Collection[str] = ()) -> dict[str, Tens
 
     Args:
         directory: of the checkpoint.
-        whole: names of the buffers that are kept; all other tensors come back on the meta device, as shapes.
+        whole: names of an adapter's buffers that are kept, as are the tensors of other modules; all others come back
+            on the meta device, as shapes.
 
     Raises:
-        InputError: the file is not there, cut short or no safetensors file, or a tensor holds NaN or Inf.
+        InputError: the file is not there, one of several, cut short or no safetensors file, or a tensor holds NaN or
+            Inf.
     """
-    path = directory / WEIGHTS_NAME
-    if not path.is_file():
-        raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
+    path = find_weights(directory)
+    shown = f"checkpoint {directory}"
+    found = read_finite(path, shown) if path.suffix == ".safetensors" else _read_pickled(path, shown)
     return {
-        key: tensor if key.rpartition(".")[2] in whole else tensor.to("meta")
-        for key, tensor in read_finite(path, f"checkpoint {directory}")
+        key: tensor if INSIDE not in key or key.rpartition(".")[2] in whole else tensor.to("meta")
+        for key, tensor in found
     }
 
 
-def compare_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint whose adapter tensors are not those this model and config have.
+def _read_pickled(path: Path, shown: str) -> Iterator[tuple[str, Tensor]]:
+    """As `read_finite`, for the file of tensors that PEFT writes without safetensors; nothing but tensors is read."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{shown}: {path.name} is damaged or holds more than tensors ({first_line(error)})"
+        ) from None
+    for name, tensor in tensors.items():
+        check_finite(name, tensor, path, shown)
+        yield name, tensor
+
+
+def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint whose tensors of adapters or of modules trained in full are not those this model and config
+    have.
 
     Raises:
-        InputError: a tensor is missing, has another shape or belongs to no layer.
+        InputError: a tensor is missing, or has another shape or kind of numbers.
     """
-    adapter_keys = {key for key in found if ".eckart_adapters." in key}
-    if missing := sorted(set(expected) - adapter_keys):
+    if missing := sorted(set(expected) - set(found)):
         raise InputError(
             f"checkpoint lacks {missing[0]} ({len(missing)} of {len(expected)} tensors are missing): "
             "it was saved for another model or method"
@@ -56,11 +95,11 @@ def compare_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
                 f"checkpoint tensor {key} has shape {tuple(found[key].shape)}, this model needs {tuple(tensor.shape)}: "
                 "it was saved for another model or was altered"
             )
-    if extra := sorted(adapter_keys - set(expected)):
-        raise InputError(
-            f"checkpoint tensor {extra[0]} fits no adapted layer of this model ({len(extra)} such tensors): "
-            "it was saved for another model or method"
-        )
+        kind = found[key].dtype
+        if kind not in FLOATS if tensor.dtype in FLOATS else kind != tensor.dtype:
+            raise InputError(
+                f"checkpoint tensor {key} is of {kind}, this model needs {tensor.dtype}: save it again in that dtype"
+            )
 
 
 def weight_check(weight: Float[Tensor, "out in"], epsilon: float) -> list[float]:

@@ -52,6 +52,8 @@ class AdapterConfig(PeftConfig):
         target_modules: names (or one regular expression) of the layers to adapt, or ``"all-linear"``.
         exclude_modules: names (or one regular expression) never adapted.
         modules_to_save: further modules trained in full and saved, such as a classification head.
+        trainable_token_indices: tokens whose rows of the embedding train: their indices, or these by the name of the
+            embedding.
         layers_to_transform: indices of the blocks to adapt; all when None.
         layers_pattern: name of the list of blocks, when ``layers_to_transform`` is given.
         seed: every random number of the adapter follows from it.
@@ -69,6 +71,7 @@ class AdapterConfig(PeftConfig):
     target_modules: list[str] | set[str] | str | None = None
     exclude_modules: list[str] | set[str] | str | None = None
     modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     seed: int = 0
@@ -210,8 +213,7 @@ class AdapterConfig(PeftConfig):
         """
         config: PeftConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
         directory = Path(pretrained_model_name_or_path, subfolder or "")
-        pickled = (directory / "adapter_model.bin").is_file()
-        if directory.is_dir() and isinstance(config, AdapterConfig) and not pickled:
+        if directory.is_dir() and isinstance(config, AdapterConfig):
             config.checkpoint = read_outline(directory, () if config.save_basis else config.checks)
         return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._servers import Server, check_in_peft, check_server, pad_rank, served_rank
 from eckart.adapters._walk import walk
 from eckart.errors import InputError
 from eckart.files import atomic_directory, check_output
@@ -59,6 +60,7 @@ def export_lora(
     path: str | Path,
     r: int | None = None,
     *,
+    server: Server | None = None,
     adapter_name: str = "default",
     overwrite: bool = False,
     on_layer: Callable[[int, int], None] | None = None,
@@ -74,13 +76,15 @@ def export_lora(
         path: the directory to write.
         r: the rank of every layer. None takes for each layer the smallest that is exact (to `EXACT`), written as
             ``rank_pattern`` where layers differ.
+        server: the program that is to serve it. All layers get one rank that it takes, filled up with zeros.
         adapter_name: which adapter.
         overwrite: replace what is at ``path``.
         on_layer: called after every layer with how many are done and how many there are.
 
     Raises:
         InputError: no such adapter, one that is not of this library, a rank below 1, above what any layer can have or
-            not divisible by the groups of a convolution, NaN or Inf in an adapter, or a directory that is not empty.
+            not divisible by the groups of a convolution, NaN or Inf in an adapter, a directory that is not empty, a
+            layer on which PEFT computes something else, or what the server does not take.
     """
     if r is not None and r < 1:
         raise InputError(f"r is {r}: give a rank of at least 1")
@@ -90,6 +94,8 @@ def export_lora(
     if r is not None and r > highest:
         raise InputError(f"r is {r}, above {highest}, the highest rank an adapted layer can have: lower r")
     state, reports, ranks = _saved_modules(model, adapter_name), [], {}
+    if server is not None:
+        check_server(server, layers, list(state))
     for done, (name, layer) in enumerate(layers.items(), start=1):
         factors, report = _factorise(name, layer, adapter_name, r)
         state.update(factors)
@@ -97,6 +103,11 @@ def export_lora(
         ranks[name] = report.r
         if on_layer is not None:
             on_layer(done, len(layers))
+    if server is not None:
+        most = served_rank(server, max(ranks.values()))
+        state = {key: pad_rank(key, factor, most) for key, factor in state.items()}
+        ranks = dict.fromkeys(ranks, most)
+        reports = [replace(report, r=most) for report in reports]
     config = _lora_config(model, adapter_name, ranks)
     with atomic_directory(path, overwrite=overwrite) as folder:
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
@@ -171,6 +182,7 @@ def _factorise(
         f"{MODEL_PREFIX}{name}.{infix}_{letter}{suffix}": factor.contiguous().cpu()
         for letter, factor in (("A", lora_a), ("B", lora_b))
     }
+    check_in_peft(name, layer, factors, written, groups * width)
     return factors, LayerExport(name, layer.op.kind, groups * rank, groups * width, error)
 
 

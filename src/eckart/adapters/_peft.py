@@ -17,7 +17,6 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     BaseTunerLayer,
 )
 from peft.utils import (
@@ -29,7 +28,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from eckart.adapters._base import Adapter, LowRankAdapter
+from eckart.adapters._base import Adapter
 from eckart.adapters._census import (
     PLAIN_LAYERS,
     PREFIX,
@@ -40,10 +39,13 @@ from eckart.adapters._census import (
     include_all_linear,
     is_plain,
 )
-from eckart.adapters._checkpoint import MODEL_PREFIX, compare_shapes, differs, same_size, weight_check
+from eckart.adapters._checkpoint import differs, same_size, weight_check
 from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
+from eckart.adapters._peft_files import CheckpointTuner
 from eckart.adapters._peft_layer import BASE, EckartLayer
+from eckart.adapters._rehearsal import rehearse, rename_config
+from eckart.adapters._weighted import check_combination, combine
 from eckart.errors import InputError
 
 _QUANTISED_EPSILON = 2.0**-6
@@ -51,7 +53,7 @@ _FINE_TUNED = 0.1
 """Relative difference up to which a base weight counts as a fine-tuned one, on which a ΔW of its own may be used."""
 
 
-class EckartTuner(BaseTuner):
+class EckartTuner(CheckpointTuner):
     """Injects the adapters of one config. All are built and checked before the first layer is replaced, so that a
     refused config leaves the model as it was."""
 
@@ -70,6 +72,8 @@ class EckartTuner(BaseTuner):
         config = cast(AdapterConfig, self.peft_config[adapter_name])
         if config.target_modules != DUMMY_TARGET_MODULES:
             config = cast(AdapterConfig, self._prepare_adapter_config(config, self.get_model_config(model)))
+            if config.checkpoint is not None:
+                rename_config(model, config)
             include_all_linear(model, config)
             targets = list(find_targets(model, config, state_dict))
             check_names(model, config, [name for name, _ in targets])
@@ -95,7 +99,7 @@ class EckartTuner(BaseTuner):
                 adapter.randomize()
             prepared[shape.name] = (adapter, shape, op, frozen)
         if config.checkpoint is not None:
-            _rehearse(config.checkpoint, {name: adapter for name, (adapter, *_) in prepared.items()})
+            rehearse(config, self.model, {name: adapter for name, (adapter, *_) in prepared.items()})
             config.checkpoint = None
         if on_meta:
             for adapter, *_ in prepared.values():
@@ -211,30 +215,47 @@ class EckartTuner(BaseTuner):
             for handle in handles:
                 handle.remove()
 
-    @classmethod
-    def _get_adapter_state_dict(  # type: ignore[override]
-        cls,
-        model: nn.Module,
-        config: AdapterConfig,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:
-        config.saved_check = {
-            layer.shape.name: layer.adapter(adapter_name).base_check
-            for layer in model.modules()
-            if isinstance(layer, EckartLayer) and adapter_name in layer.eckart_adapters
-        }
-        return super()._get_adapter_state_dict(
-            model, config, adapter_name, state_dict, unwanted_adapter_names
-        )
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):  # its weight is computed and it is ready as it is
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        inside = f".eckart_adapters.{adapter_name}."
-        if inside in key:
-            return key.replace(inside, ".eckart_adapters.")
-        return super()._remove_adapter_name_from_key(key, adapter_name)
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+    ) -> None:
+        """Add Σ wᵢ ΔWᵢ of some adapters as a new adapter, a LoRA, which is not made active.
+
+        Args:
+            adapters: their names.
+            weights: wᵢ, one for each.
+            adapter_name: of the new adapter.
+            combination_type: ``"svd"``, ``"cat"`` or ``"linear"``; see `combine`.
+            svd_rank: rank for ``"svd"``; the smallest exact one of each layer when None.
+
+        Raises:
+            InputError: a name that is not there or is taken, another number of weights, a combination that PEFT has and
+                this has not, or as `combine`.
+        """
+        check_combination(self.peft_config, adapters, weights, adapter_name, combination_type, svd_rank)
+        found = (module for module in self.model.modules() if isinstance(module, EckartLayer))
+        layers = {layer.shape.name: layer for layer in found}
+        configs = {name: cast(AdapterConfig, self.peft_config[name]) for name in adapters}
+        shares = dict(zip(adapters, map(float, weights), strict=True))
+        config, factors = combine(layers, configs, shares, combination_type, svd_rank)
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        for name, pair in factors.items():
+            state = dict(zip(("lora_A", "lora_B"), pair, strict=True))
+            layers[name].adapter(adapter_name).load_state_dict(state)
+        self.set_requires_grad(adapter_name, requires_grad=False)
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -285,26 +306,6 @@ def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:
             raise InputError(
                 f"rank_pattern names {pattern!r}, which fits none of the layers that are adapted"
             )
-
-
-def _rehearse(checkpoint: dict[str, Tensor], adapters: dict[str, Adapter]) -> None:
-    """Compare a checkpoint with the adapters of each layer and load what it holds into them, all before the model is
-    touched: PEFT loads only afterwards.
-
-    Raises:
-        InputError: other tensors than the adapters have, or numbers that they refuse.
-    """
-    stems = {name: f"{MODEL_PREFIX}{name}.eckart_adapters." for name in adapters}
-    for name, adapter in adapters.items():
-        if isinstance(adapter, LowRankAdapter) and f"{stems[name]}active" in checkpoint:
-            adapter.set_active(torch.ones(adapter.factor_rank, dtype=torch.bool))
-    states = {name: adapter.state_dict() for name, adapter in adapters.items()}
-    expected = {stems[name] + key: value for name, state in states.items() for key, value in state.items()}
-    compare_shapes(checkpoint, expected)
-    for name, adapter in adapters.items():
-        found = {key: checkpoint[stems[name] + key] for key in states[name]}
-        held = {key: value for key, value in found.items() if not value.is_meta}
-        adapter.load_state_dict(held, strict=False)
 
 
 def _called(layer: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
 from eckart.adapters._config import AdapterConfig
+from eckart.arguments import method_hint
 from eckart.errors import InputError, first_line
 
 ADAPTERS: dict[str, type[AdapterConfig]] = {}
@@ -78,7 +78,6 @@ def get_config(method: str) -> type[AdapterConfig]:
     slug = method.strip().lower().replace("_", "-")
     slug = _ALIASES.get(slug, slug)
     if slug not in ADAPTERS:
-        near = difflib.get_close_matches(slug, [*ADAPTERS, *_ALIASES], n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `eckart methods --family adapters`."
+        hint = method_hint(slug, [*ADAPTERS, *_ALIASES])
         raise InputError(f"unknown method {method!r}: {hint} Known: {', '.join(sorted(ADAPTERS))}")
     return ADAPTERS[slug]

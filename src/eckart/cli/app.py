@@ -23,13 +23,14 @@ from eckart.cli.methods import methods
 from eckart.cli.options import flag
 from eckart.cli.pretrain import pretrain
 from eckart.cli.recover import complete, eigenvector
+from eckart.cli.run import run
 from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Choose a method and train": (compare, adapt, pretrain, federate, methods),
     "Make models smaller": (compress,),
     "Look into models": (inspect, measure),
-    "Use an adapter elsewhere": (merge, export),
+    "Use an adapter elsewhere": (merge, export, run),
 }
 """Every command under the heading that `eckart --help` shows it below: a new one is entered here."""
 GROUPS: Mapping[str, tuple[str, Sequence[Callable[..., Any]]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from eckart.adapter_files import base_model, read_adapter_config
 from eckart.arguments import check_least
@@ -21,6 +21,10 @@ def export(
         int | None,
         option("N", "Rank of every layer; the smallest exact one of each when left out.", None, "--r"),
     ] = None,
+    server: Annotated[
+        Literal["vllm", "sglang", "llama.cpp"] | None,
+        option("SERVER", "Write what this program loads: vllm, sglang or llama.cpp.", None, "--for"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> Answer:
     """Write any adapter as a PEFT LoRA checkpoint that needs nothing of eckart, and say what the rank loses.
@@ -35,7 +39,7 @@ def export(
 
     with progress("exporting") as on_layer:
         adapted = load_adapted(model, adapter)
-        report = export_lora(adapted, output, r, overwrite=overwrite, on_layer=on_layer)
+        report = export_lora(adapted, output, r, server=server, overwrite=overwrite, on_layer=on_layer)
     rows = table("layer", "kind", "rank of ΔW", "rank written", "relative error")
     for layer in report.layers:
         rows.add_row(layer.name, layer.kind, str(layer.rank), str(layer.r), f"{layer.error:.2e}")

@@ -74,7 +74,9 @@ what was added.
 {_snippet(model, base, metrics["kind"], directory).strip()}
 ```
 
-Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it as a plain LoRA.
+PEFT says `KeyError: '{config.peft_type.value}'` where eckart was not imported: start such a program with
+`eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
+as a plain LoRA.
 
 ```bash
 eckart merge {shlex.quote(str(directory))} --output merged
