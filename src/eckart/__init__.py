@@ -64,6 +64,7 @@ __all__ = [
     "training",
 ]
 
-__getattr__, __dir__ = lazy(__name__)
+if not TYPE_CHECKING:  # a checker reads the imports above, and knows that there is nothing else
+    __getattr__, __dir__ = lazy(__name__)
 
 _hooks.install()

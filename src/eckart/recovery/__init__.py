@@ -82,4 +82,5 @@ METHODS: tuple[dict[str, str], ...] = (
 """What `eckart.methods()` says of each method."""
 
 
-__getattr__, __dir__ = lazy(__name__, {"sklearn": "recovery"})
+if not TYPE_CHECKING:  # a checker reads the imports above, and knows that there is nothing else
+    __getattr__, __dir__ = lazy(__name__, {"sklearn": "recovery"})

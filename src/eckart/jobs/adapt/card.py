@@ -74,7 +74,7 @@ what was added.
 {_snippet(model, base, metrics["kind"], directory).strip()}
 ```
 
-PEFT says `KeyError: '{config.peft_type.value}'` where eckart was not imported: start such a program with
+PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
 `eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
 as a plain LoRA.
 
