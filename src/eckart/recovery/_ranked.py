@@ -99,6 +99,8 @@ class RankedMatrix(CompletedMatrix):
         if _forms.is_frame(X) and self._ids is not None:
             users, items = _forms.pairs_of(X)
             X = X[users.isin(self._ids.rows) & items.isin(self._ids.cols)]
+            if X.empty:
+                return ranking_scores(np.zeros((0, k), int), np.zeros((0, self.n_features_in_)))
         relevant = self._mask(X)
         users = np.flatnonzero(np.diff(relevant.indptr))
         seen = sp.csr_array(
