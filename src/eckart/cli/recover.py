@@ -28,16 +28,19 @@ Option = Annotated[
 def complete(
     ratings: Annotated[
         Path,
-        typer.Argument(metavar="RATINGS", help="CSV or Parquet file with columns user, item and rating."),
+        typer.Argument(metavar="RATINGS", help="CSV or Parquet file: user, item, rating (or value, score)."),
     ],
     output: Output,
     rank: Annotated[int, option("N", "Factors of each user and item.")] = 20,
     test_share: Annotated[float, option("SHARE", "Share of the ratings held out for the error.")] = 0.1,
+    implicit: Annotated[
+        bool, flag("--implicit", help="Ratings are counts of clicks or purchases; user and item are enough.")
+    ] = False,
     option_: Option = None,
     seed: Annotated[int, option("N", "Of the hold-out and of the start.")] = 0,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Fit factors and biases to ratings by alternating least squares; write the model, its tables and its error.
+    """Fit factors and biases to ratings by alternating least squares; write the model, its tables, error and ranking.
 
     Example: `eckart recover complete ratings.csv --rank 10 --output completed`
     """
@@ -55,16 +58,25 @@ def complete(
             output=output,
             rank=rank,
             test_share=test_share,
+            implicit=implicit,
             seed=seed,
             overwrite=overwrite,
             on_iteration=on_iteration,
             **given,
         )
-    rows = table("model", "RMSE on the ratings held out")
-    for name, rmse in (("biases alone", report.bias_rmse), (f"rank {report.rank}", report.test_rmse)):
-        rows.add_row(name, "-" if rmse is None else f"{rmse:.4f}")
-    told = f"{report.ratings:,} ratings, {report.users:,} users, {report.items:,} items. Written: {output}"
-    return Answer(dataclasses.asdict(report), (rows, told))
+    ranking = report.ranking or {}
+    rows = table("model", *(["RMSE"] if not implicit else []), "nDCG@10", "recall@10", "MAP@10")
+    found = (report.test_rmse, *(ranking.get(name) for name in ("ndcg", "recall", "map")))
+    lines = [(f"rank {report.rank}", found[implicit:])]
+    if not implicit:
+        lines.insert(0, ("biases alone", (report.bias_rmse, None, None, None)))
+    for name, values in lines:
+        rows.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    told = [
+        f"Measured on {report.test_ratings:,} of {report.ratings:,} ratings that were held out.",
+        f"{report.users:,} users, {report.items:,} items, ridge {report.reg:.4g}. Written: {output}",
+    ]
+    return Answer(dataclasses.asdict(report), (rows, *told))
 
 
 def eigenvector(

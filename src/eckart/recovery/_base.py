@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from eckart.errors import InputError
 from eckart.recovery import _files
 
 FLOATS = [np.float64, np.float32]
+E = TypeVar("E", bound="RecoveryEstimator")
 
 
 def real(low: float, high: float | None = None, closed: str = "left") -> Interval:
@@ -43,8 +44,8 @@ def whole_or_nothing(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(self, *args, **options)
         except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     return guarded
@@ -77,7 +78,7 @@ class RecoveryEstimator(BaseEstimator):
 
     def _keep(self, arguments: dict[str, Any]) -> None:
         """Store the constructor's arguments unchanged, as scikit-learn asks."""
-        vars(self).update({name: value for name, value in arguments.items() if name != "self"})
+        self.__dict__.update({name: value for name, value in arguments.items() if name != "self"})
 
     def _place(self, data_dtype: Any) -> tuple[torch.dtype, torch.device]:
         """Precision and device of a fit."""
@@ -117,7 +118,7 @@ class RecoveryEstimator(BaseEstimator):
         _files.save(self, path, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls: type[E], path: str | os.PathLike[str]) -> E:
         """Read an estimator that `save` wrote.
 
         Raises:

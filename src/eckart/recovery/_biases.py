@@ -32,7 +32,8 @@ class Biases:
 
     def of(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """The bias of these entries."""
-        return (self.mean + self.rows[rows] + self.cols[cols]).astype(self.rows.dtype)
+        total: np.ndarray = self.mean + self.rows[rows] + self.cols[cols]
+        return total.astype(self.rows.dtype)
 
 
 def fit_biases(data: Observations, wanted: bool) -> Biases:

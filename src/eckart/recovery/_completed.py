@@ -15,12 +15,14 @@ from eckart.linalg.completion import RowSolver
 from eckart.recovery import _forms
 from eckart.recovery._base import RecoveryTransformer, to_numpy
 from eckart.recovery._biases import BIAS_RIDGE, Biases, damped_means
-from eckart.recovery._ranked import Ranked
 from eckart.recovery._ratings import Ids, Observations, whole_numbers
 
 
-class CompletedMatrix(Ranked, RecoveryTransformer):
+class CompletedMatrix(RecoveryTransformer):
     """The fitted side of `MatrixCompletion`. A row of zeros stands for whatever has no observation."""
+
+    _data: Observations
+    _ids: Ids | None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -53,7 +55,7 @@ class CompletedMatrix(Ranked, RecoveryTransformer):
 
     @property
     def _n_features_out(self) -> int:
-        return self.components_.shape[0]
+        return len(self.components_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return "row_factors_" in vars(self)
@@ -111,7 +113,9 @@ class CompletedMatrix(Ranked, RecoveryTransformer):
         A row's own bias is no part of its factors; `impute` adds it.
         """
         check_is_fitted(self)
-        return np.asarray(Z) @ self.components_ + (self.mean_ + self.col_bias_).astype(self.components_.dtype)
+        mean = (self.mean_ + self.col_bias_).astype(self.components_.dtype)
+        rows: np.ndarray = np.asarray(Z) @ self.components_ + mean
+        return rows
 
     def impute(self, X: Any) -> Any:
         """X with the missing entries filled, each row folded in as by `transform`: dense, a frame where it was one.
@@ -133,23 +137,6 @@ class CompletedMatrix(Ranked, RecoveryTransformer):
             return type(X)(filled, np.sort(_forms.pairs_of(X)[0].unique()), self._ids.cols)
         return filled
 
-    def score(self, X: Any, y: Any = None) -> float:
-        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame; with ``implicit`` nDCG@10.
-
-        Greater is better.
-        """
-        check_is_fitted(self)
-        if self.implicit:
-            return self.ranking_scores(X, min(10, self.n_features_in_))["ndcg"]
-        if _forms.is_frame(X):
-            data, ids = _forms.read(X)
-            predicted = self.predict(ids.rows[data.rows], ids.cols[data.cols])
-        else:
-            data, _ = _forms.read(X, all_observed=True, shape=self._shape)
-            self._check_shape(data)
-            predicted = self.predict(self._name(data.rows, 0), self._name(data.cols, 1))
-        return -float(np.sqrt(np.average((predicted - data.values) ** 2.0, weights=data.repeats)))
-
     @property
     def _shape(self) -> tuple[int, int]:
         return self.row_factors_.shape[0], self.n_features_in_
@@ -168,7 +155,10 @@ class CompletedMatrix(Ranked, RecoveryTransformer):
             )
 
     def _name(self, index: np.ndarray, axis: int) -> np.ndarray:
-        return index if self._ids is None else (self._ids.rows, self._ids.cols)[axis][index]
+        if self._ids is None:
+            return index
+        names: np.ndarray = (self._ids.rows, self._ids.cols)[axis][index]
+        return names
 
     def _place_of(self, names: Any, axis: int) -> np.ndarray:
         """Indices of rows or columns; −1 for names that are unknown."""

@@ -75,11 +75,9 @@ def _pack(value: Any, name: str, arrays: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
         return {"objects": [_pack(item, f"{name}.{i}", arrays) for i, item in enumerate(value.tolist())]}
     if isinstance(value, np.ndarray | torch.Tensor):
-        kind = "array" if isinstance(value, np.ndarray) else "tensor"
-        arrays[name] = (
-            torch.as_tensor(np.array(value) if kind == "array" else value.cpu()).contiguous().clone()
-        )
-        return {kind: name}
+        tensor = torch.as_tensor(np.array(value)) if isinstance(value, np.ndarray) else value.cpu()
+        arrays[name] = tensor.contiguous().clone()
+        return {"array" if isinstance(value, np.ndarray) else "tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, f"{name}.{key}", arrays)] for key, item in value.items()]}
     if isinstance(value, list | tuple):

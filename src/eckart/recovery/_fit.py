@@ -135,14 +135,14 @@ class Alternation:
             whole = ((U.mT @ U) * (V.mT @ V)).sum()
             # c (1 − u·v)² + 0 elsewhere: the observations as they were before `Observations.confident`
             loss = ((1 + extra) * (1 - found).square() - found.square()).sum() + whole.clamp_min(0)
-            return float(loss.clamp_min(0) / (U.shape[0] * V.shape[0] + extra.sum())) ** 0.5
+            return math.sqrt(float(loss.clamp_min(0) / (U.shape[0] * V.shape[0] + extra.sum())))
 
         return measure
 
 
 def rms(squares: Tensor, weights: Tensor) -> float:
     """The root of a weighted mean."""
-    return float((squares * weights).sum() / weights.sum()) ** 0.5
+    return math.sqrt(float((squares * weights).sum() / weights.sum()))
 
 
 def choose_reg(

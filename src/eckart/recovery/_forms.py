@@ -35,8 +35,9 @@ def is_wide(X: Any) -> bool:
 
 def pairs_of(X: Any) -> tuple[Any, Any]:
     """The user and the item column of a frame."""
-    user, item, _ = _named_columns(X)
-    return X[user], X[item]
+    names = _named_columns(X)
+    assert names is not None, "only a frame of user and item has them"
+    return X[names[0]], X[names[1]]
 
 
 def read(
@@ -65,7 +66,7 @@ def read(
     weights = None
     if is_frame(X):
         rows, cols, values, shape, ids = _from_frame(X, ids, grow, clicks)
-        weights = _vector(sample_weight, len(values))
+        weights = None if sample_weight is None else _vector(sample_weight, len(values))
     elif isinstance(X, tuple) and len(X) == 3:
         rows, cols = (whole_numbers(name, index) for name, index in zip(("rows", "cols"), X[:2], strict=True))
         values = np.asarray(X[2], dtype=_float(np.asarray(X[2]).dtype)).ravel()
@@ -74,7 +75,7 @@ def read(
                 f"X holds {len(rows)} rows, {len(cols)} columns and {len(values)} values: give as many"
             )
         shape = shape or (int(rows.max(initial=-1)) + 1, int(cols.max(initial=-1)) + 1)
-        weights = _vector(sample_weight, len(values))
+        weights = None if sample_weight is None else _vector(sample_weight, len(values))
     else:
         rows, cols, values, shape = _from_matrix(X, all_observed or clicks)
         weights = _matrix_weights(sample_weight, rows, cols, shape)
@@ -102,6 +103,7 @@ def read(
 
 def _from_frame(X: Any, ids: Ids | None, grow: bool, clicks: bool) -> Any:
     names = _named_columns(X)
+    assert names is not None, "`read` sends frames of user and item only"
     if names[2] is None and not clicks:
         raise InputError(
             f"X has columns {', '.join(map(str, X.columns))}: one named rating, value or score is missing"
@@ -175,23 +177,23 @@ def _matrix_weights(
         return None
     weight = weight if hasattr(weight, "shape") else np.asarray(weight)
     if np.ndim(weight) == 1 and not sp.issparse(weight):
-        return _vector(weight, shape[0])[rows]
+        of_row: np.ndarray = _vector(weight, shape[0])[rows]
+        return of_row
     if weight.shape != tuple(shape):
         raise InputError(
             f"sample_weight has shape {weight.shape}: give one for each of {shape[0]} rows, or {shape}"
         )
     if sp.issparse(weight):
         return np.asarray(weight.tocsr()[rows, cols], dtype=np.float64).ravel()
-    return np.asarray(weight, dtype=np.float64)[rows, cols]
+    each: np.ndarray = np.asarray(weight, dtype=np.float64)[rows, cols]
+    return each
 
 
-def _vector(weight: Any, size: int) -> np.ndarray | None:
-    if weight is None:
-        return None
-    weight = np.asarray(weight, dtype=np.float64)
-    if weight.shape != (size,):
-        raise InputError(f"sample_weight has shape {weight.shape}: give {size} of them")
-    return weight
+def _vector(weight: Any, size: int) -> np.ndarray:
+    each: np.ndarray = np.asarray(weight, dtype=np.float64)
+    if each.shape != (size,):
+        raise InputError(f"sample_weight has shape {each.shape}: give {size} of them")
+    return each
 
 
 def _float(dtype: Any) -> Any:

@@ -100,4 +100,4 @@ class HoldOut:
         self.since += 1
         if mean < self.lowest:
             self.lowest, self.best, self.since = mean, (left, right), 0
-        return self.since > self.patience
+        return bool(self.since > self.patience)

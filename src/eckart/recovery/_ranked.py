@@ -12,14 +12,15 @@ from sklearn.utils.validation import check_is_fitted
 from eckart.errors import InputError
 from eckart.recovery import _forms
 from eckart.recovery._base import to_numpy
+from eckart.recovery._completed import CompletedMatrix
 from eckart.recovery.ranking import ranking_scores
 
 ROWS = 1024
 """Rows whose scores are in memory at once."""
 
 
-class Ranked:
-    """The part of `MatrixCompletion` that ranks columns."""
+class RankedMatrix(CompletedMatrix):
+    """The side of `MatrixCompletion` that ranks columns, and says how good predictions and order are."""
 
     def recommend(self, rows: Any, k: int = 10, exclude: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """The k columns with the highest predictions for each row.
@@ -56,7 +57,7 @@ class Ranked:
         values[chosen < 0] = -np.inf
         if self._ids is None:
             return chosen, values
-        names = self._ids.cols if (chosen >= 0).all() else np.append(self._ids.cols.astype(object), None)
+        names = self._ids.cols if (chosen >= 0).all() else np.array([*self._ids.cols, None], dtype=object)
         return names[chosen], values
 
     def similar_items(self, items: Any, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +99,8 @@ class Ranked:
         if _forms.is_frame(X) and self._ids is not None:
             users, items = _forms.pairs_of(X)
             X = X[users.isin(self._ids.rows) & items.isin(self._ids.cols)]
+            if X.empty:
+                return ranking_scores(np.zeros((0, k), int), np.zeros((0, self.n_features_in_)))
         relevant = self._mask(X)
         users = np.flatnonzero(np.diff(relevant.indptr))
         seen = sp.csr_array(
@@ -105,6 +108,24 @@ class Ranked:
         )
         chosen = [self._best(rows, k, seen)[0] for rows in np.array_split(users, -(-len(users) // ROWS) or 1)]
         return ranking_scores(np.concatenate(chosen), relevant[users])
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """−RMSE on the observed entries of X, a matrix of the shape of the fit or a frame; with ``implicit`` nDCG@10.
+
+        Greater is better.
+        """
+        check_is_fitted(self)
+        if self.implicit:
+            return self.ranking_scores(X, min(10, self.n_features_in_))["ndcg"]
+        if _forms.is_frame(X):
+            data, ids = _forms.read(X)
+            assert ids is not None, "a frame of ratings names its rows and columns"
+            predicted = self.predict(ids.rows[data.rows], ids.cols[data.cols])
+        else:
+            data, _ = _forms.read(X, all_observed=True, shape=self._shape)
+            self._check_shape(data)
+            predicted = self.predict(self._name(data.rows, 0), self._name(data.cols, 1))
+        return -float(np.sqrt(np.average((predicted - data.values) ** 2.0, weights=data.repeats)))
 
     def _best(self, rows: np.ndarray, k: int, banned: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
         """The k columns of the highest predictions, and these; −1 and −inf where fewer are left."""

@@ -45,10 +45,8 @@ class Observations:
         order = order if kept is None else order[kept[order]]
         pointer = np.concatenate([[0], np.cumsum(np.bincount(index[order], minlength=size))])
         weights = None if self.weights is None else torch.as_tensor(self.weights[order]).to(like)
-        tensors = torch.as_tensor(pointer), torch.as_tensor(other[order])
-        return Compressed(
-            *(t.to(like.device) for t in tensors), torch.as_tensor(values[order]).to(like), weights
-        )
+        starts, others = (torch.as_tensor(index).to(like.device) for index in (pointer, other[order]))
+        return Compressed(starts, others, torch.as_tensor(values[order]).to(like), weights)
 
     def only(self, kept: np.ndarray) -> Observations:
         """These entries of the same matrix alone."""
@@ -75,11 +73,11 @@ class Observations:
 
     def joined(self, other: Observations, shape: tuple[int, int]) -> Observations:
         """These observations and others of a matrix of that shape."""
-        both = [np.concatenate([a, b]) for a, b in ((self.rows, other.rows), (self.cols, other.cols))]
+        rows, cols = np.append(self.rows, other.rows), np.append(self.cols, other.cols)
         weighted = self.weights is not None or other.weights is not None
         mass = np.concatenate([self.mass(), other.mass()]) if weighted else None
         repeats = np.concatenate([self.repeated(), other.repeated()])
-        return merge(*both, np.concatenate([self.values, other.values]), mass, repeats, shape)
+        return merge(rows, cols, np.concatenate([self.values, other.values]), mass, repeats, shape)
 
     def repeated(self) -> np.ndarray:
         return np.ones(len(self.values), np.int64) if self.repeats is None else self.repeats
@@ -96,7 +94,8 @@ class Ids:
         """Place of each name; −1 where it is unknown."""
         import pandas as pd
 
-        return pd.Index((self.rows, self.cols)[axis]).get_indexer(pd.Index(np.asarray(names)))
+        place: np.ndarray = pd.Index((self.rows, self.cols)[axis]).get_indexer(pd.Index(np.asarray(names)))
+        return place
 
 
 def merge(
@@ -130,12 +129,12 @@ def whole_numbers(name: str, index: Any) -> np.ndarray:
     Raises:
         InputError: something else than whole numbers.
     """
-    index = np.asarray(index).ravel()
-    if index.dtype.kind not in "iu" and not (index.dtype.kind == "f" and (index == np.floor(index)).all()):
+    given: np.ndarray = np.asarray(index).ravel()
+    if given.dtype.kind not in "iu" and not (given.dtype.kind == "f" and (given == np.floor(given)).all()):
         raise InputError(
-            f"{name} are {index.dtype}: give whole numbers, or a pandas frame for ids of another kind"
+            f"{name} are {given.dtype}: give whole numbers, or a pandas frame for ids of another kind"
         )
-    return index.astype(np.int64)
+    return given.astype(np.int64)
 
 
 def relabel(data: Observations, axis: int, labels: Any) -> np.ndarray:
@@ -147,9 +146,10 @@ def relabel(data: Observations, axis: int, labels: Any) -> np.ndarray:
     index, name = (data.rows, data.cols)[axis], ("rows", "cols")[axis]
     if labels is None:
         return index
-    labels = whole_numbers(name, labels)
-    if len(labels) != data.shape[axis]:
-        raise InputError(f"{name} holds {len(labels)} indices: X has {data.shape[axis]} {name}")
-    if labels.min() < 0 or len(np.unique(labels)) != len(labels):
+    place = whole_numbers(name, labels)
+    if len(place) != data.shape[axis]:
+        raise InputError(f"{name} holds {len(place)} indices: X has {data.shape[axis]} {name}")
+    if place.min() < 0 or len(np.unique(place)) != len(place):
         raise InputError(f"{name} holds negative or repeated indices")
-    return labels[index]
+    moved: np.ndarray = place[index]
+    return moved

@@ -25,9 +25,9 @@ def read_header(stream: BinaryIO, width: int | None, dtype: str) -> tuple[int | 
             raise InputError(f"dtype is {dtype!r}: give float32 or float64")
         return None, width, np.dtype(dtype), start
     try:
-        version = tuple(_read(stream, 2))
+        major, minor = _read(stream, 2)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
+            major, minor
         ]
         shape, fortran, kind = read(stream)
     except (ValueError, KeyError) as error:

@@ -62,15 +62,15 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         if not operator.m:
             raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
         self.n_features_in_ = operator.shape_in[0]
-        dtype, device = self._place(dtype)
+        precision, device = self._place(dtype)
         weights = None
         if sample_weight is not None:
             checked = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-            weights = torch.as_tensor(checked).to(device, dtype)
-        target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, dtype)
+            weights = torch.as_tensor(checked).to(device, precision)
+        target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, precision)
         if rectangular and operator.shape_in[0] != operator.shape_in[1]:
             raise InputError(f"A measures matrices of shape {operator.shape_in}: {rectangular}")
-        return operator.to(dtype, device), target, weights
+        return operator.to(precision, device), target, weights
 
     def _given(self, shape: tuple[int, int], symmetric: bool, like: Tensor) -> list[Tensor]:
         """The factors of the start that the user gave, checked: one of a symmetric matrix, else two."""

@@ -23,6 +23,12 @@ MOST = 128
 class StreamResults(RecoveryTransformer):
     """Everything is read off the state when it is asked for, so that taking rows in costs nothing more."""
 
+    _state: Any  # BlockState or OjaState, as ``method`` says
+    _buffer: Any  # rows held back, dense or sparse; None where there are none
+    _random: np.random.RandomState
+    _n: int | None
+    _whole: bool
+
     def _estimate(self) -> tuple[Tensor, Tensor]:
         """Components as rows, and their eigenvalues of AᵀA."""
         check_is_fitted(self)
@@ -91,7 +97,7 @@ class StreamResults(RecoveryTransformer):
     @property
     def n_samples_seen_(self) -> int:
         check_is_fitted(self)
-        return self._state.seen + (0 if self._buffer is None else self._buffer.shape[0])
+        return int(self._state.seen) + (0 if self._buffer is None else int(self._buffer.shape[0]))
 
     @property
     def n_heavy_(self) -> int:
@@ -145,7 +151,9 @@ class StreamResults(RecoveryTransformer):
     def _rates(self, row_energy: float, n: int | None, d: int) -> np.ndarray:
         """Oja's rates, for rows of this mean squared norm."""
         if self.eta is not None:
-            rates = check_array(np.atleast_1d(self.eta), ensure_2d=False, input_name="eta").reshape(-1)
+            rates: np.ndarray = check_array(
+                np.atleast_1d(self.eta), ensure_2d=False, input_name="eta"
+            ).reshape(-1)
             if not (rates > 0).all() or (self.method == "oja" and len(rates) > 1):
                 raise InputError(f"eta is {self.eta}: positive, and one number for method='oja'")
             return rates
@@ -173,7 +181,8 @@ class StreamResults(RecoveryTransformer):
         return getattr(self._state, name)  # AttributeError: the other method has this
 
     def _like(self) -> Tensor:
-        return self._state.Z if self.method == "block" else self._state.V
+        like: Tensor = self._state.Z if self.method == "block" else self._state.V
+        return like
 
     def __sklearn_is_fitted__(self) -> bool:
         return "_state" in vars(self)
@@ -197,11 +206,14 @@ class StreamResults(RecoveryTransformer):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=FLOATS)
         components = (self.components_ / self._scale()[:, None]).astype(X.dtype, copy=False)
-        return safe_sparse_dot(X, components.T, dense_output=True) - self.mean_.astype(X.dtype) @ components.T
+        centre = self.mean_.astype(X.dtype) @ components.T
+        projected: np.ndarray = safe_sparse_dot(X, components.T, dense_output=True) - centre
+        return projected
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Z components_ + mean_, (rows, d), Z scaled back where it was whitened."""
-        return (np.asarray(Z) * self._scale()) @ self.components_ + self.mean_
+        rows: np.ndarray = (np.asarray(Z) * self._scale()) @ self.components_ + self.mean_
+        return rows
 
     def score(self, X: Any, y: Any = None) -> float:
         """Share of ‖X − mean_‖_F² that the components hold, in [0, 1]."""

@@ -27,6 +27,9 @@ SQUARE = 1e-6
 class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingEstimator):
     """The side of `RobustLowRank` that reads tables (n, d): NaN, or what a sparse matrix does not store, is missing."""
 
+    components_: np.ndarray
+    outlier_mask_: np.ndarray
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = False
@@ -65,7 +68,7 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
 
     @property
     def _n_features_out(self) -> int:
-        return self.components_.shape[0]
+        return len(self.components_)
 
     def transform(self, X: Any) -> np.ndarray:
         """Coordinates of rows in the row space of the matrix, (rows, r′): argmin Σ_j |x_j − (z components_)_j|.
@@ -96,7 +99,8 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Z components_, (rows, d): the low-rank part of rows from their coordinates."""
         check_is_fitted(self)
-        return np.asarray(Z) @ self.components_
+        rows: np.ndarray = np.asarray(Z) @ self.components_
+        return rows
 
     def _score_table(self, X: Any, sample_weight: Any) -> float:
         check_is_fitted(self)

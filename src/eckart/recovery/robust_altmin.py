@@ -12,6 +12,7 @@ Source: Gu, Song, Yin & Zhang, ICLR 2024, arXiv:2302.11068; implicit feedback: H
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
 
@@ -25,15 +26,15 @@ from eckart.linalg.completion import Solver
 from eckart.recovery import _forms
 from eckart.recovery._base import fitting, real, to_numpy, whole, whole_or_nothing
 from eckart.recovery._biases import Biases, fit_biases
-from eckart.recovery._completed import CompletedMatrix
 from eckart.recovery._fit import Alternation, choose_reg
+from eckart.recovery._ranked import RankedMatrix
 from eckart.recovery._ratings import Ids, Observations, relabel
 
 IMPLICIT_REG = 8.0
 """λ of implicit feedback in mean extra confidences α r, chosen for nDCG on MovieLens: there is nothing to predict."""
 
 
-class MatrixCompletion(CompletedMatrix):
+class MatrixCompletion(RankedMatrix):
     """Alternating least squares on the observed entries, each regression solved only as well as it need be.
 
     Args:
@@ -179,7 +180,7 @@ class MatrixCompletion(CompletedMatrix):
         if not np.isfinite(end.rmse[-1]):
             raise FloatingPointError(f"solver={self.solver!r} diverged: 'cholesky' or 'cg' do not")
         self._data, self._ids, self.reg_ = data, ids, reg
-        vars(self).pop("feature_names_in_", None)
+        self.__dict__.pop("feature_names_in_", None)
         if _forms.is_wide(X) and all(isinstance(name, str) for name in X.columns):
             self.feature_names_in_ = np.asarray(X.columns, dtype=object)
         self._set_model(end.U, end.V, end.biases)
@@ -207,7 +208,8 @@ class MatrixCompletion(CompletedMatrix):
             ValueError: another width than that of the fit while ``cols`` is None; otherwise as `fit`.
         """
         if not self.__sklearn_is_fitted__():
-            return self.fit(X, sample_weight=sample_weight)
+            fitted: MatrixCompletion = self.fit(X, sample_weight=sample_weight)
+            return fitted
         named = _forms.is_frame(X) and self._ids is not None
         shape = self._shape if isinstance(X, tuple) and len(X) == 3 else None
         new, ids = _forms.read(
@@ -224,9 +226,10 @@ class MatrixCompletion(CompletedMatrix):
                 self._check_width(new)
             if ids is not None:
                 raise InputError("X must be a frame with user, item and rating: the fit was of one")
-        at = [relabel(new, axis, labels) for axis, labels in enumerate((rows, cols))]
-        size = tuple(max(known, int(index.max()) + 1) for known, index in zip(self._shape, at, strict=True))
-        moved = Observations(*at, new.values, new.weights, new.repeats, size)
+        at = relabel(new, 0, rows), relabel(new, 1, cols)
+        m, n = (max(known, int(index.max()) + 1) for known, index in zip(self._shape, at, strict=True))
+        size = (m, n)
+        moved = replace(new, rows=at[0], cols=at[1], shape=size)
         data = self._data.joined(moved, size)
         factors = [_grown(f, s) for f, s in zip((self.row_factors_, self.components_.T), size, strict=True)]
         bias = [_grown(b, s) for b, s in zip((self.row_bias_, self.col_bias_), size, strict=True)]
@@ -236,7 +239,8 @@ class MatrixCompletion(CompletedMatrix):
             solved, biases = self._solve_side(data.only(kept), axis, factors[1 - axis], bias[1 - axis])
             factors[axis][touched], bias[axis][touched] = to_numpy(solved)[touched], biases[touched]
         self._data, self._ids = data, ids
-        self._set_model(*(torch.as_tensor(f) for f in factors), Biases(self.mean_, *bias))
+        U, V = (torch.as_tensor(factor) for factor in factors)
+        self._set_model(U, V, Biases(self.mean_, *bias))
         return self
 
 

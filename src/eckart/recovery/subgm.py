@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from eckart.errors import InputError
 from eckart.linalg.factored_descent import core_svd
+from eckart.linalg.operators import EntryOperator, Operator
 from eckart.linalg.subgradient import (
     Descent,
     Loss,
@@ -157,6 +158,7 @@ class RobustLowRank(TableEstimator):
         """
         symmetric = y is not None if self.symmetric == "auto" else self.symmetric
         rectangular = "symmetric=False recovers those" if symmetric else None
+        operator: Operator
         if y is None:
             operator, target, weights = self._read_table(A, sample_weight, rectangular)
         else:
@@ -175,7 +177,7 @@ class RobustLowRank(TableEstimator):
             factors = self._descend(train, self._initial(train, scale, random), held, scale, course)
         self._set_results(raw, factors, scale, course)
         if y is None:
-            self._lay_out(operator, target)
+            self._lay_out(cast(EntryOperator, operator), target)
         return self
 
     def _split(self, task: Measured, share: float, random: Any) -> tuple[Measured, Measured]:
@@ -197,14 +199,14 @@ class RobustLowRank(TableEstimator):
         nothing = task.part(torch.zeros(0, dtype=torch.long))
         found: Factors | None = None
         while found is None or task.median(task.rest(found)) > RESOLVED * task.median():
-            left = task if found is None else replace(task, y=task.rest(found))
-            unit = 1.0 if found is None else left.size()
-            train, held = self._split(replace(left, y=left.y / unit), share, random)
+            rest = task if found is None else replace(task, y=task.rest(found))
+            unit = 1.0 if found is None else rest.size()
+            train, held = self._split(replace(rest, y=rest.y / unit), share, random)
             new = self._descend(train, self._initial(train, scale * unit, random), held, scale * unit, course)
-            new = tuple(math.sqrt(unit) * factor for factor in new)
-            start = task.clear(
-                new if found is None else tuple(map(torch.hstack, zip(found, new, strict=True)))
-            )
+            left, right = (math.sqrt(unit) * factor for factor in new)
+            if found is not None:
+                left, right = torch.hstack([found[0], left]), torch.hstack([found[1], right])
+            start = task.clear((left, right))
             if found is not None and start[0].shape[1] <= found[0].shape[1]:
                 break
             found = self._descend(task, start, nothing, scale, course, AGAIN)
@@ -275,7 +277,7 @@ class RobustLowRank(TableEstimator):
         largest = Qh.gather(1, Qh.abs().argmax(1, keepdim=True))
         self.components_ = to_numpy(Qh * torch.where(largest < 0, -1.0, 1.0).to(Qh))
         self.outlier_mask_ = to_numpy(rest.abs() > max(OUTLIER * deviation, RESOLVED * typical))
-        vars(self).pop("sparse_", None)
+        self.__dict__.pop("sparse_", None)
         self._warn_of_failure(NORMAL_MEDIAN * deviation / (typical or 1.0), len(course[0][1].steps))
 
     def _initial(self, task: Measured, scale: float, random: Any) -> Factors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import typer.testing
 from problems import cos2, light_rows, low_rank
 
-from eckart.cli.recover import recover
+from eckart.cli import app
 from eckart.errors import InputError
 from eckart.jobs.recover.recovering import complete, eigenvector
 from eckart.recovery import MatrixCompletion, StreamingPCA
@@ -45,12 +46,53 @@ def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: P
     )
     assert report.users == 60 and report.items == 40 and report.test_ratings > 50
     assert report.test_rmse < 0.3 < report.bias_rmse
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["test_rmse"] == report.test_rmse
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == asdict(report)
+    assert report.reg == 0.1
+    table = pd.read_csv(ratings)
+    held = np.random.default_rng(0).random(len(table)) < 0.1
+    trial = MatrixCompletion(2, reg=0.1, random_state=0).fit(table[~held])
+    assert report.ranking == trial.ranking_scores(table[held], k=10)
+    assert report.test_rmse == -trial.score(table[held])
     model = MatrixCompletion.load(tmp_path / "out" / "model")
     users, items = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("users", "items"))
     by_hand = model.mean_ + users.bias[3] + items.bias[5] + (users.iloc[3, 2:] @ items.iloc[5, 2:])
     assert model.predict([users.name[3]], [items.name[5]])[0] == pytest.approx(by_hand)
     assert steps[0] == (1, 30)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_biases_alone_are_those_at_any_unit(ratings: Path, tmp_path: Path, unit: float) -> None:
+    first = complete(ratings, output=tmp_path / "a", rank=2)
+    table = pd.read_csv(ratings)
+    table["rating"] *= unit
+    table.to_csv(ratings, index=False)
+    again = complete(ratings, output=tmp_path / "b", rank=2)
+    assert again.bias_rmse == pytest.approx(unit * first.bias_rmse, rel=1e-3)
+    assert again.ranking == pytest.approx(first.ranking, abs=0.02)
+
+
+def test_clicks_without_ratings_are_ranked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    taste, kind = np.repeat([0, 1], 30), np.repeat([0, 1], 20)
+    users, items = np.nonzero(rng.random((60, 40)) < np.where(taste[:, None] == kind, 0.6, 0.02))
+    pd.DataFrame({"user": users, "item": items}).to_csv(tmp_path / "clicks.csv", index=False)
+    report = complete(tmp_path / "clicks.csv", output=tmp_path / "out", rank=2, implicit=True)
+    assert report.test_rmse is None and report.bias_rmse is None
+    assert report.ranking["recall"] > 0.8 and report.ranking["users"] > 30
+    assert MatrixCompletion.load(tmp_path / "out" / "model").implicit
+    with pytest.raises(InputError, match="one named rating, value or score is missing"):
+        complete(tmp_path / "clicks.csv", output=tmp_path / "other", rank=2)
+
+
+def test_nothing_held_out_measures_nothing_and_strangers_alone_rank_nothing(
+    ratings: Path, tmp_path: Path
+) -> None:
+    report = complete(ratings, output=tmp_path / "out", rank=2, test_share=0.0)
+    assert (report.test_ratings, report.test_rmse, report.bias_rmse, report.ranking) == (0, None, None, None)
+    model = MatrixCompletion.load(tmp_path / "out" / "model")
+    stranger = pd.DataFrame({"user": [-1], "item": ["m0"], "rating": [3.0]})
+    scores = model.ranking_scores(stranger)
+    assert scores["users"] == 0 and np.isnan(scores["ndcg"])
 
 
 @pytest.mark.parametrize(
@@ -168,14 +210,18 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_rows_are_read(tm
 
 
 def test_commands(ratings: Path, tmp_path: Path) -> None:
-    run = typer.testing.CliRunner().invoke
-    done = run(
-        recover,
-        ["complete", str(ratings), "--rank", "2", "--output", str(tmp_path / "o"), "--option", "reg=0.1"],
-    )
-    assert done.exit_code == 0 and "60 users, 40 items" in done.stdout and "biases alone" in done.stdout
-    done = run(recover, ["eigenvector", "-", "--json"], input=npy(ROWS))
+    def run(*words: object, **more: object) -> typer.testing.Result:
+        return typer.testing.CliRunner().invoke(app, ["recover", *map(str, words)], **more)
+
+    done = run("complete", ratings, "--rank", 2, "--output", tmp_path / "o", "--option", "reg=0.1")
+    assert done.exit_code == 0 and "60 users, 40 items, ridge 0.1" in done.stdout
+    assert "biases alone" in done.stdout and "nDCG@10" in done.stdout
+    table = pd.read_csv(ratings)
+    table.loc[:, ["userId", "movieId"]].to_csv(tmp_path / "clicks.csv", index=False)
+    done = run("complete", tmp_path / "clicks.csv", "--rank", 2, "--output", tmp_path / "p", "--implicit")
+    assert done.exit_code == 0 and "recall@10" in done.stdout and "RMSE" not in done.stdout
+    done = run("eigenvector", "-", "--json", input=npy(ROWS))
     found = json.loads(done.stdout)
     assert found["rows"] == 3000 and cos2(np.array(found["components"][0]), ROWS) > 0.95
-    done = run(recover, ["eigenvector", "-", "--option", "method=oja-grid"], input=npy(ROWS))
+    done = run("eigenvector", "-", "--option", "method=oja-grid", input=npy(ROWS))
     assert done.exit_code == 0 and "3,000 rows of 16 numbers, 0 of them kept apart" in done.stdout

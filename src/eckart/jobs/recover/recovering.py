@@ -27,11 +27,25 @@ if TYPE_CHECKING:
     from eckart.recovery.streaming import StreamingPCA
 
 E = TypeVar("E", bound="RecoveryEstimator")
+PLACES = 10
+"""Recommendations to a user that the ranking is judged by."""
+NO_FACTORS = 1e9
+"""A ridge, in largest singular values, that leaves the biases alone."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What `complete` found; RMSE on the ratings held out and, beside it, that of the biases alone."""
+    """What `complete` found; errors and scores are of a model that has not seen what was held out.
+
+    Attributes:
+        ratings, users, items: of the file.
+        rank, iterations, converged: of the model that is written.
+        reg: the ridge that it was fitted with.
+        train_rmse: on what it was fitted to.
+        test_ratings: how many were held out.
+        test_rmse, bias_rmse: on them, and that of the biases alone; None of implicit feedback, which has no ratings.
+        ranking: nDCG, recall and MAP at k = 10 of what is recommended to the users of what was held out.
+    """
 
     ratings: int
     users: int
@@ -39,10 +53,12 @@ class Completion:
     rank: int
     iterations: int
     converged: bool
+    reg: float
     train_rmse: float
     test_ratings: int
     test_rmse: float | None
     bias_rmse: float | None
+    ranking: dict[str, float | None] | None
 
 
 def complete(
@@ -51,6 +67,7 @@ def complete(
     output: str | os.PathLike[str],
     rank: int = 20,
     test_share: float = 0.1,
+    implicit: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     on_iteration: Callable[[int, int], None] | None = None,
@@ -59,13 +76,16 @@ def complete(
     """Fit `MatrixCompletion` to a file of ratings and write the model, its factors as tables, and how good it is.
 
     The directory holds ``model/`` (`MatrixCompletion.load`), ``users.csv`` and ``items.csv`` (name, bias, factors) and
-    ``metrics.json``. A share of the ratings is held out to measure the error; the model that is written has seen all.
+    ``metrics.json``. A share of the ratings is held out to measure the error and the ranking; the model that is written
+    has seen all.
 
     Args:
-        ratings: a CSV or Parquet file with columns user, item and rating (userId, movieId, score … are understood).
+        ratings: a CSV or Parquet file with columns user, item and rating (userId, movieId, score … are understood);
+            with ``implicit`` user and item are enough.
         output: the directory to make.
         rank: factors of each user and item.
         test_share: share of the ratings held out for the error, in [0, 1).
+        implicit: the ratings are counts of what was seen, clicked or bought; a row without one counts once.
         seed: of the hold-out and of the start.
         overwrite: replace what is in the directory.
         on_iteration: called with (done, total).
@@ -81,10 +101,10 @@ def complete(
     if not 0 <= test_share < 1:
         raise InputError(f"--test-share is {test_share}: give a share in [0, 1)")
     table = _read_table(Path(ratings))
-    model = _make(MatrixCompletion, options, n_components=rank, random_state=seed)
+    model = _make(MatrixCompletion, options, n_components=rank, implicit=implicit, random_state=seed)
     held = np.random.default_rng(seed).random(len(table)) < test_share
     _check_sizes(table, table[~held], rank, test_share)
-    total = model.max_iter * (2 if test_share else 1)
+    total = model.max_iter * (2 if held.any() else 1)
     done = 0
 
     def step(*_: Any) -> None:
@@ -108,7 +128,7 @@ def _fitted(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> C
     """Measure the model on what is held out, then fit it to the whole table."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        test_rmse, bias_rmse = _held_out(model, table, held) if held.any() else (None, None)
+        test_rmse, bias_rmse, ranking = _held_out(model, table, held) if held.any() else (None, None, None)
         model.fit(table)
     (users, *_), (items, *_) = _factors(model)
     return Completion(
@@ -118,10 +138,12 @@ def _fitted(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> C
         rank=model.n_components,
         iterations=model.n_iter_,
         converged=bool(model.converged_),
+        reg=model.reg_,
         train_rmse=model.train_rmse_,
         test_ratings=int(held.sum()),
         test_rmse=test_rmse,
         bias_rmse=bias_rmse,
+        ranking=ranking,
     )
 
 
@@ -132,12 +154,20 @@ def _factors(model: MatrixCompletion) -> tuple[tuple[np.ndarray, ...], tuple[np.
     return (users, model.row_bias_, model.row_factors_), (items, model.col_bias_, model.components_.T)
 
 
-def _held_out(model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray) -> tuple[float, float]:
-    """RMSE on the ratings held out of a model fitted to the others, and that of its biases alone."""
-    trial = model.fit(table[~held])
-    whole = -trial.score(table[held])
-    trial.row_factors_ = np.zeros_like(trial.row_factors_)
-    return whole, -trial.score(table[held])
+def _held_out(
+    model: MatrixCompletion, table: pd.DataFrame, held: np.ndarray
+) -> tuple[float | None, float | None, dict[str, float | None]]:
+    """RMSE on the ratings held out of a model fitted to the others, that of biases alone, and its ranking of them."""
+    from eckart.recovery import MatrixCompletion
+
+    model.fit(table[~held])
+    scores = model.ranking_scores(table[held], k=min(PLACES, model.n_features_in_))
+    ranking = {name: None if np.isnan(value) else value for name, value in scores.items()}
+    if model.implicit:
+        return None, None, ranking
+    reg = NO_FACTORS * (float(model.singular_values_[0]) or 1.0)
+    biases = MatrixCompletion(1, reg=reg, clip=model.clip, random_state=0).fit(table[~held])
+    return -model.score(table[held]), -biases.score(table[held]), ranking
 
 
 def _check_sizes(table: pd.DataFrame, kept: pd.DataFrame, rank: int, test_share: float) -> None:
