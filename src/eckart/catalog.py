@@ -110,7 +110,7 @@ def read_room(room: str) -> list[Method]:
 
 def _bases() -> list[Path]:
     """Where the configs of adapters have their bases: our own and PEFT's."""
-    ours = Path(__file__).parent / "adapters" / "_base.py"
+    ours = Path(__file__).parent / "adapters" / "_config.py"
     theirs = module_file("peft.config")
     return [ours] if theirs is None else [theirs, ours]
 

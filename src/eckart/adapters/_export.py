@@ -20,7 +20,7 @@ from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._walk import walk
 from eckart.errors import InputError
-from eckart.files import atomic_directory, check_output
+from eckart.files import atomic_directory, check_output, locked
 from eckart.linalg.spectrum import svd_within
 
 EXACT = 1e-6
@@ -98,7 +98,7 @@ def export_lora(
         if on_layer is not None:
             on_layer(done, len(layers))
     config = _lora_config(model, adapter_name, ranks)
-    with atomic_directory(path, overwrite=overwrite) as folder:
+    with locked(path, "path"), atomic_directory(path, overwrite=overwrite, name="path") as folder:
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         base = type(model.get_base_model())
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}

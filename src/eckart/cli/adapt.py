@@ -96,7 +96,7 @@ def adapt(
     check_positive(lr=lr, head_lr=head_lr)
     refuse_taken(given)
     check_method(method, given, budget)
-    earlier_run(output, resume=resume, overwrite=overwrite)
+    earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     find_model(model)
     check_source(data)
 

@@ -44,7 +44,7 @@ def complete(
     given = options(option_)
     check_least(1, rank=rank)
     check_share("--test-share", test_share, zero=True)
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs={"RATINGS": ratings})
     check_file(ratings, "ratings")
 
     from eckart.jobs.recover.recovering import complete as run
@@ -89,7 +89,7 @@ def eigenvector(
     given = options(option_)
     check_least(1, components=components, width=width)
     if output is not None:
-        check_output_file(output)
+        check_output_file(output, inputs={"ROWS": None if rows == "-" else rows})
     if rows != "-":
         check_file(rows, "rows")
 

@@ -12,7 +12,7 @@ import pytest
 import typer.testing
 from problems import cos2, light_rows, low_rank
 
-from eckart.cli.recover import recover
+from eckart.cli import app
 from eckart.errors import InputError
 from eckart.jobs.recover.recovering import complete, eigenvector
 from eckart.recovery import MatrixCompletion, StreamingPCA
@@ -170,12 +170,22 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_rows_are_read(tm
 def test_commands(ratings: Path, tmp_path: Path) -> None:
     run = typer.testing.CliRunner().invoke
     done = run(
-        recover,
-        ["complete", str(ratings), "--rank", "2", "--output", str(tmp_path / "o"), "--option", "reg=0.1"],
+        app,
+        [
+            "recover",
+            "complete",
+            str(ratings),
+            "--rank",
+            "2",
+            "--output",
+            str(tmp_path / "o"),
+            "--option",
+            "reg=0.1",
+        ],
     )
     assert done.exit_code == 0 and "60 users, 40 items" in done.stdout and "biases alone" in done.stdout
-    done = run(recover, ["eigenvector", "-", "--json"], input=npy(ROWS))
+    done = run(app, ["recover", "eigenvector", "-", "--json"], input=npy(ROWS))
     found = json.loads(done.stdout)
     assert found["rows"] == 3000 and cos2(np.array(found["components"][0]), ROWS) > 0.95
-    done = run(recover, ["eigenvector", "-", "--option", "method=oja-grid"], input=npy(ROWS))
+    done = run(app, ["recover", "eigenvector", "-", "--option", "method=oja-grid"], input=npy(ROWS))
     assert done.exit_code == 0 and "3,000 rows of 16 numbers, 0 of them kept apart" in done.stdout

@@ -121,7 +121,7 @@ def compare(
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
-    directory = outputs.check_directory(Path(output), overwrite)
+    directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
     find_model(model)
     check_source(data)
@@ -263,7 +263,11 @@ class _Comparison:
         except KeyboardInterrupt:
             self.write("interrupted", report=True)
             raise
-        return self.write("complete" if done else "timeout", report=True)
+        for run_id, met in self.study.setbacks.items():
+            self.progress.say(f"{run_id} is left for another call: {met[-1]}")
+        return self.write(
+            "complete" if done else "setback" if self.study.setbacks else "timeout", report=True
+        )
 
     def _execute(self, claim: Claim) -> Outcome:
         run = claim.run

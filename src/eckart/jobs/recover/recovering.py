@@ -16,7 +16,7 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write, check_output, check_output_file
+from eckart.files import atomic_directory, atomic_write, check_output, check_output_file, locked
 from eckart.recovery._rows import read_header, read_rows
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def complete(
     """
     from eckart.recovery import MatrixCompletion
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs={"RATINGS": ratings})
     if not 0 <= test_share < 1:
         raise InputError(f"--test-share is {test_share}: give a share in [0, 1)")
     table = _read_table(Path(ratings))
@@ -96,7 +96,7 @@ def complete(
     model.set_params(callback=step)
     report = _fitted(model, table, held)
     factors = _factors(model)
-    with atomic_directory(output, overwrite=overwrite) as folder:
+    with locked(output), atomic_directory(output, overwrite=overwrite) as folder:
         model.save(folder / "model")
         for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
             _factor_table(*columns).to_csv(folder / name, index=False)
@@ -225,7 +225,7 @@ def eigenvector(
     from eckart.recovery import StreamingPCA
 
     if output is not None:
-        check_output_file(output)
+        check_output_file(output, inputs={"ROWS": source if isinstance(source, str | os.PathLike) else None})
     try:
         opened = open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)  # noqa: SIM115
     except OSError as error:
