@@ -100,7 +100,7 @@ def read_data(
         notes.append(f"the {part} split has hidden labels (all -1) and is left out")
     if not chosen:
         raise InputError(f"--data {source}: every label is -1, there is nothing to learn from")
-    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables)
+    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables, notes)
     splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
     kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
     splits = complete(splits, names, seed, notes)

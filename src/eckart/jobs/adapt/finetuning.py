@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import TrainerCallback
 
 from eckart.adapter_files import PREPROCESSING
-from eckart.arguments import check_least, check_positive
+from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
 from eckart.jobs.adapt.card import model_card
@@ -137,7 +137,12 @@ def finetune(
     earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
-    config, options = get_config(method), dict(options or {})
+    seed = check_seed(seed)
+    steps, batch_size, save_every, validate_every = map(
+        plain, (steps, batch_size, save_every, validate_every)
+    )
+    lr, head_lr, options = plain(lr), plain(head_lr), {k: plain(v) for k, v in (options or {}).items()}
+    config = get_config(method)
     refuse_taken(options)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET

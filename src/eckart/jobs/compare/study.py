@@ -73,7 +73,8 @@ def _space() -> str:
 def _this_worker() -> dict[str, Any]:
     import psutil
 
-    return {"space": _space(), "pid": os.getpid(), "since": psutil.Process().create_time()}
+    since = psutil.Process().create_time()
+    return {"space": _space(), "pid": os.getpid(), "since": since, "token": uuid.uuid4().hex}
 
 
 def _is_gone(worker: Mapping[str, Any]) -> bool:
