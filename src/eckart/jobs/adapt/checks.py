@@ -16,6 +16,7 @@ _SET_BY_THE_RUN = {
     "target_modules": "give target_modules itself",
     "modules_to_save": "the task's head is trained and saved",
     "task_type": "the task decides it",
+    "peft_type": "the method decides it",
 }
 
 
