@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eckart.arguments import check_least
 from eckart.data.splits import PARTS
 from eckart.errors import InputError
 from eckart.files import Inputs, check_apart, check_output
@@ -34,6 +35,7 @@ class Settings:
             raise InputError(f"limit is {self.limit}: give at least 2 texts, one has no spread")
         if self.max_length < 2:
             raise InputError(f"max_length is {self.max_length}: give at least 2 tokens")
+        check_least(2, limit=self.limit, max_length=self.max_length)
         if not 0 <= self.skip_first <= self.max_length - 2:
             raise InputError(
                 f"skip_first is {self.skip_first}: give 0 to {self.max_length - 2}, so that two tokens of a text of "
