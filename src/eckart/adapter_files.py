@@ -10,6 +10,19 @@ from eckart.errors import InputError
 from eckart.hub import local_directory
 
 CONFIG_NAME = "adapter_config.json"
+PREPROCESSING = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Files of a tokenizer or image processor."""
 
 
 def read_adapter_config(adapter: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from eckart.errors import InputError
 
@@ -44,6 +47,94 @@ _FOREIGN = {
     *("qalora", "qlora", "road", "shira", "tinylora", "vblora", "vera", "waveft", "xlora"),
 }
 """Methods that PEFT has and this library has not; many are a letter from one that it has."""
+LARGEST = 2**31 - 1
+"""What a whole number is at most: more is a slip, and no memory holds it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option may be; ``words`` says so to a person."""
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        number: Any = value
+        above: bool = number > self.low if self.open_low else number >= self.low
+        below: bool = number < self.high if self.open_high else number <= self.high
+        return above and below
+
+
+_COUNT = Range("a whole number of at least 1", 1, LARGEST)
+_COUNT_OR_NONE = Range("a whole number of at least 0", 0, LARGEST)
+_POSITIVE = Range("a positive number", 0, open_low=True)
+_PART = Range("a share in (0, 1]", 0, 1, open_low=True)
+RANGES: Mapping[str, Range] = {
+    **dict.fromkeys(("r", "rank", "mini_r", "equivalent_rank", "shards_per_vector"), _COUNT),
+    **dict.fromkeys(("num_basis", "num_basis_B", "chunk_size", "num_bases"), _COUNT),
+    **dict.fromkeys(("r_lora", "private_rank"), _COUNT_OR_NONE),
+    **dict.fromkeys(("lora_alpha", "randlora_alpha", "scale"), _POSITIVE),
+    **dict.fromkeys(("ratio", "energy"), _PART),
+    "dropout": Range("a probability in [0, 1)", 0, 1, open_high=True),
+    "sparsity": Range("the share of entries set to zero, in [0, 1)", 0, 1, open_high=True),
+    "norm_p": Range("a number of at least 1", 1),
+    "seed": Range(f"a whole number from 0 to {2**32 - 1}", 0, 2**32 - 1),
+}
+"""The ranges of options by name; the same name means the same wherever it is an option."""
+_WORDS = {"bool": "True or False", "int": "a whole number", "float": "a number"}
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's or of torch's as Python's own; everything else as it is."""
+    if type(value).__module__ in ("numpy", "torch") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def check_number(name: str, value: Any, kind: Literal["bool", "int", "float"]) -> Any:
+    """Hold a value to its type and to the range that `RANGES` has for its name.
+
+    Returns:
+        the value as Python's own number; a float that is whole becomes an int where one is wanted.
+
+    Raises:
+        InputError: naming the option, the value and what it may be.
+    """
+    value, allowed = plain(value), RANGES.get(name)
+    ranged = allowed is not None and (kind == "int" or (isinstance(value, Real) and value == value))
+    wanted = allowed.words if allowed is not None and ranged else _WORDS[kind]
+    right = isinstance(value, Real) and isinstance(value, bool) == (kind == "bool")
+    if right and kind != "bool":
+        right = math.isfinite(value) if isinstance(value, float) else True
+        right = right and (kind == "float" or value == int(value)) and (allowed is None or value in allowed)
+    if not right:
+        raise InputError(f"{name} is {value!r}: give {wanted}")
+    return int(value) if kind == "int" else float(value) if isinstance(value, float) else value
+
+
+def check_seed(seed: Any) -> int:
+    """A seed that torch and NumPy take, as an int.
+
+    Raises:
+        InputError: it is none.
+    """
+    return int(check_number("seed", seed, "int"))
+
+
+def check_pattern(name: str, value: Any) -> None:
+    """Refuse a word that is meant as a regular expression and is none.
+
+    Raises:
+        InputError: saying where it breaks.
+    """
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise InputError(f"{name} {value!r} is no regular expression: {error}") from None
 
 
 def hint(name: str, known: Iterable[str], otherwise: str | None = None, *, cutoff: float = 0.6) -> str:
@@ -74,8 +165,14 @@ def check_least(least: int, **numbers: int | None) -> None:
         InputError: naming the argument.
     """
     for name, value in numbers.items():
-        if value is not None and value < least:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(plain(value), Integral):
+            raise InputError(f"{name} is {value!r}: give a whole number of at least {least}")
+        if value < least:
             raise InputError(f"{name} is {value}: give at least {least}")
+        if value > LARGEST:
+            raise InputError(f"{name} is {value}: give at most {LARGEST}")
 
 
 def check_positive(**numbers: float | None) -> None:
@@ -85,7 +182,9 @@ def check_positive(**numbers: float | None) -> None:
         InputError: naming the argument.
     """
     for name, value in numbers.items():
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(plain(value), Real) or not 0 < value < math.inf
+        ):
             raise InputError(f"{name} is {value}: give a positive number")
 
 
@@ -108,7 +207,7 @@ def read_budget(budget: str | int) -> tuple[float, str]:
     """
     match = _BUDGET.fullmatch(str(budget))
     unit = match[2].lower() if match else None
-    if match is None or unit not in {"%", *PARAMETER_UNITS, *BYTE_UNITS}:
+    if match is None or unit not in {"%", *PARAMETER_UNITS, *BYTE_UNITS} or not 0 < float(match[1]) < 1e18:
         raise InputError(
             f"budget {str(budget)!r} is not understood: write 0.5%, 200k, 1.5M (parameters) or 1MB (bytes)"
         )

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from eckart._facts import Method, MethodInfo, Unreadable, module_file, package_files, read_methods
-from eckart.arguments import hint, method_hint
+from eckart.arguments import check_number, check_pattern, hint, method_hint
 from eckart.errors import InputError
 
 __all__ = ["ROOMS", "Method", "MethodInfo", "check_options", "find_adapter", "methods", "read_room"]
@@ -22,7 +21,6 @@ ROOMS = ("adapters", "compression", "federated", "layers", "metrics", "optim", "
 """The rooms that hold methods: a new one is entered here."""
 PLUGINS = "eckart.adapters"
 """Entry points of this group name modules of other packages that register adapters."""
-_WANTED = {"bool": "True or False", "float": "a number", "int": "a whole number"}
 
 
 def methods(family: str | None = None) -> list[MethodInfo]:
@@ -68,9 +66,8 @@ def check_options(method: Method, options: Mapping[str, Any]) -> None:
             near = hint(name, method.options, f"it has {', '.join(sorted(method.options))}")
             raise InputError(f"{method.info.slug} has no option {name!r}: {near}")
         _check_value(name, value, method.options[name])
-    r = options.get("r")
-    if isinstance(r, int | float) and (r < 1 or not float(r).is_integer()):
-        raise InputError(f"r is {r}: give a whole number of at least 1")
+    for name in ("exclude_modules", "layers_pattern"):
+        check_pattern(name, options.get(name))
 
 
 def _check_value(name: str, value: Any, source: str) -> None:
@@ -83,11 +80,8 @@ def _check_value(name: str, value: Any, source: str) -> None:
         kind = kind.left
         if value is None:
             return
-    wanted = _WANTED.get(ast.unparse(kind))
-    if wanted is not None:
-        switch = ast.unparse(kind) == "bool"
-        if isinstance(value, bool) != switch or not isinstance(value, Real) or value != value:
-            raise InputError(f"{name} is {value!r}: give {wanted}")
+    if (plain := ast.unparse(kind)) in ("bool", "int", "float"):
+        check_number(name, value, cast('Literal["bool", "int", "float"]', plain))
     elif isinstance(kind, ast.Subscript) and ast.unparse(kind.value).endswith("Literal"):
         try:
             choices = ast.literal_eval(kind.slice)

@@ -146,7 +146,7 @@ def test_what_cannot_be_loaded(bert: Path, tmp_path: Path) -> None:
     write_classifier(bert, adapter)
     with pytest.raises(InputError, match=r"base model .*nowhere cannot be loaded"):
         load_adapted(tmp_path / "nowhere", adapter)
-    with pytest.raises(InputError, match="no such directory"):
+    with pytest.raises(InputError, match="nowhere: no such directory"):
         load_adapted(bert, tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"has no adapter_config\.json"):
         load_adapted(bert, bert)

@@ -417,3 +417,28 @@ def test_complete_does_not_change_what_it_is_given():
     complete(splits, ["a", "b"], 0, [])
     assert list(splits) == ["train"]
     assert len(splits["train"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["1", "1.0", "01", "2"], ["1", "2"]),
+        ([1, 1.0, "01", 2], ["1", "2"]),
+        (["True", "true", "false", "True"], ["True", "false"]),
+        (["pos", " pos", "pos\u00a0", "neg"], ["neg", "pos"]),
+        (["caf\u00e9", "cafe\u0301", "the", "caf\u00e9 "], ["caf\u00e9", "the"]),
+    ],
+)
+def test_labels_that_read_alike_are_one_class(tmp_path, values, names):
+    rows = [{"text": f"t{i}", "label": values[i % 4]} for i in range(40)]
+    data = read_data(write(tmp_path / "d.jsonl", rows))
+    assert sorted(data.labels) == sorted(names)
+    assert sum(note.startswith("labels written in several ways are one class: ") for note in data.notes) == 1
+
+
+def test_labels_that_differ_stay_apart(tmp_path):
+    values = ["01", "1", "a", "A"]  # one is no number, so the others are names
+    rows = [{"text": f"t{i}", "label": values[i % 4]} for i in range(40)]
+    data = read_data(write(tmp_path / "d.jsonl", rows))
+    assert sorted(data.labels) == sorted(values)
+    assert not any("several ways" in note for note in data.notes)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from eckart.adapters._checkpoint import read_outline
 from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.arguments import check_number, check_pattern
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 
 Route = Literal["auto", "factored", "folded"]
 
-_WANTED = {bool: "True or False", float: "a number", int: "a whole number"}
+_KINDS: Mapping[Any, Literal["bool", "int", "float"]] = {bool: "bool", int: "int", float: "float"}
 
 
 @cache
-def _plain_options(config: type[AdapterConfig]) -> dict[str, type]:
+def _plain_options(config: type[AdapterConfig]) -> dict[str, Literal["bool", "int", "float"]]:
     """The fields that hold one number or boolean, or None, with its type."""
     hints = get_type_hints(config)
     kinds = {option.name: hints[option.name] for option in dataclasses.fields(config)}
-    plain = {name: next((t for t in _WANTED if kind in (t, t | None)), None) for name, kind in kinds.items()}
+    plain = {
+        name: next((_KINDS[t] for t in _KINDS if kind in (t, t | None)), None) for name, kind in kinds.items()
+    }
     return {name: kind for name, kind in plain.items() if kind is not None}
 
 
@@ -115,30 +117,32 @@ class AdapterConfig(PeftConfig):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
         self._check_numbers()
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: give a probability in [0, 1)")
         if self.route not in ("auto", "factored", "folded"):
             raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
         if self.rank_pattern and not hasattr(self, "r"):
             raise InputError(f"rank_pattern is given, but {self.slug} has no ranks: leave it out")
-        for pattern in self.rank_pattern or ():
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            check_pattern(name, getattr(self, name))
+        pattern_ranks: dict[str, Any] = dict(self.rank_pattern or {})
+        for pattern, r in pattern_ranks.items():
+            check_pattern("rank_pattern", pattern)
+            if isinstance(r, list | tuple):  # of a convolution, in parts
+                continue
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(f"rank_pattern {pattern!r} is no regular expression: {error}") from None
-        for name, r in (("r", getattr(self, "r", None)), *(self.rank_pattern or {}).items()):
-            if isinstance(r, bool | str) or (isinstance(r, int | float) and (r < 1 or r != int(r))):
-                where = "r" if name == "r" else f"rank_pattern of {name!r}"
-                raise InputError(f"{where} is {r!r}: give a whole number of at least 1")
+                self.rank_pattern[pattern] = check_number("r", r, "int")  # type: ignore[index]  # it is there
+            except InputError:
+                raise InputError(
+                    f"rank_pattern of {pattern!r} is {r!r}: give a whole number of at least 1"
+                ) from None
 
     def _check_numbers(self) -> None:
-        """Refuse words, NaN and the like in the options that are plain numbers or booleans."""
+        """Hold the options that are plain numbers or booleans to their types and ranges; NumPy's become Python's."""
         for name, kind in _plain_options(type(self)).items():  # type: ignore[arg-type]  # mypy takes the hash of the instances
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) != (kind is bool) or not isinstance(value, Real) or value != value:
-                raise InputError(f"{name} is {value!r}: give {_WANTED[kind]}")
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, check_number(name, value, kind))
+        r = getattr(self, "r", None)  # a method may take a list of them
+        if r is not None and not isinstance(r, list | tuple):
+            self.r = check_number("r", r, "int")
 
     def rank(self, shape: LayerShape) -> int:
         """The rank for one layer: what `rank_pattern` says for its name, else ``r``, else the method's default; never

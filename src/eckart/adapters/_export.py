@@ -21,7 +21,7 @@ from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._servers import Server, check_in_peft, check_server, pad_rank, served_rank
 from eckart.adapters._walk import walk
 from eckart.errors import InputError
-from eckart.files import atomic_directory, check_output
+from eckart.files import atomic_directory, check_output, locked
 from eckart.linalg.spectrum import svd_within
 
 EXACT = 1e-6
@@ -109,7 +109,7 @@ def export_lora(
         ranks = dict.fromkeys(ranks, most)
         reports = [replace(report, r=most) for report in reports]
     config = _lora_config(model, adapter_name, ranks)
-    with atomic_directory(path, overwrite=overwrite) as folder:
+    with locked(path, "path"), atomic_directory(path, overwrite=overwrite, name="path") as folder:
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         base = type(model.get_base_model())
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}

@@ -9,24 +9,20 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from eckart.adapter_files import base_model, read_adapter_config
+from eckart.adapter_files import PREPROCESSING, base_model, read_adapter_config
 from eckart.adapters._loading import load_adapted
 from eckart.errors import InputError, first_line
-from eckart.files import atomic_directory, check_output
+from eckart.files import atomic_directory, check_apart, check_output, locked
 from eckart.hub import local_directory
 
-PREPROCESSING = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
+OWNED = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    *PREPROCESSING,
 )
+"""Files of a model that a merge replaces."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,14 @@ def merge_checkpoint(
     check_output(output, overwrite=overwrite)
     _, config = read_adapter_config(adapter)
     model = base_model(model, adapter, config)
+    check_apart(Path(output), {"ADAPTER": adapter, "the base model": model})
     adapted = load_adapted(model, adapter)
     layers = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise InputError(f"adapter {adapter} cannot be merged into {model}: {first_line(error)}") from None
-    with atomic_directory(output, overwrite=overwrite) as folder:
+    with locked(output), atomic_directory(output, overwrite=overwrite, owned=OWNED) as folder:
         merged.save_pretrained(folder)
         copy_preprocessing(model, folder)
     return MergeReport(

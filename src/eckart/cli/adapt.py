@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from eckart.arguments import check_least, check_positive
+from eckart.arguments import check_least, check_pattern, check_positive, check_seed
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
@@ -94,9 +94,12 @@ def adapt(
     given, most = options(option_), limits(limit)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
+    check_least(1, max_length=max_length)
+    check_seed(seed)
+    check_pattern("--target-modules", target_modules)
     refuse_taken(given)
     check_method(method, given, budget)
-    earlier_run(output, resume=resume, overwrite=overwrite)
+    earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     find_model(model)
     check_source(data)
 

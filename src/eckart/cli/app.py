@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
 import typer
@@ -17,6 +18,7 @@ from eckart.cli.console import fail, silence
 from eckart.cli.export import export
 from eckart.cli.federate import federate
 from eckart.cli.inspect import inspect
+from eckart.cli.interrupts import as_interrupts
 from eckart.cli.measure import measure
 from eckart.cli.merge import merge
 from eckart.cli.methods import methods
@@ -47,7 +49,8 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad usage or input, 1 for a failure, 130 for an interrupt.
+    """Run one command and return its exit code: 0, 2 for bad usage or input, 1 for a failure, 130 for an
+    interrupt (143 and 129 for SIGTERM and SIGHUP, which end a command in the same way).
 
     Args:
         arguments: the words after ``eckart``; those of this process when None.
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     try:
-        with silence(debug):
+        with silence(debug), as_interrupts() as signals:
             code = app(words, prog_name="eckart", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fail(error, f"{type(error).__name__}: {error}", debug=debug)
         return FAILED
     if code == INTERRUPTED:
-        print("eckart: interrupted", file=sys.stderr)
+        with suppress(OSError):  # after a hang-up there may be nobody to tell
+            print("eckart: interrupted", file=sys.stderr, flush=True)
+        return 128 + signals[0] if signals else INTERRUPTED
     return code if isinstance(code, int) else OK
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+from eckart.arguments import check_pattern
 from eckart.cli.checks import check_methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table
@@ -86,6 +87,7 @@ def compare(
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
     check_methods(methods)
+    check_pattern("--target-modules", target_modules)
     learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
 
     import eckart

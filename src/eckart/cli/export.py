@@ -9,7 +9,7 @@ from eckart.arguments import check_least
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import Base, Checkpoint, Output, Overwrite, option
-from eckart.files import check_output
+from eckart.files import check_apart, check_output
 from eckart.tasks.pretrained import find_model
 
 
@@ -33,7 +33,9 @@ def export(
     """
     check_least(1, r=r)
     check_output(output, overwrite=overwrite)
-    find_model(base_model(model, adapter, read_adapter_config(adapter)[1]))
+    base = base_model(model, adapter, read_adapter_config(adapter)[1])
+    check_apart(output, {"ADAPTER": adapter, "the base model": base})
+    find_model(base)
 
     from eckart.adapters import export_lora, load_adapted
 

@@ -38,7 +38,7 @@ def inspect(
     """
     check_share("energy", energy)
     if output is not None:
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, inputs={"MODEL": model})
         require("vl_convert", extra="compare")
     if model is None or (is_path(model) and not Path(model).exists()):
         find_model(model)

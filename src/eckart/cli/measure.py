@@ -76,7 +76,7 @@ def measure(
     Example: `eckart measure --model path/to/small --model path/to/large --data texts.csv --window --output measured`
     """
     from eckart.data.read import check_source
-    from eckart.jobs.measure.settings import Settings, check_directory
+    from eckart.jobs.measure.settings import Settings, check_directory, inputs_of
     from eckart.tasks.pretrained import find_model
 
     names = list(USUAL) if metrics is None else [name.strip() for name in metrics.split(",")]
@@ -87,7 +87,7 @@ def measure(
             raise InputError(f"unknown metric {name!r}: {hint(name, (*USUAL, *FURTHER))}")
     Settings(names, numbers, split, max_length, limit, skip_first, window)
     if output is not None:
-        check_directory(output, overwrite)
+        check_directory(output, overwrite, inputs_of(model or (), data))
     for directory in model or (None,):
         find_model(directory)
     check_source(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from eckart.adapter_files import base_model, read_adapter_config
 from eckart.cli.command import Answer
 from eckart.cli.options import Base, Checkpoint, Output, Overwrite
-from eckart.files import check_output
+from eckart.files import check_apart, check_output
 from eckart.tasks.pretrained import find_model
 
 
@@ -15,7 +15,9 @@ def merge(adapter: Checkpoint, output: Output, model: Base = None, overwrite: Ov
     Example: `eckart merge --model path/to/base path/to/adapter --output merged`
     """
     check_output(output, overwrite=overwrite)
-    find_model(base_model(model, adapter, read_adapter_config(adapter)[1]))
+    base = base_model(model, adapter, read_adapter_config(adapter)[1])
+    check_apart(output, {"ADAPTER": adapter, "the base model": base})
+    find_model(base)
 
     from eckart.adapters import merge_checkpoint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eckart.arguments import check_positive
 from eckart.errors import InputError
 
 
@@ -31,7 +32,7 @@ def limits(values: Sequence[str] | None) -> dict[str, int] | None:
     """
     found = {}
     for split, count in pairs(values, "--limit").items():
-        if split not in ("train", "validation", "test") or not count.isdigit():
+        if split not in ("train", "validation", "test") or not count.isdigit() or not int(count):
             raise InputError(f"--limit {split}={count}: write it as train=2000, validation=500 or test=500")
         found[split] = int(count)
     return found or None
@@ -64,12 +65,19 @@ def rates(values: Sequence[str] | None) -> list[float] | dict[str, list[float]] 
     try:
         if any("=" in word for word in values):
             named = ((name.strip(), rates) for name, _, rates in (word.partition("=") for word in values))
-            return {name: [float(rate) for rate in rates.strip("[] ").split(",")] for name, rates in named}
-        return [float(rate) for word in values for rate in word.split(",")]
+            return {name: [_rate(rate) for rate in rates.strip("[] ").split(",")] for name, rates in named}
+        return [_rate(rate) for word in values for rate in word.split(",")]
+    except InputError:
+        raise
     except ValueError:
         raise InputError(
             f"--lr {' '.join(values)}: write numbers with commas, or NAME=NUMBERS for each method"
         ) from None
+
+
+def _rate(word: str) -> float:
+    check_positive(lr=(rate := float(word)))
+    return rate
 
 
 def layers(text: str) -> str | list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,9 +112,13 @@ def _images(table: Table, name: str) -> Sequence[Any]:
 
 
 def encode_labels(
-    labels: Mapping[str, list[Any] | None], tables: Mapping[str, Table]
+    labels: Mapping[str, list[Any] | None], tables: Mapping[str, Table], notes: list[str]
 ) -> tuple[list[str] | None, dict[str, list[int] | None]]:
     """Names of the classes (numbers in their order, names in theirs) and the index of each example's class.
+
+    Labels that one person would read alike are one class, and ``notes`` says so: blanks around them, letters composed
+    in another way (Unicode's NFC and NFD), ``True`` and ``true``, and numbers that are equal (1, 1.0 and 01) where
+    every label is a number.
 
     Raises:
         InputError: a missing label, a number that is no class (regression), or fewer than two classes.
@@ -128,6 +134,7 @@ def encode_labels(
         part: [_label_name(value, row, tables[part]) for row, value in enumerate(column or (), 1)]
         for part, column in labels.items()
     }
+    as_names = _merged(as_names, notes)
     distinct = {name for column in as_names.values() for name in column}
     names = sorted(distinct, key=_order)
     source = next(iter(tables.values())).source
@@ -143,6 +150,32 @@ def encode_labels(
         )
     index = {name: i for i, name in enumerate(names)}
     return names, {part: [index[name] for name in column] for part, column in as_names.items()}
+
+
+def _merged(names: Mapping[str, list[str]], notes: list[str]) -> dict[str, list[str]]:
+    """The labels, written in one way each."""
+    written = Counter(name for column in names.values() for name in column)
+    tidy = {name: " ".join(unicodedata.normalize("NFC", name).split()) for name in written}
+    numeric = all(_number(name) is not None for name in tidy.values())
+    keys = {name: _key(word, numeric) for name, word in tidy.items()}
+    ways: dict[str, list[str]] = {}
+    for name in sorted(written, key=lambda name: (-written[name], name)):  # the commonest is what is shown
+        ways.setdefault(keys[name], []).append(name)
+    if several := [same for same in ways.values() if len(same) > 1]:
+        shown = "; ".join(", ".join(map(repr, same)) for same in several[:5])
+        notes.append(f"labels written in several ways are one class: {shown}")
+    shown_as = keys if numeric else {name: tidy[ways[keys[name]][0]] for name in written}
+    return {part: [shown_as[name] for name in column] for part, column in names.items()}
+
+
+def _key(word: str, numeric: bool) -> str:
+    """What labels have in common that are one class."""
+    if word.lower() in ("true", "false"):
+        return word.lower()
+    number = _number(word) if numeric else None
+    if number is None:
+        return word
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _label_name(value: Any, row: int, table: Table) -> str:

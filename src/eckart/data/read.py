@@ -19,7 +19,7 @@ from eckart.data.stdlib_docs import stdlib_docstrings
 from eckart.data.tables import Table, is_table, read_table
 from eckart.errors import InputError, first_line
 from eckart.extras import require
-from eckart.hub import download
+from eckart.hub import download, is_path
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def read_data(
         notes.append(f"the {part} split has hidden labels (all -1) and is left out")
     if not chosen:
         raise InputError(f"--data {source}: every label is -1, there is nothing to learn from")
-    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables)
+    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables, notes)
     splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
     kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
     splits = complete(splits, names, seed, notes)
@@ -138,7 +138,7 @@ def check_source(source: str | Path | None) -> None:
     if path.is_dir() or path.is_file():
         return
     file = path.suffix.lower() in (".npz", ".gz") or is_table(path)
-    if file or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if file or is_path(source) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(f"--data {source}: no such file or directory")
 
 

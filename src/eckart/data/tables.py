@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -98,16 +99,107 @@ def check_content(path: Path) -> None:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 file, plain or gzip; damage met while reading becomes an `InputError`."""
+def open_text(path: Path, encoding: str = "utf-8") -> Iterator[TextIO]:
+    """Open a file of text, plain or gzip; damage met while reading becomes an `InputError`."""
+    utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     try:
         opener: Callable[..., Any] = gzip.open if endings(path)[1] else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig" if utf8 else encoding, newline="") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise InputError(f"--data {path} is not UTF-8 text ({error.reason}): convert it to UTF-8") from None
+        shown = "UTF-8" if utf8 else encoding
+        raise InputError(f"--data {path} is not {shown} text ({error.reason}): convert it to UTF-8") from None
+    except OSError as error:
+        if error.strerror is None:  # gzip's own
+            raise InputError(
+                f"--data {path} is truncated or damaged gzip: copy or compress it again"
+            ) from None
+        raise InputError(f"--data {path} cannot be read: {error.strerror}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"--data {path} is truncated or damaged gzip: copy or compress it again") from None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a text file of fields is written, where its ending does not tell.
+
+    Args:
+        sep: between the fields, ``"tab"`` for a tab; the ending's own when None.
+        columns: names of the columns with commas, where the file has no header.
+        encoding: of its text, such as ``"latin-1"``.
+
+    Raises:
+        InputError: no separator, a name that is empty or twice there, an encoding that Python lacks.
+    """
+
+    sep: str | None = None
+    columns: str | None = None
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if self.sep is not None and (not self.sep or set(self.sep) & set('\r\n\0"')):
+            raise InputError(f"--sep is {self.sep!r}: give what stands between two fields, such as ; or tab")
+        names = self.names
+        if names is not None and (not all(names) or len(set(names)) < len(names)):
+            raise InputError(
+                f"--columns {self.columns!r}: give a name for each column, with commas, each once"
+            )
+        try:
+            io.TextIOWrapper(io.BytesIO(), encoding=self.encoding)
+        except (LookupError, ValueError):
+            raise InputError(
+                f"--encoding {self.encoding!r} is not known: give one such as utf-8 or latin-1"
+            ) from None
+
+    @property
+    def names(self) -> list[str] | None:
+        return None if self.columns is None else [name.strip() for name in self.columns.split(",")]
+
+    @property
+    def separator(self) -> str | None:
+        return {"tab": "\t", "\\t": "\t"}.get(self.sep or "", self.sep)
+
+
+def read_delimited(path: Path, form: Format, argument: str = "--data") -> dict[str, Sequence[Any]]:
+    """The columns of a text file of fields, all cells text.
+
+    Raises:
+        InputError: damage, by line, or fewer fields than the header has.
+    """
+    separator = form.separator or ("\t" if endings(path)[0] == ".tsv" else ",")
+    try:
+        lines = _fields(path, separator, form.encoding)
+        if not lines:
+            raise InputError(f"--data {path} is empty")
+        header, body = (form.names, lines) if form.names else (lines[0][1], lines[1:])
+        for number, row in body:
+            if len(row) != len(header):
+                raise InputError(
+                    f"--data {path}, line {number}: {len(row)} fields where "
+                    f"{'--columns names' if form.names else 'the header has'} {len(header)} "
+                    f"(another --sep than {separator!r}, a truncated file, or a field that needs quotes)"
+                )
+    except InputError as error:
+        raise InputError(str(error).replace("--data", argument, 1)) from None
+    if len(set(header)) < len(header):
+        raise InputError(f"{argument} {path}: the header names a column twice: {', '.join(header)}")
+    return {name.strip(): [row[i] for _, row in body] for i, name in enumerate(header)}
+
+
+def _fields(path: Path, separator: str, encoding: str) -> list[tuple[int, list[str]]]:
+    """The fields of every line that is not blank, with its number."""
+    csv.field_size_limit(2**31 - 1)
+    with open_text(path, encoding) as file:
+        if len(separator) > 1 or separator == "\t":  # no quotes: a field simply has no such thing in it
+            rows = (
+                (n, line.rstrip("\r\n").split(separator)) for n, line in enumerate(file, 1) if line.strip()
+            )
+            return list(rows)
+        reader = csv.reader(file, strict=True, delimiter=separator)
+        try:
+            return [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            raise InputError(f"--data {path}, line {reader.line_num}: {error} (truncated file?)") from None
 
 
 def _delimited(path: Path, **dialect: Any) -> dict[str, Sequence[Any]]:

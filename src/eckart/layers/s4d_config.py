@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from eckart.arguments import plain
 from eckart.errors import InputError
 from eckart.layers.s4d import S4DBlock
 
@@ -101,9 +102,10 @@ class S4DConfig(PreTrainedConfig):
             InputError: an option out of its range.
         """
         for name in COUNTS:
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
+            setattr(self, name, value)
             absent = value is None and name in ("vocab_size", "max_position")
-            if not absent and (not isinstance(value, int) or value < 1):
+            if not absent and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(f"{name}={value!r}: give a whole number of at least 1")
         _choose("pooling", self.pooling, POOLINGS)
         with torch.device("meta"):

@@ -94,7 +94,10 @@ class Ids:
         """Place of each name; −1 where it is unknown."""
         import pandas as pd
 
-        place: np.ndarray = pd.Index((self.rows, self.cols)[axis]).get_indexer(pd.Index(np.asarray(names)))
+        known, asked = pd.Index((self.rows, self.cols)[axis]), pd.Index(np.asarray(names))
+        if known.inferred_type == "string" and asked.inferred_type == "integer":
+            asked = asked.astype(str)  # names are text whatever they look like: 1 asks for "1"
+        place: np.ndarray = known.get_indexer(asked)
         return place
 
 

@@ -162,6 +162,45 @@ finetune(*{files!r}, "lora", output={str(folder)!r}, on_step=die, **{SETTINGS!r}
     assert metrics["test"] == pytest.approx(whole[1]["test"])
 
 
+@pytest.fixture
+def halted(files: tuple[str, str], tmp_path: Path) -> Path:
+    """A run that was stopped at step 10, with checkpoints at 4 and 8."""
+    folder = tmp_path / "lora"
+    with pytest.raises(Stop):
+        finetune(*files, "lora", output=folder, on_step=stop_at(10), **SETTINGS)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "files.json"]
+)
+def test_a_torn_checkpoint_falls_back_to_the_whole_one_before_it(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], halted: Path, name: str
+) -> None:
+    torn = halted / "checkpoints/checkpoint-8" / name
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    metrics = finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == 4
+    assert same_numbers(metrics, whole[1])
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_file_that_is_gone_stops_the_resumption(files: tuple[str, str], halted: Path, name: str) -> None:
+    (halted / "checkpoints/checkpoint-8" / name).unlink()
+    with pytest.raises(InputError, match=f"checkpoint-8 lacks {name}, without which the numbers"):
+        finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
+    assert (halted / "checkpoints/checkpoint-8").is_dir()
+
+
+def test_a_directory_has_one_run_at_a_time(files: tuple[str, str], tmp_path: Path) -> None:
+    def second(done: int, total: int) -> None:
+        with pytest.raises(InputError, match="is being written by another run"):
+            finetune(*files, "lora", output=tmp_path / "lora", overwrite=True, **SETTINGS)
+
+    finetune(*files, "lora", output=tmp_path / "lora", on_step=second, **(SETTINGS | {"steps": 1}))
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
 def test_a_kill_between_training_and_the_last_file(
     whole: tuple[Path, dict[str, Any]],
     files: tuple[str, str],
@@ -242,7 +281,10 @@ def test_output_is_kept_or_replaced_as_asked(
     with pytest.raises(InputError, match="match no layer"):
         finetune(*files, "lora", output=folder, overwrite=True, target_modules=["nothing"], **short)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/mine").write_text("mine")
     metrics = finetune(*files, "bone", output=folder, overwrite=True, **short)
+    assert (folder / "checkpoints/mine").read_text() == "mine"
     assert metrics["steps"] == 2
     assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "ECKART_BONE"
     assert (folder / "notes.txt").read_text() == "mine"
@@ -259,7 +301,7 @@ def test_budget_sets_the_knob(files: tuple[str, str], tmp_path: Path) -> None:
     assert by_default["budget"] == "0.5%"
     assert by_default["trainable_parameters"] == 2 * by_default["options"]["r"] == 32
     asked = finetune(*files, "lora", output=tmp_path / "b", budget="900", **settings)
-    assert asked["trainable_parameters"] == 2 * (4 * 32 + 2 * 40) * asked["options"]["r"]
+    assert 832 == 2 * (4 * 32 + 2 * 40) * asked["options"]["r"] <= asked["trainable_parameters"] <= 900
     assert asked["options"]["r"] == 2
     with pytest.raises(InputError, match="the smallest possible is 416 parameters"):
         finetune(*files, "lora", output=tmp_path / "c", budget="10", **settings)

@@ -54,7 +54,9 @@ def test_complete_writes_a_model_tables_and_its_error(ratings: Path, tmp_path: P
     assert report.ranking == trial.ranking_scores(table[held], k=10)
     assert report.test_rmse == -trial.score(table[held])
     model = MatrixCompletion.load(tmp_path / "out" / "model")
-    users, items = (pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("users", "items"))
+    users, items = (
+        pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype={"name": str}) for name in ("users", "items")
+    )
     by_hand = model.mean_ + users.bias[3] + items.bias[5] + (users.iloc[3, 2:] @ items.iloc[5, 2:])
     assert model.predict([users.name[3]], [items.name[5]])[0] == pytest.approx(by_hand)
     assert steps[0] == (1, 30)
@@ -129,7 +131,7 @@ def test_a_user_whose_only_rating_is_held_out_is_predicted_by_the_rest(ratings: 
 
 def test_complete_refuses_ratings_that_are_no_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item,rating\n1,2,3\n1,3,good\n")
-    with pytest.raises(InputError, match=r"X\['rating'\] must hold numbers: .*'good'"):
+    with pytest.raises(InputError, match=r"a\.csv, row 2, column rating: the rating is 'good'"):
         complete(tmp_path / "a.csv", output=tmp_path / "out", rank=1)
 
 
@@ -225,3 +227,83 @@ def test_commands(ratings: Path, tmp_path: Path) -> None:
     assert found["rows"] == 3000 and cos2(np.array(found["components"][0]), ROWS) > 0.95
     done = run("eigenvector", "-", "--option", "method=oja-grid", input=npy(ROWS))
     assert done.exit_code == 0 and "3,000 rows of 16 numbers, 0 of them kept apart" in done.stdout
+
+
+def observed(rows: int = 300) -> list[tuple[str, str, float]]:
+    """Ratings of 20 users and 15 items, whose names are numbers with zeros before them."""
+    draw = np.random.default_rng(0)
+    return [
+        (f"{u:03d}", f"{i}", float(1 + (u * i) % 5))
+        for u, i in zip(draw.integers(0, 20, rows), draw.integers(0, 15, rows), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "sep", "columns", "encoding", "given"),
+    [
+        ("u.data", "\t", "user,item,rating", "utf-8", "tab"),
+        ("ratings.dat", "::", "user,item,rating", "utf-8", "::"),
+        ("a.csv", ";", None, "latin-1", ";"),
+        ("a.tsv", "\t", None, "utf-8", None),
+        ("a.csv", ",", None, "utf-16", None),
+    ],
+)
+def test_tables_as_people_write_them(
+    tmp_path: Path, name: str, sep: str, columns: str | None, encoding: str, given: str | None
+) -> None:
+    rows = [*observed(), ("caf\u00e9", "001", 3.0)]
+    lines = [sep.join(map(str, row)) for row in rows]
+    text = "\n".join(lines if columns else [sep.join(("user", "item", "rating")), *lines])
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    report = complete(
+        tmp_path / name, output=tmp_path / "out", sep=given, columns=columns, encoding=encoding, rank=2
+    )
+    items = pd.read_csv(tmp_path / "out/items.csv", dtype={"name": str}).name.tolist()
+    users = pd.read_csv(tmp_path / "out/users.csv", dtype={"name": str}).name.tolist()
+    assert (report.ratings, report.users, report.items) == (301, 21, 16)
+    assert "001" in items and "1" in items and "caf\u00e9" in users and "007" in users
+
+
+def test_bad_tables_are_refused_by_row_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    for content, options, message in (
+        ("user,item,rating\n1,2,3\n1,3,\n", {}, "row 2, column rating: the rating is missing"),
+        ("user,item,rating\n1,2,3\n1,3,nan\n", {}, "row 2, column rating: the rating is 'nan'"),
+        ("user,item,rating\n1,2,3\n,3,1\n", {}, "row 2, column user: the id is missing"),
+        ("user,item,rating\n1,2,3\n1,3\n", {}, "line 3: 2 fields where the header has 3"),
+        ("1;2;3\n", {"sep": ";"}, "columns 1, 2, 3: name them user, item and rating, .* --columns"),
+        ("1;2;3\n", {"sep": ""}, "--sep is ''"),
+        ("1;2;3\n", {"columns": "user,,rating"}, "--columns 'user,,rating': give a name for each"),
+        ("1;2;3\n", {"encoding": "latin-0"}, "--encoding 'latin-0' is not known"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=message):
+            complete(file, output=tmp_path / "out", rank=1, **options)
+    file.write_bytes("user,item,rating\ncaf\u00e9,1,2\n".encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        complete(file, output=tmp_path / "out", rank=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_given_twice_is_on_one_side(tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    pairs = [(u, i) for u in range(30) for i in range(20)]
+    rows = [(u, i, r) for (u, i), r in zip(pairs, draw.normal(size=len(pairs)), strict=True)]
+    for name, table in (("once", rows), ("twice", [*rows, *rows])):
+        pd.DataFrame(table, columns=["user", "item", "rating"]).to_csv(tmp_path / f"{name}.csv", index=False)
+    once, twice = (
+        complete(tmp_path / f"{name}.csv", output=tmp_path / name, rank=8, reg=0.01, test_share=0.3)
+        for name in ("once", "twice")
+    )
+    assert twice.test_ratings == 2 * once.test_ratings
+    assert twice.test_rmse == pytest.approx(once.test_rmse, rel=0.05)
+
+
+def test_ids_that_look_like_numbers_are_found_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "user,item,rating\n" + "\n".join(",".join(map(str, row)) for row in observed())
+    )
+    complete(tmp_path / "a.csv", output=tmp_path / "out", rank=2)
+    model = MatrixCompletion.load(tmp_path / "out/model")
+    assert model.predict(["007"], [3]) == model.predict(["007"], ["3"])
+    assert model.predict(["007"], [3]) != model.predict([7], [3])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.errors import InputError
-from eckart.files import check_output
+from eckart.files import Inputs, check_apart, check_output
 from eckart.jobs.earlier import read_earlier
 
 CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
@@ -16,15 +16,20 @@ _SET_BY_THE_RUN = {
     "target_modules": "give target_modules itself",
     "modules_to_save": "the task's head is trained and saved",
     "task_type": "the task decides it",
+    "peft_type": "the method decides it",
 }
 
 
-def earlier_run(directory: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+def earlier_run(
+    directory: Path, *, resume: bool, overwrite: bool, inputs: Inputs | None = None
+) -> dict[str, Any] | None:
     """What run.json says when resuming; None for a new run.
 
     Raises:
-        InputError: nothing to resume, or a directory that holds something when nothing is said about it.
+        InputError: nothing to resume, or a directory that holds something when nothing is said about it, or
+            that is, holds or lies in an input.
     """
+    check_apart(directory, inputs or {})
     run = directory / RUN
     if resume:
         if not run.is_file():

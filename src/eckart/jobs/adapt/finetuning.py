@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import TrainerCallback
 
-from eckart.arguments import check_least, check_positive
-from eckart.errors import InputError
+from eckart.adapter_files import PREPROCESSING
+from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write
+from eckart.files import atomic_directory, atomic_write, locked, remove_owned
 from eckart.jobs.adapt.card import model_card
+from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
@@ -34,6 +35,18 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "0.5%"
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
+_SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
+OWNED = (
+    METRICS,
+    RUN,
+    CARD,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    _SAVED,
+    *PREPROCESSING,
+)
+"""Files of a run, which another one may replace."""
 
 
 @dataclass(frozen=True)
@@ -120,47 +133,45 @@ def finetune(
     from eckart.tasks.task import load_task
 
     require("scipy", extra="compare")  # for the intervals of the scores
-    directory = Path(output)
-    earlier = earlier_run(directory, resume=resume, overwrite=overwrite)
+    directory, inputs = Path(output), {"--model": model, "--data": data}
+    earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
-    config, options = get_config(method), dict(options or {})
+    seed = check_seed(seed)
+    steps, batch_size, save_every, validate_every = map(
+        plain, (steps, batch_size, save_every, validate_every)
+    )
+    lr, head_lr, options = plain(lr), plain(head_lr), {k: plain(v) for k, v in (options or {}).items()}
+    config = get_config(method)
     refuse_taken(options)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
-    task = load_task(model, data, seed=seed, **task_options)
-    every = max(1, round(steps / 10))
-    job = Job(
-        model=model,
-        data=data,
-        task=task_options,
-        fingerprint=task.fingerprint,
-        method=config.slug,
-        budget=budget,
-        options=options,
-        target_modules=target_modules or task.default_targets,
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr or config.learning_rates[len(config.learning_rates) // 2],
-        head_lr=head_lr or MIDDLE_RATES[HEAD_ONLY],
-        seed=seed,
-        save_every=save_every or every,
-        validate_every=validate_every or every,
-    )
-    if earlier is not None:
-        check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
-        if (directory / METRICS).is_file():
-            return read_earlier(directory / METRICS, "run", dict[str, Any])
-    return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
-
-
-def _check_numbers(counts: Mapping[str, int | None], rates: Mapping[str, float | None]) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise InputError(f"{name} is {count}: give at least 1")
-    for name, rate in rates.items():
-        if rate is not None and not 0 < rate < math.inf:
-            raise InputError(f"{name} is {rate}: give a positive number")
+    with locked(directory):
+        earlier = earlier_run(directory, resume=resume, overwrite=overwrite)
+        task = load_task(model, data, seed=seed, **task_options)
+        every = max(1, round(steps / 10))
+        job = Job(
+            model=model,
+            data=data,
+            task=task_options,
+            fingerprint=task.fingerprint,
+            method=config.slug,
+            budget=budget,
+            options=options,
+            target_modules=target_modules or task.default_targets,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr or config.learning_rates[len(config.learning_rates) // 2],
+            head_lr=head_lr or MIDDLE_RATES[HEAD_ONLY],
+            seed=seed,
+            save_every=save_every or every,
+            validate_every=validate_every or every,
+        )
+        if earlier is not None:
+            check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
+            if (directory / METRICS).is_file():
+                return read_earlier(directory / METRICS, "run", dict[str, Any])
+        return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
 
 
 def _run(
@@ -179,32 +190,13 @@ def _run(
         **job.options,
     )
     if fresh:
-        _clear(directory)
+        remove_owned(directory, OWNED)
         with atomic_write(directory / RUN) as file:
             file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
     history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
     metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
     _finish(adapted, task, job, directory, metrics)
     return metrics
-
-
-def _clear(directory: Path) -> None:
-    """Remove what an earlier run left, and nothing else."""
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    for name in (RUN, *reversed(_IN_THIS_ORDER)):
-        (directory / name).unlink(missing_ok=True)
-
-
-def _last_checkpoint(checkpoints: Path) -> Path | None:
-    """The newest whole checkpoint; halves that a kill left are removed. The Trainer writes its state last."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(found):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-    return None
 
 
 class _Follow(TrainerCallback):
@@ -240,13 +232,13 @@ def _train(
         model,
         task,
         Recipe(job.steps, job.batch_size, job.lr, job.head_lr, job.seed),
-        callbacks=[_Follow(task, job, on_step)],
+        callbacks=[_Follow(task, job, on_step), KeepWhole()],
         output_dir=str(checkpoints),
         save_strategy="steps",
         save_steps=job.save_every,
         save_total_limit=2,
     )
-    last = _last_checkpoint(checkpoints)
+    last = last_whole(checkpoints)
     start = time.monotonic()
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -295,16 +287,11 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
     base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = job.model
-    whole = directory / ".finished"
-    with atomic_directory(whole, overwrite=True) as folder:
+    with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         model_card(model, job.model, metrics, directory).save(folder / CARD)
-    last = {name: place for place, name in enumerate(_IN_THIS_ORDER)}
-    for file in sorted(whole.iterdir(), key=lambda path: last.get(path.name, -1)):
-        os.replace(file, directory / file.name)
-    whole.rmdir()
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    remove_owned(directory, [_SAVED])

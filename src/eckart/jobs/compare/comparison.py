@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from eckart.arguments import check_positive, read_budget
+from eckart.arguments import check_least, check_positive, read_budget
 from eckart.data.read import check_source
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write
@@ -118,10 +118,11 @@ def compare(
     arguments = {name: value for name, value in locals().items() if value is not None}
     deadline = None if timeout is None else time.monotonic() + timeout
     check_positive(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
+    check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
-    directory = outputs.check_directory(Path(output), overwrite)
+    directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
     find_model(model)
     check_source(data)
@@ -263,7 +264,11 @@ class _Comparison:
         except KeyboardInterrupt:
             self.write("interrupted", report=True)
             raise
-        return self.write("complete" if done else "timeout", report=True)
+        for run_id, met in self.study.setbacks.items():
+            self.progress.say(f"{run_id} is left for another call: {met[-1]}")
+        return self.write(
+            "complete" if done else "setback" if self.study.setbacks else "timeout", report=True
+        )
 
     def _execute(self, claim: Claim) -> Outcome:
         run = claim.run

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from eckart.files import atomic_write, check_output
+from eckart.catalog import methods
+from eckart.files import Inputs, atomic_write, check_apart, check_output, remove_owned
+from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 
@@ -22,11 +23,12 @@ RESULTS, TABLE, CURVES, REPORT, ADAPTERS = (
     "report.html",
     "adapters",
 )
-OURS = (DATABASE, ABOUT, RESULTS, TABLE, CURVES, REPORT, ADAPTERS)
+_SAVED = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
-def check_directory(directory: Path, overwrite: bool) -> Path:
-    """Refuse a directory with other things in it, before anything is loaded."""
+def check_directory(directory: Path, overwrite: bool, inputs: Inputs | None = None) -> Path:
+    """Refuse a directory with other things in it, or that has to do with what is read, before anything is loaded."""
+    check_apart(directory, inputs or {})
     if directory.is_dir() and all(entry.name.startswith(f".{ABOUT}") for entry in directory.iterdir()):
         return directory  # another worker is writing its first file
     if overwrite or not (directory / ABOUT).is_file():
@@ -62,9 +64,9 @@ def _identity(about: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, 
 
 def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
-    for name in OURS:
-        path = directory / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    names = (*LABELS, *(method.slug for method in methods("adapters")))
+    saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
+    remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, CURVES, REPORT, *saved))
 
 
 def command_line(arguments: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 STATES = {
     "running": "This study is still running: the numbers and the advice may change.",
     "interrupted": "This study was interrupted: run the same command again to finish it.",
+    "setback": "Runs of this study met a lack of memory or disk and are not done: run the same command again.",
     "timeout": "This study ran out of its time: run the same command again to finish it.",
 }
 

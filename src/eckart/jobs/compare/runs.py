@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from eckart.jobs.compare.contenders import Contender
 from eckart.jobs.compare.plan import FINAL, Plan, Row
+from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
@@ -84,7 +85,7 @@ class Runner:
     on_step: Callable[[str], None] = lambda words: None
 
     def do(self, run: Run, contender: Contender | None, earlier: Sequence[Row] = ()) -> Result:
-        """Do a run. What goes wrong in it is recorded in its row.
+        """Do a run. What goes wrong in it is recorded in its row; what goes wrong around it is raised.
 
         Args:
             run: from the plan.
@@ -99,13 +100,17 @@ class Runner:
             else:
                 self._train(run, contender, earlier, result)
         except Exception as error:
+            if is_setback(error):
+                result.model = None
+                raise
             words = " ".join(f"{type(error).__name__}: {error}".split())
             result.row |= {"status": "failed", "error": words[:500]}
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         result.row["seconds"] = time.perf_counter() - start
         result.row = {name: _finite(value) for name, value in result.row.items()}
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         return result
 
     def blank_row(self, run: Run, contender: Contender | None) -> dict[str, Any]:

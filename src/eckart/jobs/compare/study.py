@@ -23,8 +23,9 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.extras import require
+from eckart.jobs.compare.setbacks import ATTEMPTS, database_lost, is_setback, patient
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -72,7 +73,8 @@ def _space() -> str:
 def _this_worker() -> dict[str, Any]:
     import psutil
 
-    return {"space": _space(), "pid": os.getpid(), "since": psutil.Process().create_time()}
+    since = psutil.Process().create_time()
+    return {"space": _space(), "pid": os.getpid(), "since": since, "token": uuid.uuid4().hex}
 
 
 def _is_gone(worker: Mapping[str, Any]) -> bool:
@@ -95,6 +97,9 @@ class Study:
         name: the study's name; the same name in the same storage is the same study.
         maximize: whether a larger value is better.
 
+    Attributes:
+        setbacks: what kept this worker from runs (no memory, a full disk), by run; these stay free.
+
     Raises:
         InputError: the storage cannot be reached, or its driver is missing.
     """
@@ -110,6 +115,7 @@ class Study:
         )
         self._id = self._storage.get_study_id_from_name(name)
         self._me = _this_worker()
+        self.setbacks: dict[str, list[str]] = {}
 
     def _open(self, url: str, attempts: int = 10) -> Any:
         """The storage. Workers that start together may trip over each other's making of the tables: try again."""
@@ -122,12 +128,13 @@ class Study:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
-                    return self._optuna.storages.RDBStorage(
+                    storage = self._optuna.storages.RDBStorage(
                         url,
                         engine_kwargs=dict(options),
                         heartbeat_interval=HEARTBEAT_SECONDS,
                         grace_period=GRACE_SECONDS,
                     )
+                return patient(storage)
             except ImportError as error:
                 raise InputError(
                     f"--storage {url.partition(':')[0]}://… needs a database driver that is not installed: {error}"
@@ -187,6 +194,14 @@ class Study:
         entry = self._optuna.create_trial(state=state, user_attrs=attributes)
         trial_id = self._storage.create_new_trial(self._id, entry)
         rivals = [t for t in self._trials() if t.user_attrs[RUN] == run.id and self._holds(t)]
+        first = rivals[0]
+        if (
+            first._trial_id != trial_id
+            and first.user_attrs[WORKER] == self._me
+            and RECORD not in first.user_attrs
+        ):
+            self._close(first._trial_id, "failed")  # entered twice, as the database's first answer was lost
+            rivals = rivals[1:]
         if rivals[0]._trial_id != trial_id:
             self._close(trial_id, "failed")
             return None
@@ -212,22 +227,32 @@ class Study:
             waiting: called now and then while all that is left is being done by others.
 
         Returns:
-            whether everything is done; False when the deadline came first.
+            whether everything is done; False when the deadline came first, or what is left met setbacks.
         """
         self.free_abandoned()
         while runs := plan(self.records()):
             if deadline is not None and time.monotonic() >= deadline:
                 return False
             taken = {trial.user_attrs[RUN] for trial in self._trials() if self._holds(trial)}
-            free = (run for run in runs if run.id not in taken)
+            given_up = {run for run, met in self.setbacks.items() if len(met) >= ATTEMPTS}
+            if all(run.id in given_up - taken for run in runs):
+                return False
+            free = (run for run in runs if run.id not in taken | given_up)
             claim = next(filter(None, map(self.claim, free)), None)
             if claim is None:
                 waiting()
                 time.sleep(POLL_SECONDS)
                 self.free_abandoned()
                 continue
-            with claim.held():
-                claim.finish(execute(claim))
+            try:
+                with claim.held():
+                    claim.finish(execute(claim))
+            except Exception as error:
+                if database_lost(error) or not is_setback(error):
+                    raise
+                self.setbacks.setdefault(claim.run.id, []).append(first_line(error))
+                continue
+            self.setbacks.pop(claim.run.id, None)
             after(claim.run)
         return True
 
@@ -246,6 +271,8 @@ class Claim:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the claim alive inside the block; if it is left by an exception, the run is free again."""
+        from sqlalchemy.exc import SQLAlchemyError
+
         stop = Event()
         beat = self._study._storage.record_heartbeat
 
@@ -253,7 +280,7 @@ class Claim:
             while not stop.wait(HEARTBEAT_SECONDS):
                 try:
                     beat(self._trial_id)
-                except self._study._optuna.exceptions.StorageInternalError:
+                except (self._study._optuna.exceptions.StorageInternalError, SQLAlchemyError):
                     continue  # a database out of reach for a moment: the next beat is soon enough
             self._study._storage.remove_session()
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from eckart.adapters._layers import describe_layer
 from eckart.errors import InputError
-from eckart.files import atomic_directory
+from eckart.files import atomic_directory, locked
 from eckart.linalg import spectrum
 from eckart.tasks.pretrained import EMBEDDED, find_model
 
@@ -138,7 +138,7 @@ class Inspection:
 
         from eckart.jobs.inspect.picture import draw
 
-        with atomic_directory(directory, overwrite=overwrite) as folder:
+        with locked(directory), atomic_directory(directory, overwrite=overwrite) as folder:
             rows = [layer.row() for layer in self.layers]
             with (folder / "spectra.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, rows[0])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,19 @@ from eckart.data.read import read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import atomic_write
+from eckart.files import atomic_write, locked, remove_owned
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
 from eckart.jobs.measure.scores import (
     MODELS,
-    PICTURE,
-    TABLE,
-    TEXTS,
+    OWNED,
     Measurement,
     ModelScores,
     keep,
     kept,
 )
-from eckart.jobs.measure.settings import ABOUT, Settings, check_directory
+from eckart.jobs.measure.settings import ABOUT, Settings, check_directory, inputs_of
 from eckart.quiet import quiet
 from eckart.tasks.encode import check_length, load_tokenizer, token_blocks
 from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
@@ -99,13 +96,32 @@ def measure(
     directory = None if output is None else Path(output)
     if directory is not None:
         require("vl_convert", extra="compare")  # draws the picture at the end
-        check_directory(directory, overwrite)
+        check_directory(directory, overwrite, inputs_of(paths, data))
     data_name, texts, notes = _texts(data, text_column, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
     about = asdict(settings) | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
-    if directory is not None and not overwrite and (directory / ABOUT).is_file():
-        there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
-        check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
+    with nullcontext() if directory is None else locked(directory):
+        if directory is not None and not overwrite and (directory / ABOUT).is_file():
+            there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
+            check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
+        done = _measure_all(checkpoints, texts, settings, batch_size, directory, about, overwrite, on_text)
+        measurement = Measurement(data_name, done, [*notes, *_notes(done)], about)
+        if directory is not None:
+            measurement.write(directory)
+    return measurement
+
+
+def _measure_all(
+    checkpoints: Mapping[str, Checkpoint],
+    texts: list[str],
+    settings: Settings,
+    batch_size: int,
+    directory: Path | None,
+    about: Mapping[str, Any],
+    overwrite: bool,
+    on_text: Callable[[int, int], None] | None,
+) -> list[ModelScores]:
+    """The scores of every model, those that the directory holds read from it, the others kept there."""
     done: list[ModelScores] = []
 
     def tell(texts_done: int, texts_there: int) -> None:
@@ -119,14 +135,14 @@ def measure(
         if scores is None:
             scores = _measure_checkpoint(checkpoint, texts, settings, batch_size, tell)
             if directory is not None and file is not None:
-                if not done:
-                    _begin(directory, about, overwrite)
+                if overwrite and not done:
+                    remove_owned(directory, OWNED)
+                if not (directory / ABOUT).is_file():
+                    with atomic_write(directory / ABOUT) as path:
+                        path.write_text(json.dumps({"settings": about}, indent=2) + "\n", encoding="utf-8")
                 keep(file, scores)
         done.append(replace(scores, model=checkpoint.name))
-    measurement = Measurement(data_name, done, [*notes, *_notes(done)], about)
-    if directory is not None:
-        measurement.write(directory)
-    return measurement
+    return done
 
 
 def _texts(
@@ -164,17 +180,6 @@ def _distinct(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
             )
         found[sha] = checkpoint
     return found
-
-
-def _begin(directory: Path, about: dict[str, Any], overwrite: bool) -> None:
-    """Say in the directory what is measured; what was there before goes, if that is asked for."""
-    if overwrite:
-        for name in (TABLE, TEXTS, PICTURE, ABOUT):
-            (directory / name).unlink(missing_ok=True)
-        shutil.rmtree(directory / MODELS, ignore_errors=True)
-    if not (directory / ABOUT).is_file():
-        with atomic_write(directory / ABOUT) as path:
-            path.write_text(json.dumps({"settings": about}, indent=2) + "\n", encoding="utf-8")
 
 
 def _measure_checkpoint(

@@ -16,6 +16,8 @@ from eckart.files import atomic_write
 from eckart.jobs.measure.settings import ABOUT
 
 TABLE, TEXTS, PICTURE, MODELS = "measure.csv", "texts.csv", "measure.svg", "models"
+OWNED = (TABLE, TEXTS, PICTURE, ABOUT, f"{MODELS}/{'[0-9a-f]' * 64}.safetensors")
+"""Files of a measurement, those of the models by the SHA-256 of each."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from eckart.arguments import check_least
 from eckart.data.splits import PARTS
 from eckart.errors import InputError
-from eckart.files import check_output
+from eckart.files import Inputs, check_apart, check_output
 
 ABOUT = "measure.json"
 
@@ -33,6 +35,7 @@ class Settings:
             raise InputError(f"limit is {self.limit}: give at least 2 texts, one has no spread")
         if self.max_length < 2:
             raise InputError(f"max_length is {self.max_length}: give at least 2 tokens")
+        check_least(2, limit=self.limit, max_length=self.max_length)
         if not 0 <= self.skip_first <= self.max_length - 2:
             raise InputError(
                 f"skip_first is {self.skip_first}: give 0 to {self.max_length - 2}, so that two tokens of a text of "
@@ -40,11 +43,20 @@ class Settings:
             )
 
 
-def check_directory(directory: Path, overwrite: bool) -> None:
+def inputs_of(models: Sequence[str | Path | None], data: str | Path | None) -> dict[str, str | Path | None]:
+    """What a measurement reads, for `check_apart`."""
+    return {
+        "--data": data,
+        **{f"--model ({i + 1})" if i else "--model": model for i, model in enumerate(models)},
+    }
+
+
+def check_directory(directory: Path, overwrite: bool, inputs: Inputs) -> None:
     """Refuse a directory that holds anything but a measurement, unless it may be replaced.
 
     Raises:
-        InputError: naming it.
+        InputError: naming it, or an input that it is, holds or lies in.
     """
+    check_apart(directory, inputs)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite)

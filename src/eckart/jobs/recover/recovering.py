@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from eckart.errors import InputError
-from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write, check_output, check_output_file
+from eckart.files import atomic_directory, atomic_write, check_output, check_output_file, locked
+from eckart.jobs.recover.ratings import read_ratings
 from eckart.recovery._rows import read_header, read_rows
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def complete(
     ratings: str | os.PathLike[str],
     *,
     output: str | os.PathLike[str],
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     rank: int = 20,
     test_share: float = 0.1,
     implicit: bool = False,
@@ -81,8 +84,13 @@ def complete(
 
     Args:
         ratings: a CSV or Parquet file with columns user, item and rating (userId, movieId, score … are understood);
-            with ``implicit`` user and item are enough.
+            with ``implicit`` user and item are enough. Names of users and items are text, whatever they look like:
+            001 is another than 1.
         output: the directory to make.
+        sep: what stands between the fields of a text file, such as ``";"``, ``"::"`` or ``"tab"``; a comma when None,
+            or a tab in a file that ends in ``.tsv``.
+        columns: names of the columns of a text file that has no header, with commas.
+        encoding: of a text file.
         rank: factors of each user and item.
         test_share: share of the ratings held out for the error, in [0, 1).
         implicit: the ratings are counts of what was seen, clicked or bought; a row without one counts once.
@@ -97,12 +105,12 @@ def complete(
     """
     from eckart.recovery import MatrixCompletion
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs={"RATINGS": ratings})
     if not 0 <= test_share < 1:
         raise InputError(f"--test-share is {test_share}: give a share in [0, 1)")
-    table = _read_table(Path(ratings))
+    table = read_ratings(Path(ratings), sep, columns, encoding, implicit=implicit)
     model = _make(MatrixCompletion, options, n_components=rank, implicit=implicit, random_state=seed)
-    held = np.random.default_rng(seed).random(len(table)) < test_share
+    held = _held_pairs(table, test_share, seed)
     _check_sizes(table, table[~held], rank, test_share)
     total = model.max_iter * (2 if held.any() else 1)
     done = 0
@@ -116,10 +124,10 @@ def complete(
     model.set_params(callback=step)
     report = _fitted(model, table, held)
     factors = _factors(model)
-    with atomic_directory(output, overwrite=overwrite) as folder:
+    with locked(output), atomic_directory(output, overwrite=overwrite) as folder:
         model.save(folder / "model")
-        for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
-            _factor_table(*columns).to_csv(folder / name, index=False)
+        for name, side in zip(("users.csv", "items.csv"), factors, strict=True):
+            _factor_table(*side).to_csv(folder / name, index=False)
         (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -198,21 +206,13 @@ def _make(kind: type[E], options: dict[str, Any], **given: Any) -> E:
     return made
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    pandas = require("pandas", extra="recovery")
-    from eckart.recovery._forms import is_frame
-
-    if path.suffix == ".parquet":
-        require("pyarrow", extra="recovery")
-    try:
-        table = pandas.read_parquet(path) if path.suffix == ".parquet" else pandas.read_csv(path)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"ratings {path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not is_frame(table):
-        raise InputError(
-            f"ratings {path} has columns {', '.join(map(str, table.columns))}: name them user, item and rating"
-        )
-    return table
+def _held_pairs(table: pd.DataFrame, test_share: float, seed: int) -> np.ndarray:
+    """Which ratings are held out: all of a (user, item) pair or none, so that no answer is among what is learned."""
+    user, item, _ = table.columns
+    pair = table.groupby([user, item], sort=False).ngroup().to_numpy()
+    drawn = np.random.default_rng(seed).random(int(pair.max(initial=-1)) + 1) < test_share
+    held: np.ndarray = drawn[pair]
+    return held
 
 
 def _factor_table(names: np.ndarray, bias: np.ndarray, factors: np.ndarray) -> pd.DataFrame:
@@ -255,7 +255,7 @@ def eigenvector(
     from eckart.recovery import StreamingPCA
 
     if output is not None:
-        check_output_file(output)
+        check_output_file(output, inputs={"ROWS": source if isinstance(source, str | os.PathLike) else None})
     try:
         opened = open(source, "rb") if isinstance(source, str | os.PathLike) else nullcontext(source)  # noqa: SIM115
     except OSError as error:

@@ -1,0 +1,73 @@
+"""Checkpoints that a kill or a power cut cannot spoil: each lists its files when all of them are on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from eckart.errors import InputError
+from eckart.files import atomic_write, sync
+
+LIST = "files.json"
+"""The list of a checkpoint's files, each with its SHA-256; written last."""
+
+
+class KeepWhole(TrainerCallback):
+    """Has the files of a checkpoint on the disk, then lists them."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(folder)): _digest(path) for path in files}
+        for path in (*files, *{path.parent for path in files}):
+            sync(path)
+        with atomic_write(folder / LIST) as path:
+            path.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+        for directory in (folder, folder.parent):
+            sync(directory)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def last_whole(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint; torn ones that are newer are removed. None where there is none.
+
+    Raises:
+        InputError: a file was taken from the newest complete one: without it the run would go on with other numbers.
+    """
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        listed = _listed(path)
+        if absent := sorted(name for name in listed or () if not (path / name).is_file()):
+            raise InputError(
+                f"--resume: {path} lacks {', '.join(absent)}, without which the numbers would be others: put it back, "
+                "or remove that directory to go on from the checkpoint before it"
+            )
+        if listed and all(_is_same(path / name, digest) for name, digest in listed.items()):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def _is_same(path: Path, digest: str) -> bool:
+    try:
+        return _digest(path) == digest
+    except OSError:
+        return False
+
+
+def _listed(checkpoint: Path) -> dict[str, str] | None:
+    """The files of a checkpoint; None where it was not finished."""
+    try:
+        listed: dict[str, str] = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return listed if isinstance(listed, dict) else None
