@@ -71,7 +71,7 @@ def recovery() -> list[str]:
         f"itself, an exact one to {cholesky:.3f} ([MatrixCompletion](robust-altmin.md)).",
         f"On MovieLens `latest-small` MatrixCompletion has an RMSE of {ours:.4f}, the best of the other "
         f"packages {best:.4f}, "
-        "none of them tuned ([ratings](robust-altmin.md#real-ratings)).",
+        "none of them tuned on what is held out ([ratings](robust-altmin.md#real-ratings)).",
         f"The time of an iteration of completion grows like |Ω|^{cost['exponent in ratings, cg']:.2f}, up "
         "to ten million "
         "ratings ([cost](robust-altmin.md#cost)).",

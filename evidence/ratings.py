@@ -1,7 +1,7 @@
 """Matrix completion on real ratings beside Surprise and implicit, on one split.
 
 RMSE on a random fifth of a file of ratings (columns userId, movieId, rating), such as MovieLens `latest-small`; the
-other packages take part where they are installed (scikit-surprise, implicit). No option of any model is tuned.
+other packages take part where they are installed (scikit-surprise, implicit). Nothing is chosen on that fifth.
 """
 
 from __future__ import annotations

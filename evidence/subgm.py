@@ -20,9 +20,16 @@ from evidence._record import Rows
 
 D, R, MEASUREMENTS = 20, 3, 1500
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-ROBUST: dict[str, Any] = {"eta0": 0.2, "decay": 0.985, "alpha": 1e-4, "max_iter": 900}
+ROBUST: dict[str, Any] = {"eta0": 0.2, "decay": 0.985, "alpha": 1e-4, "max_iter": 900, "norm": "fro"}
 ARMS: dict[str, dict[str, Any]] = {f"ℓ1, r′ = {k}": {"rank": k, **ROBUST} for k in (R, 2 * R, D)}
-ARMS["ℓ2, r′ = 20"] = {"loss": "l2", "step": "constant", "eta0": 0.1, "alpha": 0.1, "tol": 1e-6}
+ARMS["ℓ2, r′ = 20"] = {
+    "rank": D,
+    "loss": "l2",
+    "step": "constant",
+    "eta0": 0.1,
+    "alpha": 0.1,
+    "tol": 1e-6,
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +57,7 @@ def run(_: argparse.Namespace) -> Rows:
         for arm, options in ARMS.items()
         for p in SHARES
     ]
-    start = ROBUST | {"decay": 0.99, "max_iter": 1500}
+    start = ROBUST | {"rank": D, "decay": 0.99, "max_iter": 1500}
     starts: Rows = [
         {"alpha": alpha, "error": error(0.3, 0, **start | {"alpha": alpha})}
         for alpha in (0.1, 0.01, 1e-3, 1e-4)

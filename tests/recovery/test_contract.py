@@ -71,9 +71,9 @@ TABLES = "NaN is a missing entry of a table, which comes without y; measurements
 @pytest.mark.parametrize(
     ("estimator", "failing"),
     [
-        (RobustLowRank(1, max_iter=10), {"check_estimators_pickle": TABLES}),
+        (RobustLowRank(1, max_iter=2), {"check_estimators_pickle": TABLES}),
         (
-            RobustLowRank(max_iter=10),
+            RobustLowRank(max_iter=2),
             {
                 "check_estimators_pickle": TABLES,
                 "check_sample_weight_equivalence_on_dense_data": DRAWN,

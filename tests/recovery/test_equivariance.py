@@ -20,8 +20,8 @@ RECTANGULAR, MEASURED = gaussian(low_rank(6, 9, 2), 240)
 NOISE = 0.3 * np.random.default_rng(5).normal(size=(60, 40))
 TABLE = masked(3 * low_rank(60, 40, 3) + 0.1 * NOISE, 0.7, 1)
 RATINGS = np.round(masked(4 + 8 * low_rank(60, 40, 2) + NOISE, 0.6), 6)
-GROSS = np.where(np.random.default_rng(2).random((50, 30)) < 0.1, 5.0, 0.0)
-SPOILT = masked(low_rank(50, 30, 2) + GROSS, 0.8, 3)
+GROSS = np.where(np.random.default_rng(2).random((30, 20)) < 0.1, 5.0, 0.0)
+SPOILT = masked(low_rank(30, 20, 2) + GROSS, 0.8, 3)
 ROWS = light_rows(400, 9, 12.0)
 
 
@@ -51,7 +51,7 @@ LINEAR = {
     "robust table, rank unknown": (lambda X: RobustLowRank().fit(X).matrix_, SPOILT),
     "robust table, sparse part": (lambda X: RobustLowRank(2, max_iter=300).fit(X).sparse_.toarray(), SPOILT),
     "robust table, new rows": (
-        lambda X: (m := RobustLowRank(2, max_iter=300).fit(X[:40])).inverse_transform(m.transform(X[40:])),
+        lambda X: (m := RobustLowRank(2, max_iter=300).fit(X[:24])).inverse_transform(m.transform(X[24:])),
         SPOILT,
     ),
     "completion": (whole, RATINGS),
@@ -123,11 +123,8 @@ def test_permuted_rows_and_columns_are_completed_to_permuted_ones(options, seed:
 @given(seed=st.integers(0, 2**31))
 def test_permuted_tables_and_measurements_are_recovered_permuted(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    rows, cols, order = rng.permutation(50), rng.permutation(30), rng.permutation(260)
-    first, again = (
-        RobustLowRank(2, max_iter=300).fit(SPOILT),
-        RobustLowRank(2, max_iter=300).fit(SPOILT[rows][:, cols]),
-    )
+    rows, cols, order = rng.permutation(30), rng.permutation(20), rng.permutation(260)
+    first, again = RobustLowRank(2).fit(SPOILT), RobustLowRank(2).fit(SPOILT[rows][:, cols])
     np.testing.assert_allclose(again.matrix_, first.matrix_[rows][:, cols], atol=1e-4)
     np.testing.assert_array_equal(again.outlier_mask_, first.outlier_mask_[rows][:, cols])
     np.testing.assert_allclose(

@@ -14,7 +14,15 @@ from eckart.cli.words import layers
 from eckart.errors import InputError
 
 USUAL = ("matrix_nuclear_norm", "matrix_entropy", "effective_rank", "energy_rank", "stable_rank")
-FURTHER = ("nuclear_norm", "renyi_entropy")
+FURTHER = (
+    "nuclear_norm",
+    "renyi_entropy",
+    "participation_ratio",
+    "alpha_req",
+    "rankme",
+    "anisotropy",
+    "two_nn",
+)
 
 
 def _splits() -> tuple[str, ...]:
@@ -38,7 +46,7 @@ def measure(
         option(
             "NAMES",
             f"With commas, out of {', '.join(USUAL[:-1])} and {USUAL[-1]} (these when left out), "
-            f"{' and '.join(FURTHER)}.",
+            f"{', '.join(FURTHER[:-1])} and {FURTHER[-1]}.",
             autocompletion=choices(lambda: (*USUAL, *FURTHER)),
         ),
     ] = None,

@@ -116,6 +116,19 @@ def test_scores_are_the_metrics_of_each_text_alone() -> None:
     assert set(names) == {*metrics.METRICS, "matrix_nuclear_norm_relative", "nuclear_norm_relative"}
 
 
+def test_metrics_of_states_as_they_are() -> None:
+    model, batches = tiny_gpt2().eval(), some_batches(tokens=14)
+    scores = measure_model(model, batches, metrics=list(metrics.RAW_METRICS))
+    rows = [ids[mask] for batch in batches for ids, mask in zip(*batch, strict=True)]
+    with torch.no_grad():
+        states = [model(input_ids=row[None], output_hidden_states=True).hidden_states for row in rows]
+    assert {score.metric for score in scores.scores} == set(metrics.RAW_METRICS)
+    for score in scores.scores:
+        values = torch.stack([getattr(metrics, score.metric)(s[score.layer][0]).double() for s in states])
+        assert score.mean == pytest.approx(values[~values.isnan()].mean().item(), rel=1e-4)
+        assert score.skipped == values.isnan().sum()
+
+
 def test_the_last_layer_is_after_the_final_norm_with_and_without_a_head() -> None:
     model, batches = tiny_gpt2().eval(), some_batches()
     headed = GPT2LMHeadModel(model.config)

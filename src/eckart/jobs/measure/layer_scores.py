@@ -40,7 +40,7 @@ def measure_model(
         model: a model of transformers that reads token ids, with or without a head, on any device.
         batches: token ids and masks, True for tokens that are no padding; read once.
         name: what the scores say the model is.
-        metrics: names out of `eckart.metrics.METRICS`.
+        metrics: names out of `eckart.metrics.METRICS` and `eckart.metrics.RAW_METRICS`.
         layers: "all", "last", or numbers: 0 the embeddings, −1 the last. The last is always among them: its states are
             those after the model's final norm.
         skip_first: tokens at the start of each text that do not count, such as attention sinks.

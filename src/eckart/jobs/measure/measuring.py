@@ -63,7 +63,7 @@ def measure(
     Args:
         models: model directories or hub names; None, alone or among them, is the built-in MiniLM.
         data: file, directory or hub name; None is Python's own docstrings. Labels are ignored.
-        metrics: names out of `eckart.metrics.METRICS`.
+        metrics: names out of `eckart.metrics.METRICS` and `eckart.metrics.RAW_METRICS`.
         layers: "all", "last", or numbers, as in `measure_model`.
         text_column: column of the text, or two joined by a comma; found by its name when None.
         split: "train", "validation", "test", or "all" of them.
