@@ -33,7 +33,7 @@ class Range:
     def __contains__(self, value: object) -> bool:
         number: Any = value
         above = number > self.low if self.open_low else number >= self.low
-        return above and (number < self.high if self.open_high else number <= self.high)
+        return bool(above and (number < self.high if self.open_high else number <= self.high))
 
 
 _COUNT = Range("a whole number of at least 1", 1, LARGEST)

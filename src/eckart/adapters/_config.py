@@ -118,12 +118,13 @@ class AdapterConfig(PeftConfig):
             raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
         for name in ("target_modules", "exclude_modules", "layers_pattern"):
             check_pattern(name, getattr(self, name))
-        for pattern, r in (self.rank_pattern or {}).items():
+        ranks: Any = self.rank_pattern or {}
+        for pattern, r in ranks.items():
             check_pattern("rank_pattern", pattern)
             if isinstance(r, list | tuple):  # of a convolution, in parts
                 continue
             try:
-                self.rank_pattern[pattern] = check_number("r", r, "int")  # type: ignore[index]  # it is there
+                ranks[pattern] = check_number("r", r, "int")
             except InputError:
                 raise InputError(
                     f"rank_pattern of {pattern!r} is {r!r}: give a whole number of at least 1"

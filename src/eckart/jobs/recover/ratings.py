@@ -44,9 +44,9 @@ def read_ratings(
     plain = {str(name).lower().replace("_", "").removesuffix("id").strip(): name for name in table}
     picked = [next((plain[name] for name in group if name in plain), None) for group in NAMES]
     if None in picked:
-        names = ", ".join(map(str, table))
+        there = ", ".join(map(str, table))
         raise InputError(
-            f"ratings {path} has columns {names}: name them user, item and rating, in the file or with --columns"
+            f"ratings {path} has columns {there}: name them user, item and rating, in the file or with --columns"
         )
     user, item, rating = (table[str(name)] for name in picked)
     numbers = [

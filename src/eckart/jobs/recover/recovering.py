@@ -106,8 +106,8 @@ def complete(
     factors = _factors(model)
     with locked(output), atomic_directory(output, overwrite=overwrite) as folder:
         model.save(folder / "model")
-        for name, columns in zip(("users.csv", "items.csv"), factors, strict=True):
-            _factor_table(*columns).to_csv(folder / name, index=False)
+        for name, factor in zip(("users.csv", "items.csv"), factors, strict=True):
+            _factor_table(*factor).to_csv(folder / name, index=False)
         (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
