@@ -63,13 +63,21 @@ FAMILIES = {
         "scikit-learn estimators in `eckart.recovery`; two also as [`eckart recover`]({docs}commands/recover.md).",
         "recovery",
     ),
+    "training": (
+        "Training rules",
+        "Rules of `eckart.training` that act while adapters train: `.attach(model, optimizer)`, a callback for "
+        "transformers' Trainer, and [`eckart compare --methods lora+allora`]({docs}commands/compare.md).",
+        "training",
+    ),
 }
 """Of each family the title, a line about it, and the folder of its pages."""
 
 
 def page(method: eckart.MethodInfo) -> str:
     """The page of a method, as seen from docs/."""
-    return f"{FAMILIES[method.family][2]}/{method.slug}.md"
+    own = f"{FAMILIES[method.family][2]}/{method.slug}.md"
+    # A rule that is part of an adapter's procedure is described on the adapter's page.
+    return own if (ROOT / "docs" / own).exists() else f"methods/{method.slug.partition('-')[0]}.md"
 
 
 def tables(docs: str, heading: str) -> str:

@@ -32,6 +32,7 @@ FAMILY_HEADINGS = {
     "metrics": ("What it does not measure",),
     "optim": ("What it saves",),
     "recovery": ("Attributes",),
+    "training": (),
 }
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 REPOSITORY = GENERATE["PROJECT"]["urls"]["Repository"]

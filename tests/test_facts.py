@@ -69,7 +69,7 @@ def test_a_base_that_no_file_tells_of_adds_nothing(tmp_path: Path) -> None:
     assert (one.info.knob, set(one.options)) == ("r", {"seed", "r"})
 
 
-@pytest.mark.parametrize("title", ['title="T" + "x"', "title=NAME", "subtitle='x'"])
+@pytest.mark.parametrize("title", ['title="T" + "x"', "title=NAME"])
 def test_what_is_no_literal_or_missing_is_named(tmp_path: Path, title: str) -> None:
     text = METHOD.replace('title="One"', title)
     with pytest.raises(Unreadable, match=r"method\.py: what One is registered with is no literal"):

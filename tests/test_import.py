@@ -46,7 +46,7 @@ BELOW = {
 ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
-BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
+BELOW["jobs"] = {"tasks", "catalog"} | BELOW["tasks"]
 GROUND = {"adapter_files", "arguments", "errors", "extras", "face", "files", "hub", "quiet", "tensors"}
 
 

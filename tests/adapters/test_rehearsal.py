@@ -116,15 +116,11 @@ def test_weights_in_pieces(saved: Path) -> None:
     refuse(saved, f"has no {WEIGHTS}")
 
 
-def test_pefts_other_file_is_checked_alike(saved: Path) -> None:
+def test_nothing_is_unpickled(saved: Path) -> None:
     state = load_file(saved / WEIGHTS)
     (saved / WEIGHTS).unlink()
     torch.save(state, saved / "adapter_model.bin")
-    assert isinstance(PeftModel.from_pretrained(bert(), saved), PeftModel)
-    torch.save(state | {f"{LAYER}.base_layer.weight": torch.ones(16, 16)}, saved / "adapter_model.bin")
-    refuse(saved, "belongs to no adapter")
-    torch.save({"model": nn.Linear(2, 2)}, saved / "adapter_model.bin")
-    refuse(saved, "damaged or holds more than tensors")
+    refuse(saved, "is pickled, and nothing is unpickled here")
 
 
 def llama() -> LlamaForCausalLM:

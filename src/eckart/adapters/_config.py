@@ -129,7 +129,7 @@ class AdapterConfig(PeftConfig):
             if isinstance(r, list | tuple):  # of a convolution, in parts
                 continue
             try:
-                self.rank_pattern[pattern] = check_number("r", r, "int")  # type: ignore[index]  # it is there
+                ranks[pattern] = check_number("r", r, "int")
             except InputError:
                 raise InputError(
                     f"rank_pattern of {pattern!r} is {r!r}: give a whole number of at least 1"
