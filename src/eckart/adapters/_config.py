@@ -129,11 +129,12 @@ class AdapterConfig(PeftConfig):
             if isinstance(r, list | tuple):  # of a convolution, in parts
                 continue
             try:
-                ranks[pattern] = check_number("r", r, "int")
+                pattern_ranks[pattern] = check_number("r", r, "int")
             except InputError:
                 raise InputError(
                     f"rank_pattern of {pattern!r} is {r!r}: give a whole number of at least 1"
                 ) from None
+        self.rank_pattern = pattern_ranks or None
 
     def _check_numbers(self) -> None:
         """Hold the options that are plain numbers or booleans to their types and ranges; NumPy's become Python's."""
