@@ -15,7 +15,16 @@ from eckart._facts import Method, MethodInfo, Unreadable, module_file, package_f
 from eckart.arguments import check_number, check_pattern, hint, method_hint
 from eckart.errors import InputError
 
-__all__ = ["ROOMS", "Method", "MethodInfo", "check_options", "find_adapter", "methods", "read_room"]
+__all__ = [
+    "ROOMS",
+    "Method",
+    "MethodInfo",
+    "check_options",
+    "find_adapter",
+    "find_rule",
+    "methods",
+    "read_room",
+]
 
 ROOMS = ("adapters", "compression", "federated", "layers", "metrics", "optim", "recovery", "training")
 """The rooms that hold methods: a new one is entered here."""
@@ -53,6 +62,20 @@ def find_adapter(method: str) -> Method:
     slugs = sorted({found.info.slug for found in known.values()})
     near = method_hint(slug, known)
     raise InputError(f"unknown method {method!r}: {near} Known: {', '.join(slugs)}")
+
+
+def find_rule(rule: str) -> Method:
+    """A training rule, by slug.
+
+    Raises:
+        InputError: no such rule; names the nearest.
+    """
+    slug = rule.strip().lower().replace("_", "-")
+    known = {found.info.slug: found for found in _methods_of("training")}
+    if slug not in known:
+        near = hint(slug, known, "see `eckart methods --family training`.", cutoff=0.4)
+        raise InputError(f"unknown rule {rule!r}: {near} Known: {', '.join(sorted(known))}")
+    return known[slug]
 
 
 def check_options(method: Method, options: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eckart.arguments import read_budget
-from eckart.catalog import check_options, find_adapter
+from eckart.catalog import check_options, find_adapter, find_rule
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import LABELS
 
@@ -31,7 +31,10 @@ def check_methods(methods: str) -> None:
     """
     for word in methods.split(","):
         if (name := word.strip()) and name != "all" and name not in LABELS:
-            find_adapter(name)
+            adapter, *rules = name.split("+")
+            find_adapter(adapter)
+            for rule in rules:
+                find_rule(rule)
 
 
 def check_method(method: str, options: dict[str, object], budget: str | None) -> None:
