@@ -207,7 +207,7 @@ def read_budget(budget: str | int) -> tuple[float, str]:
     """
     match = _BUDGET.fullmatch(str(budget))
     unit = match[2].lower() if match else None
-    if match is None or unit not in {"%", *PARAMETER_UNITS, *BYTE_UNITS} or not 0 < float(match[1]) < 1e18:
+    if match is None or unit not in {"%", *PARAMETER_UNITS, *BYTE_UNITS} or not float(match[1]) < 1e18:
         raise InputError(
             f"budget {str(budget)!r} is not understood: write 0.5%, 200k, 1.5M (parameters) or 1MB (bytes)"
         )

@@ -192,7 +192,7 @@ def test_defaults_adapt_to_the_layers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"equivalent_rank": 0}, "equivalent_rank is 0: give at least 1"),
+        ({"equivalent_rank": 0}, "equivalent_rank is 0: give a whole number of at least 1"),
         ({"private_rank": 3}, "private_rank is 3, above equivalent_rank = 2"),
         ({"private_rank": 2, "r": 1}, r"r is 1, but layer 0.q \(24, 24\) allows 2 to 2"),
         ({"shards_per_vector": 5}, r"shards_per_vector is 5: layer 0.q \(24, 24\) needs a divisor of 24"),

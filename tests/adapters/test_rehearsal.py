@@ -116,11 +116,15 @@ def test_weights_in_pieces(saved: Path) -> None:
     refuse(saved, f"has no {WEIGHTS}")
 
 
-def test_nothing_is_unpickled(saved: Path) -> None:
+def test_pefts_other_file_is_checked_alike(saved: Path) -> None:
     state = load_file(saved / WEIGHTS)
     (saved / WEIGHTS).unlink()
     torch.save(state, saved / "adapter_model.bin")
-    refuse(saved, "is pickled, and nothing is unpickled here")
+    assert isinstance(PeftModel.from_pretrained(bert(), saved), PeftModel)
+    torch.save(state | {f"{LAYER}.base_layer.weight": torch.ones(16, 16)}, saved / "adapter_model.bin")
+    refuse(saved, "belongs to no adapter")
+    torch.save({"model": nn.Linear(2, 2)}, saved / "adapter_model.bin")
+    refuse(saved, "damaged or holds more than tensors")
 
 
 def llama() -> LlamaForCausalLM:

@@ -282,7 +282,7 @@ def test_methods(run: Run) -> None:
     assert code == 0
     rows = json.loads(run("methods", "--json")[1])
     assert all(row["slug"] in out and row["arxiv"] in out for row in rows)
-    names = ("adapters", "compression", "layers", "metrics", "recovery")
+    names = ("adapters", "compression", "federated", "layers", "metrics", "optim", "recovery", "training")
     families = [json.loads(run("methods", "--family", name, "--json")[1]) for name in names]
     assert [row for family in families for row in family] == rows
     assert [row["slug"] for row in families[0]] == sorted(eckart.adapters.ADAPTERS)

@@ -13,8 +13,8 @@ WAIT = """
 import importlib, sys, time
 app = importlib.import_module("eckart.cli.app")
 def wait():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("written", flush=True)

@@ -42,5 +42,5 @@ def test_a_run_with_its_options_and_its_config_again(
 
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--steps", "0", "--output", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.strip() == "eckart: error: --steps 0: give a whole number from 1 up"
+    assert capsys.readouterr().err.strip() == "eckart: error: steps is 0: give at least 1"
     assert not (tmp_path / "run").exists()

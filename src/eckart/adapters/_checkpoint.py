@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.linalg.random import seeded_generator
-from eckart.tensors import read_finite
+from eckart.tensors import check_finite, read_finite
 
 WEIGHTS_NAME, PICKLED_NAME = "adapter_model.safetensors", "adapter_model.bin"
 INSIDE = ".eckart_adapters."
@@ -26,7 +26,7 @@ def find_weights(directory: Path) -> Path:
     """The one file of weights that a local adapter checkpoint has, and that PEFT will read.
 
     Raises:
-        InputError: none, several, or weights in pieces, of which PEFT reads one; a pickle.
+        InputError: none, several, or weights in pieces, of which PEFT reads one.
     """
     files = [
         file
@@ -36,11 +36,6 @@ def find_weights(directory: Path) -> Path:
     names = [file.name for file in files]
     if not {WEIGHTS_NAME, PICKLED_NAME} & set(names):
         raise InputError(f"checkpoint {directory} has no {WEIGHTS_NAME}: it is incomplete or not an adapter")
-    if names == [PICKLED_NAME]:
-        raise InputError(
-            f"checkpoint {directory} is pickled, and nothing is unpickled here: save it again as {WEIGHTS_NAME}, with "
-            "the PEFT that wrote it"
-        )
     if len(files) > 1:
         raise InputError(
             f"checkpoint {directory} holds {' and '.join(names[:2])}, of which one would be read: remove the other"
@@ -60,10 +55,28 @@ def read_outline(directory: Path, whole: Collection[str] = ()) -> dict[str, Tens
         InputError: the file is not there, one of several, cut short or no safetensors file, or a tensor holds NaN or
             Inf.
     """
+    path = find_weights(directory)
+    shown = f"checkpoint {directory}"
+    found = read_finite(path, shown) if path.suffix == ".safetensors" else _read_by_peft(path, shown)
     return {
         key: tensor if INSIDE not in key or key.rpartition(".")[2] in whole else tensor.to("meta")
-        for key, tensor in read_finite(find_weights(directory), f"checkpoint {directory}")
+        for key, tensor in found
     }
+
+
+def _read_by_peft(path: Path, shown: str) -> Iterator[tuple[str, Tensor]]:
+    """As `read_finite`, for the file that PEFT writes without safetensors: PEFT reads it, tensors and nothing else."""
+    from peft.utils.save_and_load import load_peft_weights
+
+    try:
+        tensors = load_peft_weights(str(path.parent), device="cpu")
+    except Exception as error:
+        raise InputError(
+            f"{shown}: {path.name} is damaged or holds more than tensors ({first_line(error)})"
+        ) from None
+    for name, tensor in tensors.items():
+        check_finite(name, tensor, path, shown)
+        yield name, tensor
 
 
 def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ def complete(
     ],
     output: Output,
     sep: Annotated[
-        str | None, option("TEXT", "Between fields, such as ; or :: or tab; a comma when left out.")
+        str | None, option("CHARS", "Between fields, such as ; or :: or tab; a comma when left out.")
     ] = None,
     columns: Annotated[
         str | None, option("NAMES", "Names of the columns, with commas, of a file that has no header.")

@@ -13,12 +13,12 @@ from eckart.training.snella_allocation import SNELLAAllocation as SNELLAAllocati
 from eckart.training.triadaptlora import TriAdaptLoRA as TriAdaptLoRA
 
 __all__ = [
-    "RULES",
     "ALLoRA",
     "DiffoRA",
     "IncreLoRA",
     "LoRAGGPO",
     "LoRAMGPO",
+    "RULES",
     "Rule",
     "SNELLAAllocation",
     "SaRASelection",

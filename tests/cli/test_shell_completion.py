@@ -72,7 +72,7 @@ def test_commands_options_and_names_are_offered(bash: Bash) -> None:
     assert bash("eckart", "recover", "") == ["complete", "eigenvector"]
     assert bash("eckart", "adapt", "--se") == ["--seed"]
     assert {"--json", "--config", "--debug", "--overwrite"} <= set(bash("eckart", "merge", "--"))
-    assert bash("eckart", "adapt", "--method", "s") == ["salt", "snell", "svfit"]
+    assert bash("eckart", "adapt", "--method", "s") == ["salt", "sara", "snell", "snella", "svfit"]
     assert bash("eckart", "compare", "--methods", "lora,sv") == ["lora,svfit"]
     assert bash("eckart", "compare", "--methods", "h") == ["head-only"]
     assert bash("eckart", "adapt", "--kind", "ca") == ["causal-lm"]
