@@ -49,7 +49,7 @@ def fixed(size: int) -> int:
 
 def tracing() -> bool:
     """Whether `torch.jit.trace` is at work."""
-    return bool(torch._C._is_tracing())
+    return not torch.compiler.is_compiling() and bool(torch._C._is_tracing())
 
 
 def fft_length(least: int) -> int:

@@ -95,15 +95,18 @@ def test_training_over_clients_learns(files, tmp_path: Path, in_process) -> None
         **small(
             files,
             tmp_path / "run",
-            rounds=5,
+            rounds=8,
             fraction=1.0,
             partition="iid",
-            local_epochs=4,
-            lr=2e-2,
-            head_lr=2e-2,
+            local_epochs=6,
+            lr=5e-3,
+            head_lr=5e-3,
         )
     )
-    assert metrics["test"]["score"] > 0.7
+    with open(tmp_path / "run" / "rounds.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.9 * losses[0]  # ln 2 at first: twelve examples of two labels
+    assert metrics["validation"]["score"] > 0.7
 
 
 @pytest.mark.parametrize("strategy", ["lora-fair", "fedex-lora"])

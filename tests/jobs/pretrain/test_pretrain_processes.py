@@ -41,7 +41,7 @@ def launched(**arguments: Any) -> None:
         timeout=500,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-9000:]
 
 
 def test_two_processes_train_as_one_does_and_resume(corpus: Path, arch: Path, tmp_path: Path) -> None:

@@ -49,16 +49,19 @@ def prepare(given: Mapping[str, Any], directory: Path) -> Prepared:
         InputError: a corpus or tokenizer that cannot be used, a split shorter than one sequence.
     """
     from accelerate import PartialState  # type: ignore[import-untyped]
+    from filelock import FileLock
     from transformers import AutoTokenizer
 
     with PartialState().main_process_first():
-        if not (directory / TOKENS / "corpus.json").is_file():
-            with atomic_directory(directory / TOKENS, overwrite=True) as temporary:
-                tokenizer = _tokenizer(given)
-                tokenizer.save_pretrained(temporary)
-                encode(documents(given["data"], given["column"]), tokenizer, temporary)
-                for split in SPLITS:
-                    TokenStore(temporary / f"{split}.safetensors", given["length"])
+        directory.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory / ".tokens.lock"):  # of several processes the first encodes, the others wait
+            if not (directory / TOKENS / "corpus.json").is_file():
+                with atomic_directory(directory / TOKENS, overwrite=True) as temporary:
+                    tokenizer = _tokenizer(given)
+                    tokenizer.save_pretrained(temporary)
+                    encode(documents(given["data"], given["column"]), tokenizer, temporary)
+                    for split in SPLITS:
+                        TokenStore(temporary / f"{split}.safetensors", given["length"])
     tokenizer = AutoTokenizer.from_pretrained(directory / TOKENS)
     splits = {s: TokenStore(directory / TOKENS / f"{s}.safetensors", given["length"]) for s in SPLITS}
     return Prepared(tokenizer, read_stored(directory / TOKENS), splits)
