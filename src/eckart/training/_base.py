@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eckart.adapters import Adapter, EckartLayer, walk
+from eckart.arguments import hint
 from eckart.errors import InputError
 from eckart.files import atomic_write
 
@@ -232,7 +232,6 @@ def get_rule(name: str) -> type[Rule]:
     """
     slug = name.strip().lower().replace("_", "-")
     if slug not in RULES:
-        near = difflib.get_close_matches(slug, RULES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `eckart methods --family training`."
-        raise InputError(f"unknown rule {name!r}: {hint} Known: {', '.join(sorted(RULES))}")
+        near = hint(slug, RULES, "see `eckart methods --family training`.", cutoff=0.4)
+        raise InputError(f"unknown rule {name!r}: {near} Known: {', '.join(sorted(RULES))}")
     return RULES[slug]
