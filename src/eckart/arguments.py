@@ -203,7 +203,7 @@ def read_budget(budget: str | int) -> tuple[float, str]:
     """The number of a budget and its unit: ``"%"``, one of `PARAMETER_UNITS` or one of `BYTE_UNITS`.
 
     Raises:
-        InputError: not a budget.
+        InputError: not a budget, or one of nothing.
     """
     match = _BUDGET.fullmatch(str(budget))
     unit = match[2].lower() if match else None
@@ -211,4 +211,6 @@ def read_budget(budget: str | int) -> tuple[float, str]:
         raise InputError(
             f"budget {str(budget)!r} is not understood: write 0.5%, 200k, 1.5M (parameters) or 1MB (bytes)"
         )
-    return float(match[1]), unit
+    if not (value := float(match[1])):
+        raise InputError(f"budget {str(budget)!r} comes to 0: give a larger one")
+    return value, unit
