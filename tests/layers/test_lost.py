@@ -172,6 +172,7 @@ def test_kept_for_the_backward_pass_are_input_parameters_and_r_numbers_a_token(a
     y.sum().backward()
 
 
+@pytest.mark.compiled
 def test_half_precision_autocast_and_compiling() -> None:
     x, exact = numbers(9, 8).float(), layer_of(activation="silu").float()
     half = layer_of(activation="silu").to(torch.bfloat16)

@@ -437,6 +437,7 @@ def test_a_layer_in_double_becomes_single_not_half_and_moves_otherwise_as_told()
     assert layer.to("meta").kernel.A_imag.is_meta
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
 @pytest.mark.parametrize("cls", [S4D, S4DBlock])
 def test_a_trace_has_the_numbers_and_gradients_of_the_layer(cls: Any, options: dict[str, Any]) -> None:

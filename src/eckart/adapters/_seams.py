@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eckart.adapters._peft_layer import EckartLayer
 
 
+@runtime_checkable
 class Seam(Protocol):
     """What a rule puts between an adapter and its layer: it sees what the adapter gives and the gradient that comes
     back. A gradient that it changes reaches the adapter's parameters alone; that of the layer's input stays exact."""
@@ -27,6 +28,7 @@ class Seam(Protocol):
         """On the folded route: ΔW."""
 
 
+@runtime_checkable
 class Companion(Protocol):
     """A change of the weight that acts beside an adapter while training, and is never saved, counted or merged. It may
     be asked twice in a step, and must give the same both times; one that is a `LowRankAdapter` acts by its factors."""

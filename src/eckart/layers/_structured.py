@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,7 @@ class StructuredLinear(nn.Module):
         self.weight = None if frozen is None else nn.Parameter(frozen, requires_grad=False)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> Self:
+    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> StructuredLinear:
         """The layer that takes a linear layer's place before training.
 
         Args:

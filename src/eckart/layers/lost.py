@@ -11,7 +11,7 @@ Source: Li et al., "LOST: Low-rank and Sparse Pre-training for Large Language Mo
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -135,7 +135,7 @@ class LOSTLinear(StructuredLinear):
         return int(options["r"]) * (in_features + out_features) + out_features * columns
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> Self:
+    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> LOSTLinear:
         made: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         layer = cls(
             linear.in_features, linear.out_features, linear.bias is not None, seed=key, **options, **made

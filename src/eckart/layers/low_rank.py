@@ -7,7 +7,7 @@ Source: the start is Khodak et al., 2021, arXiv:2105.01029; the comparison is th
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,7 +56,7 @@ class LowRankLinear(StructuredLinear):
         return int(options["r"]) * (in_features + out_features)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> Self:
+    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> LowRankLinear:
         weight = linear.weight
         layer = cls(
             linear.in_features,

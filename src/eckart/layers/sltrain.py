@@ -11,7 +11,7 @@ Source: Han et al., "SLTrain: a sparse plus low-rank approach for parameter and 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -144,7 +144,7 @@ class SLTrainLinear(StructuredLinear):
         return r * (in_features + out_features) + entries(in_features, out_features, share) + scaling
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> Self:
+    def from_linear(cls, linear: nn.Linear, key: int, **options: Any) -> SLTrainLinear:
         made: dict[str, Any] = {"device": linear.weight.device, "dtype": linear.weight.dtype}
         layer = cls(
             linear.in_features, linear.out_features, linear.bias is not None, seed=key, **options, **made

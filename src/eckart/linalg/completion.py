@@ -37,7 +37,7 @@ DIRECT_RANK, DIRECT_ROWS = 64, 4
 class Compressed:
     """Observed entries sorted by row: those of row i are ``pointer[i] … pointer[i + 1] − 1``."""
 
-    pointer: Int[Tensor, " m+1"]
+    pointer: Int[Tensor, " rows_and_one"]
     column: Int[Tensor, " nnz"]
     value: Float[Tensor, " nnz"]
     weight: Float[Tensor, " nnz"] | None = None

@@ -58,7 +58,7 @@ def _rows(first: int, count: int, n: int, device: torch.device | None) -> Tensor
     return rows
 
 
-@torch.library.custom_op("eckart::dct2", mutates_args=())
+@torch.library.custom_op("eckart::dct2", mutates_args=(), schema="(Tensor x) -> Tensor")
 def dct2(x: Tensor) -> Tensor:
     """x Q₀ᵀ by a real FFT of length n: with v the even columns of x and then the odd ones in falling order,
     V = FFT(v) and W_k = exp(−iπk/(2n)) V_k, y_k = √(2/n) Re W_k and y_{n−k} = −√(2/n) Im W_k.
@@ -79,7 +79,7 @@ def dct2(x: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("eckart::dct3", mutates_args=())
+@torch.library.custom_op("eckart::dct3", mutates_args=(), schema="(Tensor y) -> Tensor")
 def dct3(y: Tensor) -> Tensor:
     """y Q₀ by a real FFT of length n, the steps of `dct2` backwards.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 
@@ -61,7 +61,7 @@ def add_rows(moments: Moments, rows: Float[Tensor, "tokens n"]) -> Moments:
     return Moments(total, moments.mean + delta * (count / total), moments.scatter + scatter + between)
 
 
-def moments_of_table(table: Float[Tensor, "v d"], counts: Float[Tensor, " v"]) -> Moments:
+def moments_of_table(table: Float[Tensor, "v d"], counts: Num[Tensor, " v"]) -> Moments:
     """Moments of the rows of a table, row v seen ``counts[v]`` times.
 
     Args:

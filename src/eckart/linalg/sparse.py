@@ -70,7 +70,11 @@ def csr(
     return torch.searchsorted(support.long(), starts), support.long() % columns, values
 
 
-@torch.library.custom_op("eckart::sparse_product", mutates_args=())
+@torch.library.custom_op(
+    "eckart::sparse_product",
+    mutates_args=(),
+    schema="(Tensor x, Tensor support, Tensor values, SymInt out_features, SymInt in_features) -> Tensor",
+)
 def sparse_product(x: Tensor, support: Tensor, values: Tensor, out_features: int, in_features: int) -> Tensor:
     """x Sᵀ (n, out) of x (n, in); in float32 or wider, returned in x's type."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -82,7 +86,11 @@ def sparse_product(x: Tensor, support: Tensor, values: Tensor, out_features: int
         return (matrix @ x.to(wide).mT).mT.to(x.dtype).contiguous()
 
 
-@torch.library.custom_op("eckart::sparse_product_transposed", mutates_args=())
+@torch.library.custom_op(
+    "eckart::sparse_product_transposed",
+    mutates_args=(),
+    schema="(Tensor g, Tensor support, Tensor values, SymInt out_features, SymInt in_features) -> Tensor",
+)
 def sparse_product_transposed(
     g: Tensor, support: Tensor, values: Tensor, out_features: int, in_features: int
 ) -> Tensor:
@@ -96,7 +104,9 @@ def sparse_product_transposed(
         return (matrix @ g.to(wide).mT).mT.to(g.dtype).contiguous()
 
 
-@torch.library.custom_op("eckart::sampled_product", mutates_args=())
+@torch.library.custom_op(
+    "eckart::sampled_product", mutates_args=(), schema="(Tensor g, Tensor x, Tensor support) -> Tensor"
+)
 def sampled_product(g: Tensor, x: Tensor, support: Tensor) -> Tensor:
     """The entries of gᵀ x (out, in) on the support, (nnz), in float32 or wider; the rest is not computed."""
     wide = torch.promote_types(g.dtype, torch.float32)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from eckart.errors import InputError
 
+Mask = Bool[Tensor, "*batch n"] | Integer[Tensor, "*batch n"]
+"""True or 1 where a row is a token."""
 ROUNDING = 16
 """A centred row shorter than this many units of rounding of a typical token counts as zero."""
 LARGEST = 1e150
@@ -63,7 +65,9 @@ class States:
 
 
 def read_states(
-    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None, normalise: bool = True
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Mask | None = None,
+    normalise: bool = True,
 ) -> States:
     """Check hidden states and their mask, and make the matrices that the metrics look at.
 
@@ -101,7 +105,8 @@ def read_states(
 
 
 def normalised_states(
-    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Mask | None = None,
 ) -> Float[Tensor, "*batch n d"]:
     """Tokens without their mean, each of unit length.
 

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from eckart.metrics._states import Mask
 from eckart.metrics.alpha_req import alpha_req
 from eckart.metrics.entropy import matrix_entropy, renyi_entropy
 from eckart.metrics.geometry import anisotropy, two_nn
@@ -52,7 +53,9 @@ class TextMean(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
-        self, hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None
+        self,
+        hidden: Float[Tensor, "*batch n d"],
+        mask: Mask | None = None,
     ) -> None:
         """Measure these texts and add them.
 

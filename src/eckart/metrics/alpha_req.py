@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.metrics._states import States, read_states
+from eckart.metrics._states import Mask, States, read_states
 
 
 def alpha_req(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     first: int = 1,
     last: int | None = None,

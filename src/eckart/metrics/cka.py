@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.metrics._states import read_states
+from eckart.metrics._states import Mask, read_states
 
 LEAST = 4
 """Tokens that the unbiased estimate needs."""
@@ -18,7 +18,7 @@ LEAST = 4
 def linear_cka(
     x: Float[Tensor, "*batch n p"],
     y: Float[Tensor, "*batch n q"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Centred kernel alignment with the linear kernel, ‖YᵀX‖_F² / (‖XᵀX‖_F ‖YᵀY‖_F), X and Y centred. Differentiable.
 

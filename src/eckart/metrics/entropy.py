@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from eckart.metrics._states import States, read_states
+from eckart.metrics._states import Mask, States, read_states
 
 SMALLEST_SHARE = 1e-12
 """Eigenvalues of Σ at most this are left out of the entropy."""
@@ -16,7 +16,7 @@ SMALLEST_SHARE = 1e-12
 
 def matrix_entropy(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     relative: bool = True,
     normalise: bool = True,
@@ -46,7 +46,7 @@ def matrix_entropy(
 
 def renyi_entropy(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     normalise: bool = True,
 ) -> Float[Tensor, "*batch"]:

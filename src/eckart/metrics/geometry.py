@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.metrics._states import read_states
+from eckart.metrics._states import Mask, read_states
 
 
 def anisotropy(
-    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Mask | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Mean cosine of two different tokens of a text, (‖Σ_i h_i/‖h_i‖ ‖² − n) / (n (n − 1)). Differentiable.
 
@@ -43,7 +44,10 @@ def anisotropy(
 
 
 def two_nn(
-    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None, *, discard: float = 0.1
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Mask | None = None,
+    *,
+    discard: float = 0.1,
 ) -> Float[Tensor, "*batch"]:
     """Intrinsic dimension from the ratio μ_i = r_i2/r_i1 of the distances to the two nearest other tokens.
 

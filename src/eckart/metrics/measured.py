@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg import spectrum
-from eckart.metrics._states import States, read_states
+from eckart.metrics._states import Mask, States, read_states
 from eckart.metrics.alpha_req import decay
 from eckart.metrics.entropy import collision, von_neumann
 from eckart.metrics.geometry import anisotropy, two_nn
@@ -57,7 +57,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
 @torch.no_grad()
 def measure_states(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     metrics: Sequence[str] = tuple(METRICS),
 ) -> dict[str, Float[Tensor, "*batch"]]:
     """Several metrics at once: each value is that of the function of its name with its default options.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg import spectrum
-from eckart.metrics._states import States, read_states
+from eckart.metrics._states import Mask, States, read_states
 from eckart.metrics.entropy import collision
 
 RANKME_SHARE = 1e-7
@@ -19,7 +19,7 @@ RANKME_SHARE = 1e-7
 
 def effective_rank(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     power: float = 1.0,
     normalise: bool = True,
@@ -50,7 +50,7 @@ def effective_rank(
 
 def energy_rank(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     energy: float = 0.9,
     normalise: bool = True,
@@ -77,7 +77,7 @@ def energy_rank(
 
 def stable_rank(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     normalise: bool = True,
 ) -> Float[Tensor, "*batch"]:
@@ -102,7 +102,7 @@ def stable_rank(
 
 def participation_ratio(
     hidden: Float[Tensor, "*batch n d"],
-    mask: Bool[Tensor, "*batch n"] | None = None,
+    mask: Mask | None = None,
     *,
     normalise: bool = True,
 ) -> Float[Tensor, "*batch"]:
@@ -128,7 +128,8 @@ def participation_ratio(
 
 
 def rankme(
-    hidden: Float[Tensor, "*batch n d"], mask: Bool[Tensor, "*batch n"] | None = None
+    hidden: Float[Tensor, "*batch n d"],
+    mask: Mask | None = None,
 ) -> Float[Tensor, "*batch"]:
     """RankMe of embeddings as they are, exp(−Σ p_i ln p_i) with p_i = σ_i/Σσ + 1e-7, neither centred nor normalised.
 
