@@ -132,11 +132,11 @@ def test_an_alternation_ends_when_the_rmse_changes_by_a_share_of_itself() -> Non
     course = iter([10.0, 8.0, 7.2, 7.2, 7.2])
     end = alternate(
         lambda t: (DATA, DATA),
-        V,
-        lambda data, other, ridge, start: V,
+        numbers(M, K),
+        lambda data, other, ridge, start: other,
         lambda U, V: next(course),
         RIDGE,
-        RIDGE,
+        torch.ones(N, dtype=DOUBLE),
         orthonormal=False,
         max_iter=9,
         tol=0.1,

@@ -71,7 +71,7 @@ class SaRAConfig(AdapterConfig):
         if self.chosen is not None and self.chosen < 1:
             raise InputError(f"chosen is {self.chosen}: give at least 1")
 
-    def sizes(self, shape: LayerShape) -> list[Float[Tensor, " n"]]:
+    def sizes(self, shape: LayerShape) -> list[Float[Tensor, " _"]]:
         """The magnitudes of a layer's tensors, the smallest of its weight at −1 so that it is chosen."""
         weight = _flat(shape.matrix()).abs()
         weight[weight.argmin()] = -1.0
@@ -135,7 +135,7 @@ class SaRA(Adapter):
     sara_learn: nn.Parameter
 
     def __init__(
-        self, values: list[Float[Tensor, " n"]], index: list[Int[Tensor, " chosen"]], layer: LayerContext
+        self, values: list[Float[Tensor, " _"]], index: list[Int[Tensor, " _"]], layer: LayerContext
     ) -> None:
         super().__init__(layer)
         self.names = ["sara_learn", "sara_learn_bias"][: len(values)]

@@ -52,7 +52,7 @@ def conjugate_gradient(
     start: Float[Tensor, "*batch k"],
     steps: int,
     R: Float[Tensor, "*batch k k"] | None = None,
-) -> Float[Tensor, "steps+1 *batch k"]:
+) -> Float[Tensor, "iterates *batch k"]:
     """Iterates of conjugate gradients on the normal equations, preconditioned by x = R⁻¹ z where R is given.
 
     Args:
@@ -104,7 +104,7 @@ def preconditioned(
     sketch_rows: int,
     steps: int,
     iteration: Iteration = "pcg",
-) -> Float[Tensor, "steps+1 *batch k"]:
+) -> Float[Tensor, "iterates *batch k"]:
     """Iterates of z ← z + τ R⁻ᵀ(Aᵀ(b − A x) − c x) + μ (z − z₋), x = R⁻¹ z, with ρ = √(k/s):
 
     "unit" τ = 1 (diverges for s < 11.7 k), "damped" τ = (1−ρ²)²/(1+ρ²), "heavy_ball" τ = (1−ρ²)², μ = ρ², or "pcg".
