@@ -15,7 +15,7 @@ SHAPES := tests/linalg tests/metrics tests/layers tests/adapters $(addprefix --i
 
 # What each kind of work installs besides the core.
 compare_EXTRAS := compare,demo
-dev_EXTRAS     := all,dev
+dev_EXTRAS     := all,clients,dev
 docs_EXTRAS    := docs
 lowest_EXTRAS  := compare,postgres,demo,quant,recovery,metrics,dev
 
@@ -44,7 +44,7 @@ shapes: $(VENV)/dev.installed ## run the tests of linalg, metrics, layers and ad
 lowest: export OMP_NUM_THREADS = 1
 lowest: .venv-lowest/lowest.installed ## run the quick tests on the lowest versions that pyproject.toml promises
 	.venv-lowest/bin/pytest -n 2 --dist worksteal -p no:benchmark --ignore tests/jobs/compare --ignore tests/test_docs.py \
-		--ignore tests/test_packaging.py $(ARGS)
+		--ignore tests/test_packaging.py --ignore tests/clients $(ARGS)
 
 lint: $(VENV)/dev.installed ## check formatting and lint rules (ruff)
 	$(BIN)/ruff format --check .

@@ -10,18 +10,13 @@ from typing import Any, cast
 
 import torch
 from peft import PeftType
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
 )
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
+    register_peft_method,
     resolve_quantization_backend,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -331,18 +326,16 @@ def _requantiser(module: nn.Module) -> Any:
 
 
 def register_peft_type(config: type[AdapterConfig]) -> None:
-    """Enter a config class into PEFT: a member of its type enum, and its tables of configs, tuners and prefixes."""
-    name = f"{PREFIX}{config.slug}".replace("-", "_").upper()
-    if name not in PeftType.__members__:
-        member = str.__new__(PeftType, name)
-        member._name_ = member._value_ = name
-        type.__setattr__(PeftType, name, member)
-        PeftType._member_names_.append(name)
-        PeftType._member_map_[name] = member
-        PeftType._value2member_map_[name] = member
-    member = PeftType[name]
+    """Enter a config class into PEFT: a member of its type enum, for which it has no door, and then its own tables."""
+    slug = f"{PREFIX}{config.slug}".replace("-", "_")
+    name = slug.upper()
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    type.__setattr__(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
     config.peft_kind = member
-    PEFT_TYPE_TO_CONFIG_MAPPING[member] = config
-    PEFT_TYPE_TO_TUNER_MAPPING[member] = EckartTuner
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING[member] = EckartTuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[member] = PREFIX
+    register_peft_method(
+        name=slug, config_cls=config, model_cls=EckartTuner, prefix=PREFIX, is_mixed_compatible=True
+    )
