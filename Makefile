@@ -17,7 +17,7 @@ SHAPES := tests/linalg tests/metrics tests/layers tests/adapters $(addprefix --i
 compare_EXTRAS := compare,demo
 dev_EXTRAS     := all,clients,dev
 docs_EXTRAS    := docs
-lowest_EXTRAS  := compare,postgres,demo,quant,recovery,metrics,dev
+lowest_EXTRAS  := all,dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -10,12 +10,23 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft import mapping as peft_tables
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters import ADAPTERS, AdapterConfig, EckartLayer, get_config
+from eckart.adapters._registry import _ALIASES
 
 SLUGS = sorted(ADAPTERS)
+
+
+def forget(slug: str) -> None:
+    """Take a method that a test registered out of every table."""
+    config = ADAPTERS.pop(slug)
+    for alias in config.aliases:
+        del _ALIASES[alias]
+    for table in ("CONFIG", "TUNER", "MIXED_MODEL", "PREFIX"):
+        del getattr(peft_tables, f"PEFT_TYPE_TO_{table}_MAPPING")[config.peft_kind]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from adapter_cases import (
     add,
     config,
     every_method,
+    forget,
     gradients,
     host,
     inputs,
@@ -36,7 +37,6 @@ from transformers import BertModel, GPT2LMHeadModel
 
 import eckart
 from eckart.adapters import (
-    ADAPTERS,
     Adapter,
     AdapterConfig,
     EckartLayer,
@@ -49,7 +49,6 @@ from eckart.adapters import (
     trainable_parameters,
 )
 from eckart.adapters import _layers as layer_module
-from eckart.adapters._registry import _ALIASES
 from eckart.errors import InputError
 
 
@@ -122,8 +121,7 @@ def own_methods() -> Iterator[None]:
     register_adapter("test-thick", title="Thick", **about)(ThickConfig)
     yield
     for slug in ("test-thin", "test-thick"):
-        del ADAPTERS[slug]
-    del _ALIASES["skinny"]
+        forget(slug)
 
 
 def thin(base: nn.Module, slug: str = "test-thin", **options: object) -> PeftModel:

@@ -7,7 +7,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +20,7 @@ from adapter_cases import (
     config,
     every_method,
     every_ranked_method,
+    forget,
     gradients,
     layers,
     rows,
@@ -172,7 +173,7 @@ class Vector(nn.Module):
 
 
 @pytest.fixture
-def global_vector() -> type[AdapterConfig]:
+def global_vector() -> Iterator[type[AdapterConfig]]:
     """A method with one vector for all layers, a trained bias, and a learning rate of its own."""
 
     @register_adapter("test-vector", title="T", paper="nobody", arxiv="0", trains="a vector", saves="it")
@@ -204,13 +205,8 @@ def global_vector() -> type[AdapterConfig]:
         def delta_bias(self) -> Tensor:
             return self.bias
 
-    return VectorConfig
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> object:
-    yield
-    ADAPTERS.pop("test-vector", None)
+    yield VectorConfig
+    forget("test-vector")
 
 
 @ROUTES

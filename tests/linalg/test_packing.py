@@ -8,8 +8,12 @@ from hypothesis import strategies as st
 from eckart.linalg.packing import pack_absmax, unpack_absmax
 
 
+# Steps below the smallest normal number have fewer digits.
+NUMBERS = st.floats(-100, 100, width=32).map(lambda value: value if abs(value) > 1e-30 else 0.0)
+
+
 @settings(deadline=None, derandomize=True, max_examples=30)
-@given(values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=30), bits=st.sampled_from([4, 8]))
+@given(values=st.lists(NUMBERS, min_size=1, max_size=30), bits=st.sampled_from([4, 8]))
 def test_round_trip_is_within_half_a_step(values: list[float], bits: int) -> None:
     original = torch.tensor(values)
     codes, step = pack_absmax(original, bits)

@@ -216,11 +216,11 @@ def test_verbose_prints_and_callback_is_called(name: str, capsys) -> None:
 def test_sparse_vectors_are_measurements_too() -> None:
     rows = sp.random_array((80, 6), density=0.5, random_state=np.random.default_rng(0)).tocsr()
     y = np.einsum("mi,ij,mj->m", rows.toarray(), psd(6, 1), rows.toarray())
-    long = rows.copy()
+    short, long = rows.copy(), rows.copy()
+    short.indices, short.indptr = rows.indices.astype(np.int32), rows.indptr.astype(np.int32)
     long.indices, long.indptr = rows.indices.astype(np.int64), rows.indptr.astype(np.int64)
-    assert rows.indices.dtype == np.int32
     dense, *sparse = (
-        MatrixSensingGD(2, random_state=0, max_iter=300).fit(a, y) for a in (rows.toarray(), rows, long)
+        MatrixSensingGD(2, random_state=0, max_iter=300).fit(a, y) for a in (rows.toarray(), short, long)
     )
     for fitted in sparse:
         np.testing.assert_allclose(fitted.matrix_, dense.matrix_, atol=1e-9)

@@ -1,0 +1,1 @@
+"""Timings and sizes: each script prints its claim as a ratio."""
