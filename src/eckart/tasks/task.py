@@ -75,6 +75,11 @@ class Task:
         return self.metric == "accuracy"
 
     @property
+    def groups(self) -> list[str] | None:
+        """Where each test example comes from, such as a file; None where each stands for itself."""
+        return None if self.kind == "causal-lm" else self.data.splits["test"].groups
+
+    @property
     def head_modules(self) -> list[str]:
         """Modules trained beside the adapter (PEFT's ``modules_to_save``)."""
         return self.base.head_modules
