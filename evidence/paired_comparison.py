@@ -1,8 +1,8 @@
 """The paired rule of `eckart compare` covers at 95 % and tells more arms apart than intervals that must not meet.
 
-Simulated studies: ten arms, each example of the test split right or wrong under each seed, with the sources of luck that
-real runs showed on the embedded set. Of the variance over seeds 7.1 points² are shared by all arms and 2.5 an arm's own;
-correctness correlates about 0.8 between arms. z = arm + example + seed + arm·seed + rest, right where z > 0.
+Simulated studies: ten arms, each example of the test split right or wrong under each seed, with the sources of luck
+that real runs showed on the embedded set. Of the variance over seeds 7.1 points² are shared by all arms and 2.5 an
+arm's own; correctness correlates about 0.8 between arms. z = arm + example + seed + arm·seed + rest, right where z > 0.
 
 Rules: *meet* says "use" where the best arm's 95 % interval meets no other (the rule of version 0.1); *own* tests paired
 differences with each pair's own variance over seeds; *pooled* is the product's: shrunk variances, and Holm's procedure.
@@ -139,7 +139,13 @@ def power(count: int) -> Rows:
 def coverage(count: int) -> Rows:
     """How often the interval of a difference holds the true one: one pair, and all nine to the first arm at once."""
     found: Rows = []
-    for seeds, examples, unequal in ((2, 735, 0.0), (3, 735, 0.0), (5, 735, 0.0), (3, 735, 1.0), (3, 3000, 0.0)):
+    for seeds, examples, unequal in (
+        (2, 735, 0.0),
+        (3, 735, 0.0),
+        (5, 735, 0.0),
+        (3, 735, 1.0),
+        (3, 3000, 0.0),
+    ):
         one = every = 0
         ahead = np.zeros(ARMS)
         for right in studies(np.random.default_rng(11), count, ahead, seeds, examples, unequal):
@@ -165,7 +171,9 @@ def clustered(count: int) -> Rows:
         for known in one:
             difference = scores(moved, groups if known else None).difference(0, 1)
             one[known] += difference is not None and difference.told == 0
-    return [{"part": "clusters", "groups known": known, "one pair": hit / count} for known, hit in one.items()]
+    return [
+        {"part": "clusters", "groups known": known, "one pair": hit / count} for known, hit in one.items()
+    ]
 
 
 def run(options: argparse.Namespace) -> Rows:

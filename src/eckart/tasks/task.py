@@ -115,6 +115,22 @@ class Task:
         result: np.ndarray = scores.cpu().numpy()
         return result
 
+    def trivial(self) -> tuple[str, Float[np.ndarray, " n"]]:
+        """The predictor that looks at no input, and its score of each test example.
+
+        For classes the one that is most frequent in the train split. For text every token by its frequency there, with
+        one added to the count of each token of the vocabulary: bits = −log₂ p(token).
+        """
+        if self.kind != "causal-lm":
+            counts = np.bincount(np.asarray(self.data.splits["train"].labels))
+            truth = np.asarray(self.data.splits["test"].labels)
+            return "majority class", (truth == counts.argmax()).astype(float)
+        blocks = [np.asarray(self.train[i]["labels"])[1:] for i in range(len(self.train))]  # type: ignore[arg-type]
+        counts = np.bincount(np.concatenate(blocks), minlength=self.base.model.config.vocab_size) + 1
+        bits = np.log2(counts.sum()) - np.log2(counts)
+        size = len(self.test)  # type: ignore[arg-type]
+        return "unigram", np.array([bits[np.asarray(self.test[i]["labels"])[1:]].mean() for i in range(size)])
+
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""
         counts = {

@@ -3,11 +3,11 @@
 Of two arms a, b the difference of example i under seed k is d_ki; what examples and seeds do to both arms alike is not
 in it. Over K common seeds and n examples
 
-    Var d̄ = E + S − R,   E = Var_i(d̄_·i) / n  (by groups where examples come in groups),
-                          S = (v_a + v_b) / K,   R = Var(d_ki − d̄_k· − d̄_·i + d̄) / (n K)
+    Var d̄ = E + S,   E = Var_i(d̄_·i) / n  (by groups where examples come in groups),   S = (v_a + v_b) / K
 
-R is the part that E and S both hold. v_a is the variance that seeds give to arm a alone, beside what they do to all arms:
-from the residuals of mean score = arm + seed, shrunk towards all arms' (`shrunk_variances`).
+v_a is the variance that seeds give to arm a alone, beside what they do to all arms: from the residuals of mean score =
+arm + seed, shrunk towards all arms' (`shrunk_variances`). v_a + v_b is at least what single examples that seeds decide
+bring by themselves, R = Var(d_ki − d̄_k· − d̄_·i + d̄) / n. E holds R/K as well: the intervals err to the wide side.
 
 Sources: two-way random effects, Searle, Casella & McCulloch, Variance Components (1992); shrinkage of variances, Smyth,
 Stat. Appl. Genet. Mol. Biol. 3 (2004); degrees of freedom, Satterthwaite (1946); many comparisons, Holm (1979).
@@ -36,7 +36,7 @@ class Difference:
     Attributes:
         value: the mean difference.
         seeds: the seeds that both were run with.
-        examples_variance: E less R, what more seeds leave.
+        examples_variance: E, what more seeds leave.
         seed_variance: v_a + v_b, what one seed brings.
         degrees: of freedom of Student's distribution.
         level: at which it is judged; smaller than the study's where many are judged.
@@ -111,6 +111,21 @@ class Scores:
         self.variances, self.degrees = np.zeros(len(means)), np.full(len(means), math.inf)
         self.variances[moving], self.degrees[moving] = shrunk_variances(means[moving])
 
+    def placed(self) -> Float[np.ndarray, " arms"]:
+        """Each arm's score over all seeds; a missing seed is filled in by what it did to the arms that have it."""
+        known = np.isfinite(self.means)
+        some = known.any(axis=1)
+        placed = np.full(len(self.means), -math.inf)
+        placed[some] = np.nanmean(self.means[some], axis=1)
+        seeds = known[some].any(axis=0)
+        if known[some][:, seeds].all():
+            return placed
+        arms, columns = np.nonzero(known)
+        effects = np.linalg.pinv(_design(arms, columns, self.means.shape)) @ self.means[arms, columns]
+        whole = effects[: len(self.means), None] + effects[len(self.means) :][seeds]
+        placed[some] = whole.mean(axis=1)[some]
+        return placed
+
     def common(self, a: int, b: int) -> list[int]:
         """The seeds that two arms share."""
         both = np.isfinite(self.means[[a, b]]).all(axis=0)
@@ -123,19 +138,16 @@ class Scores:
         if not seeds:
             return None
         value = float((self.means[a, seeds] - self.means[b, seeds]).mean())
-        examples, overlap, freedom = self._examples_variance(a, b, seeds)
+        left, least, freedom = self._examples_variance(a, b, seeds)
         own = float(self.variances[a] + self.variances[b])
-        known = own if math.isfinite(own) else 0.0
-        left = max(examples - overlap, 0.0, examples - known / len(seeds))
-        total = left + known / len(seeds)
-        parts = [(left, freedom)] + [
-            (float(self.variances[arm]) / len(seeds), float(self.degrees[arm]))
-            for arm in (a, b)
-            if math.isfinite(self.variances[arm])
-        ]
-        spread = sum(part**2 / df for part, df in parts if part)
+        brought = max(own, least) if math.isfinite(own) else 0.0
+        total = left + brought / len(seeds)
+        parts = [(left, freedom)]
+        if own == brought:
+            parts += [(float(self.variances[arm]) / len(seeds), float(self.degrees[arm])) for arm in (a, b)]
+        spread = sum(part**2 / df for part, df in parts)
         degrees = total**2 / spread if spread else math.inf
-        return Difference(value, len(seeds), left, known, max(degrees, 1.0), level)
+        return Difference(value, len(seeds), left, brought, max(degrees, 1.0), level)
 
     def _examples_variance(self, a: int, b: int, seeds: Sequence[int]) -> tuple[float, float, float]:
         """E, R and the degrees of freedom of E."""
@@ -152,13 +164,22 @@ class Scores:
         # Where all examples agree, one more might not.
         variance = max(variance, float(np.abs(mean).max() / n) ** 2)
         inner = table - mean - table.mean(axis=1, keepdims=True) + mean.mean()
-        overlap = float((inner**2).sum()) / ((count - 1) * (n - 1) * n * count) if count > 1 < n else 0.0
-        return variance, overlap, max(degrees, 1.0)
+        least = float((inner**2).sum()) / ((count - 1) * (n - 1) * n) if count > 1 < n else 0.0
+        return variance, least, max(degrees, 1.0)
 
     def _of(self, arm: int, seed: int) -> Float[np.ndarray, " n"] | None:
         if arm in self.fixed:
             return next((values for (of, _), values in self.examples.items() if of == arm), None)
         return self.examples.get((arm, seed))
+
+
+def _design(
+    arms: Int[np.ndarray, " runs"], seeds: Int[np.ndarray, " runs"], shape: tuple[int, ...]
+) -> Float[np.ndarray, "runs effects"]:
+    """Which arm and which seed each run has."""
+    design = np.zeros((len(arms), sum(shape)))
+    design[np.arange(len(arms)), arms] = design[np.arange(len(arms)), shape[0] + seeds] = 1.0
+    return design
 
 
 def shrunk_variances(
@@ -168,8 +189,8 @@ def shrunk_variances(
 
     ṽ_a = (d₀ v₀ + d_a v_a) / (d₀ + d_a),   d_a = Σ (1 − h),   v_a = Σ r² / d_a
 
-    r and h are the residuals and leverages of mean = arm + seed over the runs of arm a. d₀ and v₀ follow from how far the
-    log v_a lie apart beyond what their degrees of freedom explain; where they do not, ṽ_a is the pool's.
+    r and h are the residuals and leverages of mean = arm + seed over the runs of arm a. d₀ and v₀ follow from how far
+    the log v_a lie apart beyond what their degrees of freedom explain; where they do not, ṽ_a is the pool's.
 
     Args:
         means: scores of runs; NaN where there is none.
@@ -178,8 +199,7 @@ def shrunk_variances(
     count = len(means)
     if not len(arms):
         return np.full(count, math.nan), np.full(count, math.inf)
-    design = np.zeros((len(arms), count + means.shape[1]))
-    design[np.arange(len(arms)), arms] = design[np.arange(len(arms)), count + seeds] = 1.0
+    design = _design(arms, seeds, means.shape)
     hat = design @ np.linalg.pinv(design)
     values = means[arms, seeds]
     residuals = values - values.mean()
@@ -199,7 +219,9 @@ def shrunk_variances(
     return shrunk, np.minimum(prior + freedom, total)
 
 
-def _prior(own: Float[np.ndarray, " arms"], freedom: Float[np.ndarray, " arms"], pool: float) -> tuple[float, float]:
+def _prior(
+    own: Float[np.ndarray, " arms"], freedom: Float[np.ndarray, " arms"], pool: float
+) -> tuple[float, float]:
     """d₀ and v₀ of `shrunk_variances`: ψ′(d₀/2) is how far the log-variances lie apart, less what d_a explains."""
     special = require("scipy.special", extra="compare")
     if len(own) < 3 or not pool:
@@ -219,8 +241,8 @@ def _prior(own: Float[np.ndarray, " arms"], freedom: Float[np.ndarray, " arms"],
 def holm(differences: Mapping[int, Difference], level: float = LEVEL) -> dict[int, Difference]:
     """The same differences, each with the level that Holm's procedure judges it at.
 
-    The j-th smallest p of m is judged at level/(m − j + 1), and those after the first that fails at its level: so that an
-    interval leaves zero out exactly where the procedure rejects.
+    The j-th smallest p of m is judged at level/(m − j + 1), and those after the first that fails at its level: so that
+    an interval leaves zero out exactly where the procedure rejects.
     """
     order = sorted(differences, key=lambda key: differences[key].p)
     judged: dict[int, Difference] = {}
