@@ -1,13 +1,14 @@
-"""The embedded text set: whole, without duplicates, split by module, the same every time."""
+"""The embedded text set: whole, without duplicates, split by file, the same every time."""
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
 import pytest
 
-from eckart.data.stdlib_docs import PACKAGES, deal_modules, stdlib_docstrings
+from eckart.data.stdlib_docs import ACTS, RETURNS, deal_modules, stdlib_docstrings, what_it_does
 from eckart.errors import InputError
 
 PARTS = ("train", "validation", "test")
@@ -18,21 +19,51 @@ def splits():
     return stdlib_docstrings()
 
 
-def library(root: Path, modules: dict[str, list[str]]) -> Path:
-    """A standard library in small: module path -> docstrings of its functions."""
-    for name, docs in modules.items():
+def library(root: Path, modules: dict[str, list[tuple[str, str]]]) -> Path:
+    """A standard library in small: module path -> docstrings and bodies of its functions."""
+    for name, functions in modules.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / "__init__.py").touch()
-        path.write_text("\n".join(f"def f{i}():\n    {doc!r}" for i, doc in enumerate(docs)))
+        path.write_text("\n".join(f"def f{i}():\n    {doc!r}\n    {body}" for i, (doc, body) in enumerate(functions)))
     return root
 
 
-def test_twelve_packages_each_in_every_split(splits):
-    labels = {part: {d.package for d in splits[part]} for part in PARTS}
-    assert len(labels["train"]) == PACKAGES
-    assert labels["train"] == labels["validation"] == labels["test"]
-    assert sum(map(len, splits.values())) > 2500
+def both(name: str, count: int = 2) -> list[tuple[str, str]]:
+    return [pair for i in range(count) for pair in ((f"{name} gives {i}", "return 1"), (f"{name} does {i}", "f()"))]
+
+
+@pytest.mark.parametrize(
+    ("body", "label"),
+    [
+        ("return x", RETURNS),
+        ("return 0", RETURNS),
+        ("yield x", RETURNS),
+        ("yield from x", RETURNS),
+        ("if a:\n        return b", RETURNS),
+        ("return", ACTS),
+        ("return None", ACTS),
+        ("self.x = 1", ACTS),
+        ("def inner():\n        return 1\n    inner()", ACTS),
+        ("x = lambda: (yield)", ACTS),
+        ("class A:\n        def f(self): return 1", ACTS),
+        ("pass", None),
+        ("raise NotImplementedError", None),
+        ("...", None),
+        ("\'more text\'", None),
+    ],
+)
+def test_labels_are_read_from_the_functions_own_body(body: str, label: str | None) -> None:
+    function = ast.parse(f'def f(x):\n    "What it does."\n    {body}').body[0]
+    assert what_it_does(function) == label
+
+
+def test_both_labels_are_in_every_split(splits):
+    labels = {part: {d.label for d in splits[part]} for part in PARTS}
+    assert labels == dict.fromkeys(PARTS, {RETURNS, ACTS})
+    for part in PARTS:
+        share = sum(d.label == RETURNS for d in splits[part]) / len(splits[part])
+        assert share == pytest.approx(0.5, abs=0.01), "neither label is the answer by itself"
+    assert sum(map(len, splits.values())) > 3500
 
 
 def test_no_module_and_no_text_is_in_two_splits(splits):
@@ -45,9 +76,9 @@ def test_no_module_and_no_text_is_in_two_splits(splits):
 
 def test_shares_are_near_what_was_asked(splits):
     total = sum(map(len, splits.values()))
-    assert 0.6 < len(splits["train"]) / total < 0.72
-    assert 0.1 < len(splits["validation"]) / total < 0.2
-    assert 0.15 < len(splits["test"]) / total < 0.25
+    assert 0.5 < len(splits["train"]) / total < 0.65
+    assert 0.05 < len(splits["validation"]) / total < 0.15
+    assert 0.25 < len(splits["test"]) / total < 0.4
 
 
 def test_sources_are_read_not_imported_and_tests_are_left_out(splits):
@@ -59,23 +90,19 @@ def test_same_set_every_time(splits):
     assert stdlib_docstrings.__wrapped__() == splits
 
 
-def test_shared_docstrings_are_dropped_and_repeated_ones_kept_once(tmp_path):
-    modules = {f"{p}/m{i}.py": [f"{p} text {i}"] for p in ("one", "two") for i in range(3)}
-    modules["one/m0.py"] += ["Said  by both.", "said twice", "Said\ntwice"]
-    modules["two/m0.py"] += ["said by BOTH."]
+def test_repeated_docstrings_are_kept_once_and_those_of_both_labels_dropped(tmp_path):
+    modules = {f"m{i}.py": both(f"m{i}") for i in range(12)}
+    modules["m0.py"] += [("Said  by both.", "return 1"), ("said by BOTH.", "f()")]
+    modules["m1.py"] += [("said twice", "return 1"), ("Said\ntwice", "return 2"), ("once", "f()")]
     found = [d for docs in stdlib_docstrings(library(tmp_path, modules)).values() for d in docs]
     assert sorted(d.text for d in found if "said" in d.text.lower()) == ["said twice"]
-    assert len(found) == 7
 
 
-def test_largest_packages_are_taken_and_small_ones_are_not(tmp_path):
-    modules = {f"big/m{i}.py": [f"big {i} {j}" for j in range(4)] for i in range(3)}
-    modules |= {f"mid/m{i}.py": [f"mid {i} {j}" for j in range(3)] for i in range(3)}
-    modules |= {f"low/m{i}.py": [f"low {i}"] for i in range(3)}
-    modules |= {f"two/m{i}.py": [f"two {i} {j}" for j in range(9)] for i in range(2)}
-    modules |= {f"site-packages/m{i}.py": [f"site {i} {j}" for j in range(9)] for i in range(3)}
-    found = stdlib_docstrings(library(tmp_path, modules), packages=2)
-    assert {d.package for d in found["train"]} == {"big", "mid"}
+def test_labels_are_evened_out_in_each_split(tmp_path):
+    modules = {f"m{i}.py": [*both(f"m{i}"), *[(f"m{i} gives again {j}", "return 2") for j in range(4)]] for i in range(12)}
+    for docs in stdlib_docstrings(library(tmp_path, modules)).values():
+        labels = [d.label for d in docs]
+        assert labels.count(RETURNS) == labels.count(ACTS) > 0
 
 
 def test_dealing_leaves_no_split_empty_and_does_not_depend_on_order():

@@ -91,6 +91,11 @@ class ToyTask:
             torch.nn.init.normal_(model.classifier.weight, std=0.02)
         return model.eval()
 
+    groups: list[str] | None = None
+
+    def trivial(self) -> tuple[str, np.ndarray]:
+        return "majority class", np.array([float(row["labels"] == 0) for row in self.test.rows])
+
     def describe(self) -> dict[str, Any]:
         names = {"kind": self.kind, "model": self.model_name, "data": self.data_name}
         return names | {"sizes": SIZES, "labels": self.labels, "fingerprint": self.fingerprint}

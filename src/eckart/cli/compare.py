@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from eckart.arguments import check_pattern
 from eckart.cli.checks import check_methods
@@ -30,6 +33,10 @@ from eckart.cli.options import (
 from eckart.cli.words import limits, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+LIMITS = "Your limits"
 COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio")
 
 
@@ -51,9 +58,9 @@ def compare(
     ] = "0.5%",
     target_modules: Targets = None,
     steps: Annotated[
-        int | None, option("N", "Steps of a final run; a tuning run has half as many.", TRAINING)
+        int | None, option("N", "Steps of a final run; tuning runs have a sixth and half as many.", TRAINING)
     ] = None,
-    seeds: Annotated[int | None, option("N", "Final runs of each method.", TRAINING)] = None,
+    seeds: Annotated[int | None, option("N", "Final runs of a method at most.", TRAINING)] = None,
     lr: Annotated[
         list[str] | None,
         option(
@@ -68,9 +75,31 @@ def compare(
         bool,
         flag("--quick", help="A first impression: few steps, one learning rate, one seed.", panel=TRAINING),
     ] = False,
-    timeout: Annotated[
-        float | None, option("SECONDS", "Time after which no further run is begun.", TRAINING)
+    time: Annotated[
+        str | None,
+        option(
+            "TIME",
+            "What the race may take: 90s, 10m, 2h; 10m on the built-in data, otherwise no end.",
+            TRAINING,
+        ),
     ] = None,
+    max_memory: Annotated[
+        str | None, option("SIZE", "Methods with a larger peak of memory are no candidates: 4GB.", LIMITS)
+    ] = None,
+    max_bytes: Annotated[
+        str | None, option("SIZE", "Methods that save more are no candidates: 2MB.", LIMITS)
+    ] = None,
+    max_step_time: Annotated[
+        str | None,
+        option("RATIO", "Nor those whose step takes longer: 1.5 times the frozen model's.", LIMITS),
+    ] = None,
+    cost: Annotated[
+        Literal["bytes", "memory", "step-time"],
+        typer.Option(help="What the cheapest of several is cheapest by.", rich_help_panel=LIMITS),
+    ] = "bytes",
+    predictions: Annotated[
+        bool, flag("--predictions", help="Keep what each run says of each test example.", panel=OUTPUT)
+    ] = False,
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -82,7 +111,7 @@ def compare(
     ] = None,
     overwrite: Overwrite = False,
 ) -> Answer:
-    """Train every method at one budget on the same data, tuned alike, and report which is best. Resumes when repeated.
+    """Race every method at one budget on the same data, tuned alike, and say which to use. Resumes when repeated.
 
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
@@ -106,33 +135,69 @@ def compare(
         label_column=label_column,
         output=output,
         storage=storage,
-        timeout=timeout,
+        time=time,
+        max_memory=max_memory,
+        max_bytes=max_bytes,
+        max_step_time=max_step_time,
+        cost=cost,
+        predictions=predictions,
         quick=quick,
         overwrite=overwrite,
         learning_rates=learning_rates,
         limits=most,
         target_modules=layers,
     )
-    from eckart.jobs.compare.advice import advice
-    from eckart.jobs.compare.leaderboard import QUANTITIES, leaderboard, metric_of
+    from eckart.jobs.compare.advice import sentences
+    from eckart.jobs.compare.examples import read_examples
+    from eckart.jobs.compare.judgement import judge
+    from eckart.jobs.compare.leaderboard import QUANTITIES, metric_of
+    from eckart.jobs.compare.reading import read_study, read_terms
 
-    board, told = leaderboard(results), advice(results)
+    terms = read_terms(read_study(output / "compare.json"))
+    judgement = judge(results, read_examples(output / "examples.parquet"), terms)
+    board, told = judgement.board, sentences(judgement)
     metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]
     rows = table(
-        "method", metric.name, "95% interval", *(cost.title for cost in costs), "learning rate", "state"
+        "method",
+        metric.name,
+        "to the best",
+        "to LoRA",
+        *(item.title for item in costs),
+        "learning rate",
+        "state",
     )
     for row in board.to_dict("records"):
         rows.add_row(
             row["label"],
             metric.show(row["score"]) if row["seeds"] else "-",
-            metric.interval(row["ci_low"], row["ci_high"]),
-            *(cost.show(row[cost.column]) for cost in costs),
+            *(
+                metric.change(row[f"to_{word}"], row[f"to_{word}_low"], row[f"to_{word}_high"])
+                for word in ("best", "lora")
+            ),
+            *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
-            "" if row["state"] == "complete" else row["state"],
+            standing(row),
         )
     value = {
         "leaderboard": json.loads(board.to_json(orient="records")),
-        "advice": told,
+        "answer": told[0],
+        "advice": " ".join(told),
+        "dropped": dict(terms.dropped),
         "output": str(output),
     }
-    return Answer(value, (rows, told, f"Report: {output / 'report.html'}"))
+    why = [f"{names}: {reason}" for names, reason in _reasons(board, terms.dropped)]
+    return Answer(value, (told[0], rows, *told[1:], *why, f"Report: {output / 'report.html'}"))
+
+
+def standing(row: Mapping[str, Any]) -> str:
+    """What an arm is, in a word or two, as its numbers on the board say."""
+    if row["state"] != "complete":
+        return str(row["state"])
+    if row["collapsed"]:
+        return "collapsed"
+    return f"over --max-{row['over_limit']}" if row["over_limit"] else "ruled out" if row["ruled_out"] else ""
+
+
+def _reasons(board: pd.DataFrame, dropped: Mapping[str, str]) -> list[tuple[str, str]]:
+    labels = dict(zip(board["method"], board["label"], strict=True))
+    return [(f"{labels.get(name, name)} was dropped", reason) for name, reason in dropped.items()]

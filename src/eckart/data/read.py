@@ -15,7 +15,7 @@ from eckart.data import images
 from eckart.data.columns import encode_labels, pick_columns
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.splits import PARTS, Split, complete
-from eckart.data.stdlib_docs import stdlib_docstrings
+from eckart.data.stdlib_docs import ACTS, RETURNS, stdlib_docstrings
 from eckart.data.tables import Table, is_table, read_table
 from eckart.errors import InputError, first_line
 from eckart.extras import require
@@ -51,12 +51,12 @@ class Data:
 
 
 def stdlib_data() -> Data:
-    """The embedded set: docstrings of the standard library, labelled by package (see `stdlib_docs`)."""
+    """The embedded set: docstrings of functions, labelled by whether they return a value (see `stdlib_docs`)."""
     found = stdlib_docstrings()
-    names = sorted({docstring.package for docstring in found["train"]})
+    names = [ACTS, RETURNS]
     index = {name: i for i, name in enumerate(names)}
     splits = {
-        part: Split([d.text for d in docs], [index[d.package] for d in docs], [d.module for d in docs])
+        part: Split([d.text for d in docs], [index[d.label] for d in docs], [d.module for d in docs])
         for part, docs in found.items()
     }
     return Data("the docstrings of Python's standard library", "text", splits, names)

@@ -1,14 +1,15 @@
-"""A text classification set that every machine has: the docstrings of Python's own standard library.
+"""A text classification set that every machine has: the docstrings of functions in Python's own standard library.
 
-Task: given a docstring, name the package it was written for. The sources are parsed, never imported. What is
-taken: the twelve packages with the most docstrings (a package counts only with three modules or more, since each
-split needs one); test suites and vendored code are left out. Docstrings that agree up to case and white space are
-kept once, and dropped altogether where two packages share them. Modules, not docstrings, are dealt to the splits,
-so no split has seen the file of another.
+Task: given its docstring, does a function *return* a value, or does it only *act*? The label is read from the syntax
+tree: a function returns where its own body (not that of a function inside) has a ``return`` with a value other than
+None, or a ``yield``. A body that only passes or raises tells neither and is left out, and so are test suites and vendored
+code. The sources are parsed, never imported. Docstrings that agree up to case and white space are kept once, and dropped
+altogether where their labels differ. Files, not docstrings, are dealt to the splits, so no split has seen the file of
+another, and each example knows its file. Two functions of three return; of these as many are kept in each split as there
+are that only act, those with the smallest hashes of their texts, so that neither label is right by itself.
 
 The set depends on the Python version alone (3.12 lost `distutils`, 3.13 lost `lib2to3`), so scores are comparable
-within one version. A docstring may name its own package ("a tkinter widget"), which is left as it is: it is part of
-the text that a reader would have.
+within one version.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import NamedTuple
 
 from eckart.errors import InputError
 
-PACKAGES = 12
-HELD_OUT = {"test": 0.2, "validation": 0.15}
+RETURNS, ACTS = "returns", "acts"
+HELD_OUT = {"test": 0.33, "validation": 0.1}
 NOT_SOURCE = {
     "test",
     "tests",
@@ -37,51 +38,54 @@ NOT_SOURCE = {
     "_bundled",
     "__pycache__",
 }
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Docstring(NamedTuple):
-    """One docstring, the package it belongs to and the module (a path inside the library) it stands in."""
+    """One docstring, what its function does, and the module (a path inside the library) it stands in."""
 
     text: str
-    package: str
+    label: str
     module: str
 
 
 @cache
-def stdlib_docstrings(library: Path | None = None, packages: int = PACKAGES) -> Mapping[str, list[Docstring]]:
-    """The docstrings of the largest packages as ``{"train": […], "validation": […], "test": […]}``.
+def stdlib_docstrings(library: Path | None = None) -> Mapping[str, list[Docstring]]:
+    """The docstrings of functions as ``{"train": […], "validation": […], "test": […]}``.
 
     Args:
         library: directory of the library; the running interpreter's own by default.
-        packages: how many packages, the largest first.
 
     Raises:
         InputError: the interpreter carries no library sources (a zipped or stripped installation).
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
-    unique = _without_duplicates(
-        docstring for source in _sources(library) for docstring in _read(source, library)
-    )
-    by_package: dict[str, list[Docstring]] = defaultdict(list)
-    for docstring in unique:
-        by_package[docstring.package].append(docstring)
-    eligible = [p for p, found in by_package.items() if len({d.module for d in found}) >= 1 + len(HELD_OUT)]
-    chosen = sorted(eligible, key=lambda p: (-len(by_package[p]), p))[:packages]
-    if len(chosen) < 2:
+    found = _without_duplicates(docstring for source in _sources(library) for docstring in _read(source, library))
+    home = deal_modules(Counter(docstring.module for docstring in found))
+    dealt: dict[str, list[Docstring]] = {"train": [], "validation": [], "test": []}
+    for docstring in found:
+        dealt[home[docstring.module]].append(docstring)
+    splits = {part: _even(docstrings) for part, docstrings in dealt.items()}
+    if any({d.label for d in part} != {RETURNS, ACTS} for part in splits.values()):
         raise InputError(
             f"--data: no sources of the standard library in {library} to read docstrings from; give a data set"
         )
-    splits: dict[str, list[Docstring]] = {"train": [], "validation": [], "test": []}
-    for package in sorted(chosen):
-        home = deal_modules(Counter(d.module for d in by_package[package]))
-        for docstring in by_package[package]:
-            splits[home[docstring.module]].append(docstring)
     return splits
 
 
+def _even(docstrings: list[Docstring]) -> list[Docstring]:
+    """As many of each label, in their order."""
+    number = min(Counter({RETURNS: 0, ACTS: 0} | Counter(d.label for d in docstrings)).values())
+    kept: set[str] = set()
+    for label in (RETURNS, ACTS):
+        texts = (d.text for d in docstrings if d.label == label)
+        kept |= set(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[:number])
+    return [docstring for docstring in docstrings if docstring.text in kept]
+
+
 def deal_modules(sizes: Mapping[str, int]) -> dict[str, str]:
-    """Deal the modules of one package to the splits: test and validation take, in the order of the hash of the
-    name, what still fits in their share (or else the smallest module left); train has the rest."""
+    """Deal modules to the splits: test and validation take, in the order of the hash of the name, what still fits in
+    their share (or else the smallest module left); train has the rest."""
     order = sorted(sizes, key=lambda module: hashlib.sha256(module.encode()).digest())
     home: dict[str, str] = {}
     for split, share in HELD_OUT.items():
@@ -91,17 +95,43 @@ def deal_modules(sizes: Mapping[str, int]) -> dict[str, str]:
             if sizes[module] <= room:
                 home[module] = split
                 room -= sizes[module]
-        if split not in home.values():
+        if free and split not in home.values():
             home[min(free, key=lambda module: sizes[module])] = split
     return {module: home.get(module, "train") for module in order}
 
 
+def what_it_does(function: Function) -> str | None:
+    """`RETURNS` or `ACTS`; None where the body only passes or raises."""
+    body = [node for node in function.body if not _is_text(node)]
+    if all(isinstance(node, ast.Pass | ast.Raise) for node in body):
+        return None
+    return RETURNS if any(map(_gives, _own_nodes(body))) else ACTS
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _own_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """What stands in a body, without what stands in the functions and classes inside it."""
+    waiting: list[ast.AST] = list(body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, Function | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+
+
+def _gives(node: ast.AST) -> bool:
+    if isinstance(node, ast.Return):
+        return node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None)
+    return isinstance(node, ast.Yield | ast.YieldFrom)
+
+
 def _sources(library: Path) -> Iterator[Path]:
-    for package in sorted(library.iterdir()):
-        if (package / "__init__.py").is_file() and package.name not in NOT_SOURCE:
-            for source in sorted(package.rglob("*.py")):
-                if NOT_SOURCE.isdisjoint(source.relative_to(library).parts):
-                    yield source
+    for source in sorted(library.rglob("*.py")):
+        if NOT_SOURCE.isdisjoint(source.relative_to(library).parts):
+            yield source
 
 
 def _read(source: Path, library: Path) -> Iterator[Docstring]:
@@ -113,17 +143,17 @@ def _read(source: Path, library: Path) -> Iterator[Docstring]:
         except (SyntaxError, ValueError):
             return
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text and text.strip():
-                yield Docstring(text, module.parts[0], module.as_posix())
+        if isinstance(node, Function):
+            text, label = ast.get_docstring(node), what_it_does(node)
+            if text and text.strip() and label:
+                yield Docstring(text, label, module.as_posix())
 
 
 def _without_duplicates(docstrings: Iterator[Docstring]) -> list[Docstring]:
     first: dict[str, Docstring] = {}
-    owners: dict[str, set[str]] = defaultdict(set)
+    labels: dict[str, set[str]] = defaultdict(set)
     for docstring in docstrings:
         key = " ".join(docstring.text.casefold().split())
         first.setdefault(key, docstring)
-        owners[key].add(docstring.package)
-    return [docstring for key, docstring in first.items() if len(owners[key]) == 1]
+        labels[key].add(docstring.label)
+    return [docstring for key, docstring in first.items() if len(labels[key]) == 1]

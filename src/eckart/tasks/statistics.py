@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from eckart.errors import InputError
 from eckart.extras import require
@@ -15,14 +15,18 @@ Z95 = 1.959963984540054
 """The two-sided 95% point of the normal distribution."""
 
 
-def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+def interval(
+    scores: Float[np.ndarray, " n"], groups: Sequence[str] | None = None
+) -> tuple[float, float, float]:
     """Mean score with its 95 % confidence interval over the examples.
 
     For scores that are all 0 or 1 Wilson's interval, (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n), by SciPy;
     otherwise the normal one, x̄ ± z s/√n. Only the draw of the test examples is covered, not that of the seed.
+    Where examples come in groups, groups are what is drawn: x̄ ± t √(`cluster_variance`).
 
     Args:
         scores: as `Task.per_example` gives them.
+        groups: where each example comes from, such as a file; None where each stands for itself.
 
     Returns:
         Mean, lower and upper end; all NaN when a score is NaN.
@@ -33,12 +37,29 @@ def interval(scores: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
     if not n:
         raise InputError("scores: an interval needs at least one example")
     mean = float(np.mean(scores))
+    if groups is not None and (count := len(set(groups))) > 1:
+        student = require("scipy.stats", extra="compare").t
+        spread = math.sqrt(cluster_variance(scores, np.unique(groups, return_inverse=True)[1]))
+        half = float(student.ppf(0.975, count - 1)) * spread
+        return mean, mean - half, mean + half
     if np.isin(scores, (0, 1)).all():
         test = require("scipy.stats", extra="compare").binomtest(int(np.sum(scores)), n)
         low, high = test.proportion_ci(0.95, method="wilson")
         return mean, float(low), float(high)
     half = Z95 * float(np.std(scores, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     return mean, mean - half, mean + half
+
+
+def cluster_variance(values: Float[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> float:
+    """Variance of a mean whose examples come in G groups: G/(G−1) Σ_g (Σ_{i∈g} (x_i − x̄))² / n².
+
+    Args:
+        values: of the examples.
+        groups: the number of each one's group, from 0.
+    """
+    sums = np.bincount(groups, values - values.mean())
+    count = len(sums)
+    return float(count / (count - 1) * (sums**2).sum()) / len(values) ** 2
 
 
 def combined_interval(

@@ -75,6 +75,11 @@ class Task:
         return self.metric == "accuracy"
 
     @property
+    def groups(self) -> list[str] | None:
+        """Where each test example comes from, such as a file; None where each stands for itself."""
+        return None if self.kind == "causal-lm" else self.data.splits["test"].groups
+
+    @property
     def head_modules(self) -> list[str]:
         """Modules trained beside the adapter (PEFT's ``modules_to_save``)."""
         return self.base.head_modules
@@ -109,6 +114,22 @@ class Task:
             scores[~logits.isfinite().all(-1)] = math.nan
         result: np.ndarray = scores.cpu().numpy()
         return result
+
+    def trivial(self) -> tuple[str, Float[np.ndarray, " n"]]:
+        """The predictor that looks at no input, and its score of each test example.
+
+        For classes the one that is most frequent in the train split. For text every token by its frequency there, with
+        one added to the count of each token of the vocabulary: bits = −log₂ p(token).
+        """
+        if self.kind != "causal-lm":
+            counts = np.bincount(np.asarray(self.data.splits["train"].labels))
+            truth = np.asarray(self.data.splits["test"].labels)
+            return "majority class", (truth == counts.argmax()).astype(float)
+        blocks = [np.asarray(self.train[i]["labels"])[1:] for i in range(len(self.train))]  # type: ignore[arg-type]
+        counts = np.bincount(np.concatenate(blocks), minlength=self.base.model.config.vocab_size) + 1
+        bits = np.log2(counts.sum()) - np.log2(counts)
+        size = len(self.test)  # type: ignore[arg-type]
+        return "unigram", np.array([bits[np.asarray(self.test[i]["labels"])[1:]].mean() for i in range(size)])
 
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -183,23 +184,55 @@ def make_trainer(
     return trainer
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What a model makes of every example of a split, in the order of the split.
+
+    Attributes:
+        scores: of each example, as `Task.per_example` gives them.
+        loss: the mean over the examples.
+        predictions: the class said of each example; None where there are no classes.
+    """
+
+    scores: Float[np.ndarray, " n"]
+    loss: float
+    predictions: list[int] | None
+
+    def evaluation(self, groups: Sequence[str] | None = None) -> Evaluation:
+        """The mean with its interval; clustered where the examples come in groups."""
+        return Evaluation(*interval(self.scores, groups), loss=self.loss)
+
+
 @torch.inference_mode()
-def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:
-    """Score a model on a split. Examples of like length share a batch, so that little is spent on padding."""
+def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Scored:
+    """Score every example of a split. Those of like length share a batch, so that little is spent on padding."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     sizes = lengths(split)
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    scores, losses = [], []
-    for batch in DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator):
+    scores, losses, classes = np.empty(len(sizes)), 0.0, [-1] * len(sizes)
+    labelled = task.labels is not None
+    for start, batch in zip(
+        range(0, len(order), batch_size),
+        DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator),
+        strict=True,
+    ):
+        places = order[start : start + batch_size]
         batch = {name: value.to(device) for name, value in batch.items()}
         outputs = model(**batch)
-        scores.append(np.asarray(task.per_example(outputs, batch["labels"]), dtype=float))
-        losses.append((float(outputs.loss), len(scores[-1])))
+        scores[places] = task.per_example(outputs, batch["labels"])
+        losses += float(outputs.loss) * len(places)
+        if labelled:
+            for place, said in zip(places, outputs.logits.argmax(-1).tolist(), strict=True):
+                classes[place] = said
     model.train(training)
-    values = np.concatenate(scores)
-    return Evaluation(*interval(values), loss=sum(value * n for value, n in losses) / len(values))
+    return Scored(scores, losses / len(sizes), classes if labelled else None)
+
+
+def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:
+    """Score a model on a split."""
+    return score_examples(model, task, split, batch_size).evaluation()
 
 
 def _longest_batch(task: Task, recipe: Recipe) -> int:

@@ -19,7 +19,9 @@ from eckart.jobs.compare import comparison as module
 from eckart.jobs.compare.comparison import compare
 from eckart.jobs.compare.runs import COLUMNS, Runner
 
+RATES = [3e-4, 1e-3, 3e-3]
 SMALL = {"methods": "lora", "budget": "2k", "steps": 4, "seeds": 2, "batch_size": 8, "progress": False}
+SMALL |= {"learning_rates": RATES}
 
 
 @pytest.fixture(autouse=True)
@@ -87,16 +89,17 @@ def files(output: Path) -> dict[str, str]:
 def test_every_method_is_tuned_and_scored_alike(finished: Finished) -> None:
     results = finished.results
     assert list(results.columns) == COLUMNS
-    assert set(results["status"]) <= {"complete", "pruned"}
+    assert set(results["status"]) == {"complete"}
     methods = {"head-only", "full", "lora", "randlora"}
     tuned, final = (results[results["stage"] == stage] for stage in ("tune", "final"))
-    assert tuned.groupby("method").size().to_dict() == dict.fromkeys(methods, 3)
-    assert final.groupby("method").size().to_dict() == dict.fromkeys(methods, 2)
+    rounds = tuned.groupby(["method", "steps"]).size().to_dict()
+    assert rounds == {(method, steps): count for method in methods for steps, count in ((1, 3), (2, 2))}
+    assert final.groupby("method").size().to_dict() == dict.fromkeys(methods, 2) | {"trivial": 1}
     assert tuned["score"].isna().all() and final["score"].between(0, 1).all()
     assert ((final["ci_low"] <= final["score"]) & (final["score"] <= final["ci_high"])).all()
     assert (final["ci_low"] < final["ci_high"]).all()
     for method in methods:
-        mine = tuned[(tuned["method"] == method) & (tuned["status"] == "complete")]
+        mine = tuned[(tuned["method"] == method) & (tuned["steps"] == 2)]
         best = mine[mine["validation_score"] == mine["validation_score"].max()]["lr"]
         assert set(final[final["method"] == method]["lr"]) <= set(best)
     adapted = final[final["method"].isin(["lora", "randlora"])]
@@ -105,7 +108,7 @@ def test_every_method_is_tuned_and_scored_alike(finished: Finished) -> None:
 
 
 def test_sizes_and_costs(finished: Finished) -> None:
-    final = finished.results[finished.results["stage"] == "final"].set_index("method")
+    final = finished.results[finished.results["stage"] == "final"].set_index("method").drop("trivial")
     assert (final["head_parameters"] == 99).all()
     assert (final.loc["head-only", "trainable_parameters"] == 0).all()
     base = sum(p.numel() for p in finished.toy.fresh_model(0).parameters()) - 99
@@ -125,7 +128,7 @@ def test_the_files_tell_the_same(finished: Finished) -> None:
     table = pd.read_parquet(output / "results.parquet")
     assert list(read["run_id"]) == list(results["run_id"]) == list(table["run_id"])
     curves = pd.read_csv(output / "curves.csv")
-    assert set(curves["run_id"]) == set(results["run_id"]) - {"floor"}
+    assert set(curves["run_id"]) == set(results["run_id"]) - {"floor", "final/trivial"}
     assert len(curves[curves["run_id"] == "final/lora/seed=0"]) == 4
     about = json.loads((output / "compare.json").read_text())
     assert about["state"] == "complete" and about["advice"] and about["finished"] >= about["started"]
@@ -148,7 +151,7 @@ def test_the_saved_adapter_is_the_one_that_was_scored(finished: Finished) -> Non
 
 def test_the_test_split_is_not_looked_at_before_the_learning_rate_is_settled(finished: Finished) -> None:
     stages = [name.partition("/")[0] for name in finished.read]
-    assert stages == ["floor"] + ["tune"] * 12 + ["final"] * 8
+    assert stages == ["floor"] + ["tune"] * 20 + ["final"] * 8
     for name, read in finished.read.items():
         assert len(set(read["test"])) == (64 if name.startswith("final") else 0)
         assert bool(read["validation"]) == name.startswith("tune")
@@ -162,7 +165,7 @@ def test_all_methods_see_the_same_examples_in_the_same_order(finished: Finished)
     assert orders["final/lora/seed=0"] != orders["final/lora/seed=1"]
     for name in orders:
         if name.startswith("tune"):
-            assert orders[name][:8] == orders["final/lora/seed=0"][:8]
+            assert orders[name][:8] == orders["final/lora/seed=0"][:8], name
 
 
 def test_the_same_call_again_repeats_nothing(
@@ -185,7 +188,8 @@ def test_methods_and_seeds_can_be_added(
     before = finished.results
     assert set(done) == set(after["run_id"]) - set(before["run_id"])
     assert "final/bone/seed=2" in done and "final/lora/seed=2" in done
-    pd.testing.assert_frame_equal(after[: len(before)], before)
+    was = after.set_index("run_id").loc[before["run_id"]].reset_index()
+    pd.testing.assert_frame_equal(was[before.columns], before)
 
 
 def test_a_failing_method_is_recorded_and_the_others_go_on(
@@ -199,7 +203,7 @@ def test_a_failing_method_is_recorded_and_the_others_go_on(
     monkeypatch.setattr(get_config("randlora"), "build", build)
     results = compare(**SMALL | {"output": output, "methods": "lora,randlora", "seeds": 1})
     failed = results[results["method"] == "randlora"]
-    assert list(failed["status"]) == ["failed"] * 3
+    assert list(failed["status"]) == ["failed"] * 3, "and no further learning rate is tried"
     assert set(failed["error"]) == {"RuntimeError: no luck at all"}
     assert (results[results["method"] == "lora"]["stage"] == "final").sum() == 1
     assert json.loads((output / "compare.json").read_text())["state"] == "complete"
@@ -222,14 +226,14 @@ def test_a_budget_that_one_method_cannot_meet(output: Path, monkeypatch: pytest.
     with pytest.raises(InputError, match="cannot be met by randlora"):
         compare(**SMALL | {"output": output, "methods": "randlora"})
     assert not output.exists()
-    results = compare(**SMALL | {"output": output, "methods": "all", "quick": True})
+    results = compare(**SMALL | {"output": output, "methods": "all", "quick": True, "learning_rates": None})
     row = results[results["method"] == "randlora"]
     assert list(row["status"]) == ["failed"] and "cannot be met" in row["error"].iloc[0]
     assert "final/lora/seed=0" in set(results["run_id"])
 
 
 def test_a_timeout_writes_what_there_is(output: Path) -> None:
-    results = compare(**SMALL | {"output": output, "timeout": 1e-9})
+    results = compare(**SMALL | {"output": output, "time": 1e-9})
     assert results.empty and (output / "report.html").exists()
     assert json.loads((output / "compare.json").read_text())["state"] == "timeout"
 
@@ -245,7 +249,7 @@ def test_an_interrupt_writes_what_there_is(output: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Runner, "do", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(**SMALL | {"output": output})
-    assert len(pd.read_csv(output / "results.csv")) == 3
+    assert len(pd.read_csv(output / "results.csv")) == 3 + 1, "with the trivial predictor"
     assert json.loads((output / "compare.json").read_text())["state"] == "interrupted"
     assert (output / "report.html").exists()
 
@@ -279,7 +283,7 @@ def test_overwrite_begins_anew_and_leaves_other_files_alone(copy: Path) -> None:
     with pytest.raises(InputError, match="not a database URL"):
         compare(**SMALL | {"output": copy, "overwrite": True, "storage": "nonsense"})
     assert (copy / "adapters").exists(), "nothing goes before all input is known to be good"
-    again = compare(**SMALL | {"output": copy, "overwrite": True, "timeout": 1e-9})
+    again = compare(**SMALL | {"output": copy, "overwrite": True, "time": 1e-9})
     assert again.empty and not (copy / "adapters").exists()
     assert (copy / "notes.txt").read_text() == "mine"
 
@@ -290,7 +294,10 @@ def test_overwrite_begins_anew_and_leaves_other_files_alone(copy: Path) -> None:
         ({"steps": 0}, "steps is 0"),
         ({"seeds": -1}, "seeds is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"timeout": -5}, "timeout is -5"),
+        ({"time": "-5"}, "time is '-5'"),
+        ({"time": "soon"}, "time is 'soon'"),
+        ({"max_memory": "lots"}, "max_memory is 'lots'"),
+        ({"cost": "beauty"}, "cost is 'beauty'"),
         ({"methods": "lroa"}, "did you mean 'lora'"),
         ({"budget": "lots"}, "is not understood"),
         ({"budget": 1}, "cannot be met"),
@@ -318,7 +325,7 @@ def test_presets_are_taken_where_nothing_is_said(
     Path("my.csv").write_text("text,label\n")
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        module, "Plan", lambda people, steps, seeds, _: asked.append((steps, seeds)) or pytest.skip.Exception
+        module, "Plan", lambda people, steps, seeds, *_: asked.append((steps, seeds)) or pytest.skip.Exception
     )
     import eckart.tasks.task as tasks
 
@@ -345,3 +352,55 @@ def test_presets_are_taken_where_nothing_is_said(
     assert limits[0] == (embedded.max_length, {"validation": embedded.validation, "test": embedded.test})
     assert limits[2] == (own.max_length, {"validation": own.validation})
     assert limits[3] == (embedded.max_length, {"validation": embedded.validation, "test": 5, "train": 9})
+
+
+def test_every_final_run_keeps_its_examples(finished: Finished) -> None:
+    table = pd.read_parquet(finished.output / "examples.parquet")
+    assert list(table.columns) == ["run_id", "example", "group", "score"]
+    final = finished.results[finished.results["stage"] == "final"].set_index("run_id")
+    assert set(table["run_id"]) == set(final.index)
+    assert (table.groupby("run_id").size() == 64).all()
+    means = table.groupby("run_id")["score"].mean()
+    assert means.to_dict() == pytest.approx(final["score"].to_dict())
+    # in the order of the split, though examples were scored by their length
+    toy = finished.toy
+    majority = [float(row["labels"] == 0) for row in toy.test.rows]
+    assert list(table[table["run_id"] == "final/trivial"]["score"]) == majority
+
+
+def test_predictions_groups_and_limits(output: Path, toy: ToyTask) -> None:
+    toy.groups = [f"file {i % 5}" for i in range(64)]
+    call = {"output": output, "quick": True, "learning_rates": None, "seeds": 1, "predictions": True}
+    compare(**SMALL | call | {"max_bytes": "1kB", "cost": "step-time"})
+    table = pd.read_parquet(output / "examples.parquet")
+    mine = table[table["run_id"] == "final/lora/seed=0"].sort_values("example")
+    assert list(mine["group"]) == toy.groups
+    assert list(mine["label"]) == [toy.labels[row["labels"]] for row in toy.test.rows]
+    assert ((mine["prediction"] == mine["label"]) == (mine["score"] == 1)).all()
+    about = json.loads((output / "compare.json").read_text())
+    assert (about["at_most"], about["cost"], about["level"]) == ({"bytes": 1000.0}, "step-time", 0.05)
+    assert about["advice"].startswith("Not enough data yet: ")
+    assert "Over your limits: " in about["advice"] and "LoRA (--max-bytes)" in about["advice"]
+
+
+def test_runs_that_do_not_fit_into_the_time_are_not_begun(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eckart.jobs.compare import race
+
+    clock = [0.0]
+    monkeypatch.setattr(race, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    do = Runner.do
+
+    def slow(self: Runner, run: Any, contender: Any) -> Any:
+        result = do(self, run, contender)
+        clock[0] += 10
+        result.row["seconds"] = 10.0
+        return result
+
+    monkeypatch.setattr(Runner, "do", slow)
+    results = compare(**SMALL | {"output": output, "time": "1m"})
+    assert len(results) == 5 + 1 and clock[0] == 50, "a sixth would end with nothing left for the page"
+    about = json.loads((output / "compare.json").read_text())
+    assert about["state"] == "timeout" and about["finished"]
+    assert about["advice"].startswith("Not enough data yet: ")
+    assert (output / "report.html").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,83 +12,168 @@ import pytest
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import Contender, _rates, method_names, spaced
 from eckart.jobs.compare.outputs import command_line
-from eckart.jobs.compare.plan import Plan
+from eckart.jobs.compare.plan import EXTENSIONS, FEW, Plan
+from eckart.jobs.compare.presets import limits_of_use, seconds
 
 RATES = (1e-4, 1e-3, 1e-2)
+BEST = {"head-only": 1e-3, "full": 1e-3}
 
 
-def plan(*names: str, rates: tuple[float, ...] = RATES, seeds: int = 2, greater: bool = True) -> Plan:
-    return Plan([Contender(name, name, rates) for name in ("head-only", *names)], 60, seeds, greater)
+class Judge:
+    """Rules out, after so many seeds, the methods it was told to."""
+
+    def __init__(self, out: dict[int, set[str]] | None = None, settled_after: int = 99) -> None:
+        self.out, self.settled_after, self.seen = out or {}, settled_after, []
+
+    def __call__(self, records: Any) -> Any:
+        seeds = {r["row"]["seed"] for r in records.values() if r["row"]["stage"] == "final"}
+        self.seen.append(sorted(seeds))
+        gone = {name: "behind" for count, names in self.out.items() if count <= len(seeds) for name in names}
+        return SimpleNamespace(reasons=lambda: gone, settled=len(seeds) >= self.settled_after)
+
+
+def plan(
+    *names: str,
+    rates: tuple[float, ...] = RATES,
+    seeds: int = 2,
+    greater: bool = True,
+    judge: Any = None,
+    extend: bool = True,
+) -> Plan:
+    people = [Contender(name, name, rates) for name in ("head-only", *names)]
+    return Plan(people, 60, seeds, greater, judge or Judge(), extend)
 
 
 def finish(records: dict[str, Any], run: Any, **row: Any) -> None:
     """Pretend a run was done."""
-    given = {
-        "status": "complete",
-        "validation_score": 0.5,
-        "validation_loss": 1.0,
-        "lr": run.parameters["lr"],
-    }
-    records[run.id] = {"row": given | row}
+    known = {"lr": None} | dict(run.parameters) | {"run_id": run.id, "status": "complete"}
+    records[run.id] = {"row": known | {"validation_score": 0.5, "validation_loss": 1.0} | row}
 
 
-def work_off(plan: Plan, score: Any = lambda run: 0.5) -> list[Any]:
+def peaked(best: dict[str, float], heights: dict[str, float] | None = None) -> Any:
+    """A validation score that is largest at each method's best rate."""
+    heights = heights or {}
+
+    def score(run: Any) -> float:
+        method = run.parameters["method"]
+        rate = run.parameters.get("lr") or 1.0
+        away = abs(math.log10(rate / best.get(method, 1e-3)))
+        return heights.get(method, 0.5) - 0.1 * away
+
+    return score
+
+
+def work_off(plan: Plan, score: Any = peaked(BEST), records: dict[str, Any] | None = None) -> list[Any]:
     """Every run of a plan in the order in which one worker does them."""
-    records: dict[str, Any] = {}
+    records = {} if records is None else records
     order = []
     while runs := plan(records):
         order.append(runs[0])
-        runs[0].parameters.setdefault("lr", 0.0)  # the floor has none
         finish(records, runs[0], validation_score=score(runs[0]))
     return order
 
 
-def test_every_method_has_as_many_trials_and_as_many_finals() -> None:
+def stages(done: list[Any], method: str) -> list[tuple[str, int, Any]]:
+    mine = (run.parameters for run in done if run.parameters["method"] == method)
+    return [(p["stage"], p["steps"], p["lr"] if p["stage"] == "tune" else p["seed"]) for p in mine]
+
+
+def test_every_method_is_tuned_in_two_rounds_and_then_tested() -> None:
     done = work_off(plan("full", "lora", "bone"))
     for method in ("head-only", "full", "lora", "bone"):
-        mine = [run.parameters for run in done if run.parameters["method"] == method]
-        assert [p["stage"] for p in mine].count("tune") == 3
-        assert [p["seed"] for p in mine if p["stage"] == "final"] == [0, 1]
-        assert {p["steps"] for p in mine if p["stage"] == "tune"} == {30}
-        assert {p["steps"] for p in mine if p["stage"] == "final"} == {60}
-    assert len({run.id for run in done}) == len(done) == 1 + 4 * 5
+        short = [("tune", 10, lr) for lr in (1e-3, 1e-4, 1e-2)]
+        longer = [("tune", 30, lr) for lr in (1e-3, 1e-4)]
+        assert stages(done, method) == [*short, *longer, ("final", 60, 0), ("final", 60, 1)]
+    assert len({run.id for run in done}) == len(done) == 1 + 4 * 7
 
 
 def test_the_heads_rate_is_tuned_first_and_is_the_same_for_all() -> None:
     best = {"head-only": 1e-2, "lora": 1e-4, "bone": 1e-3}
-    done = work_off(
-        plan("lora", "bone"), lambda run: float(run.parameters["lr"] == best.get(run.parameters["method"]))
-    )
-    assert [run.parameters["method"] for run in done[:4]] == ["frozen-floor", *["head-only"] * 3]
-    others = [run.parameters for run in done[4:] if run.parameters["method"] != "head-only"]
+    done = work_off(plan("lora", "bone", extend=False), peaked(best))
+    assert [run.parameters["method"] for run in done[:6]] == ["frozen-floor", *["head-only"] * 5]
+    others = [run.parameters for run in done[6:] if run.parameters["method"] != "head-only"]
     assert {p["head_lr"] for p in others} == {1e-2}
-    finals = {p["method"]: p["lr"] for p in (run.parameters for run in done) if p["stage"] == "final"}
-    assert finals == best
+    assert {p["method"]: p["lr"] for p in (r.parameters for r in done) if p["stage"] == "final"} == best
 
 
-def test_trials_start_in_the_middle_and_go_round_the_methods() -> None:
-    done = [run.parameters for run in work_off(plan("lora", "bone")) if run.parameters["stage"] == "tune"]
-    rounds = [(p["method"], p["lr"]) for p in done if p["method"] != "head-only"]
-    assert rounds == [(m, lr) for lr in (1e-3, 1e-4, 1e-2) for m in ("lora", "bone")]
+def test_the_best_rate_does_not_stay_at_an_end() -> None:
+    done = work_off(plan("lora"), peaked({"lora": 8e-2}))
+    short = [lr for stage, steps, lr in stages(done, "lora") if (stage, steps) == ("tune", 10)]
+    assert short == [1e-3, 1e-4, 1e-2, 3e-2, 9e-2, 0.27]
+    assert len(short) - 3 == EXTENSIONS
+    final = next(r.parameters["lr"] for r in done if r.id == "final/lora/seed=0")
+    assert final == 9e-2
+    below = work_off(plan("lora"), peaked({"lora": 4e-5}))
+    assert [lr for s, n, lr in stages(below, "lora") if (s, n) == ("tune", 10)][3:] == [3.3e-5, 1.1e-5]
+    kept = work_off(plan("lora", extend=False), peaked({"lora": 8e-2}))
+    assert max(r.parameters["lr"] for r in kept if r.parameters.get("lr")) == 1e-2
 
 
-def test_a_trial_waits_for_the_earlier_ones_of_its_method_only() -> None:
+def test_a_longer_run_whose_best_rate_is_at_an_end_tries_the_next() -> None:
+    def score(run: Any) -> float:
+        longer = run.parameters["steps"] > 10
+        return peaked({"lora": 1e-5 if longer else 5e-4})(run)
+
+    done = work_off(plan("lora"), score)
+    longer = [lr for stage, steps, lr in stages(done, "lora") if (stage, steps) == ("tune", 30)]
+    assert longer == [1e-3, 1e-4, 3.3e-5, 1.1e-5, 3.7e-6]
+    assert next(r.parameters["lr"] for r in done if r.id == "final/lora/seed=0") == 1.1e-5
+
+
+def test_halves_go_on_and_the_baselines_always_do() -> None:
+    names = [f"m{i:02d}" for i in range(15)]
+    heights = {name: 0.9 - i / 100 for i, name in enumerate(names)} | {"lora": 0.1, "full": 0.1, "head-only": 0.1}
     records: dict[str, Any] = {}
-    two = plan("lora", "bone")
-    while (run := two(records)[0]).parameters["method"] in ("frozen-floor", "head-only"):
-        run.parameters.setdefault("lr", 0.0)
-        finish(records, run)
-    ready = [run.id for run in two(records) if run.parameters["stage"] == "tune"]
-    assert ready == ["tune/lora/lr=0.001", "tune/bone/lr=0.001"]
-    finish(records, next(run for run in two(records) if run.id == "tune/bone/lr=0.001"))
-    ready = [run.id for run in two(records) if run.parameters["stage"] == "tune"]
-    assert ready == ["tune/lora/lr=0.001", "tune/bone/lr=0.0001"]
+    race = plan("full", "lora", *names)
+    done = work_off(race, peaked(BEST, heights), records)
+    longer = {r.parameters["method"] for r in done if r.parameters["steps"] == 30}
+    tested = [r.parameters["method"] for r in done if r.id.startswith("final") and r.id.endswith("seed=0")]
+    assert longer == {"head-only", "full", "lora", *names[:8]}
+    assert tested == ["head-only", "full", *names[:5], "lora"]
+    told = race.dropped(records)
+    assert set(told) == set(names[5:])
+    assert told["m14"].startswith("after tuning runs of 10 steps: place 15 of 16")
+    assert told["m05"] == "after tuning runs of 30 steps: place 6 of 9 on the validation split, of which 5 went on"
+    few = work_off(plan("lora", *names[: FEW - 1]))
+    assert {r.parameters["method"] for r in few if r.parameters["stage"] == "final"} >= set(names[: FEW - 1])
+
+
+def test_seeds_go_to_those_that_are_not_ruled_out() -> None:
+    judge = Judge({2: {"bone"}, 3: {"lora"}}, settled_after=4)
+    records: dict[str, Any] = {}
+    race = plan("lora", "bone", "svfit", seeds=6, judge=judge)
+    done = work_off(race, records=records)
+    finals = [run.id for run in done if run.id.startswith("final")]
+    assert [f for f in finals if "bone" in f] == [f"final/bone/seed={s}" for s in range(2)]
+    assert [f for f in finals if "lora" in f] == [f"final/lora/seed={s}" for s in range(3)]
+    assert [f for f in finals if "svfit" in f] == [f"final/svfit/seed={s}" for s in range(4)]
+    assert race.dropped(records) == {"bone": "after 2 seeds: behind", "lora": "after 3 seeds: behind"}
+    assert [0] not in judge.seen, "nothing is judged by one seed"
+
+
+def test_rounds_do_not_depend_on_the_order_in_which_their_runs_end() -> None:
+    judge = Judge({2: {"bone"}})
+    race = plan("lora", "bone", seeds=3, judge=judge)
+    records: dict[str, Any] = {}
+    while runs := race(records):  # a worker that always takes the last
+        finish(records, runs[-1], validation_score=peaked(BEST)(runs[-1]))
+    assert set(records) == {run.id for run in work_off(race)}
+
+
+def test_a_race_goes_on_where_it_was() -> None:
+    race = plan("full", "lora", "bone", seeds=3, judge=Judge({2: {"bone"}}))
+    whole = work_off(race)
+    for cut in range(0, len(whole), 5):
+        records: dict[str, Any] = {}
+        for run in whole[:cut]:
+            finish(records, run, validation_score=peaked(BEST)(run))
+        assert [run.id for run in work_off(race, records=records)] == [run.id for run in whole[cut:]]
 
 
 @pytest.mark.parametrize(("greater", "chosen"), [(True, 1e-2), (False, 1e-4)])
 def test_the_best_rate_follows_the_direction_of_the_score(greater: bool, chosen: float) -> None:
-    both = plan("lora", greater=greater)
-    done = work_off(both, lambda run: run.parameters["lr"])
+    both = plan("lora", greater=greater, extend=False)
+    done = work_off(both, lambda run: run.parameters.get("lr"))
     assert {r.parameters["lr"] for r in done if r.id.startswith("final/lora")} == {chosen}
 
 
@@ -102,7 +190,6 @@ def test_a_method_whose_trials_all_fail_has_no_final_run_and_the_others_go_on() 
     records: dict[str, Any] = {}
     two = plan("lora", "bone")
     while runs := two(records):
-        runs[0].parameters.setdefault("lr", 0.0)
         bad = runs[0].id.startswith("tune/lora")
         finish(records, runs[0], status="diverged" if bad else "complete")
     assert not any(name.startswith("final/lora") for name in records)
@@ -116,15 +203,29 @@ def test_one_rate_needs_no_tuning() -> None:
 
 
 def test_without_a_head_the_frozen_model_is_scored_once() -> None:
-    bare = Plan([Contender("head-only", "frozen", ()), Contender("lora", "LoRA", RATES)], 60, 2, False)
+    people = [Contender("head-only", "frozen", ()), Contender("lora", "LoRA", RATES)]
+    bare = replace(plan(greater=False), contenders=people)
     mine = [run.parameters for run in work_off(bare) if run.parameters["method"] == "head-only"]
     assert [(p["stage"], p["steps"]) for p in mine] == [("final", 0)]
 
 
-def test_adding_seeds_and_methods_adds_runs_and_repeats_none() -> None:
+def test_adding_seeds_adds_runs_and_repeats_none() -> None:
     before = {run.id for run in work_off(plan("lora", seeds=1))}
-    after = {run.id for run in work_off(plan("lora", "bone", seeds=3))}
+    after = {run.id for run in work_off(plan("lora", seeds=3))}
     assert before < after
+
+
+def test_times_and_limits() -> None:
+    assert [seconds(text) for text in ("90s", "10m", "1.5 h", "2min", 30, "45")] == [90, 600, 5400, 120, 30, 45]
+    assert limits_of_use("4GB", "1.5MB", "2x") == {"memory": 4000, "bytes": 1.5e6, "step-time": 2}
+    assert limits_of_use(None, None, 1.25) == {"step-time": 1.25}
+    for call in (lambda: seconds("soon"), lambda: seconds("0s"), lambda: seconds("-1m")):
+        with pytest.raises(InputError, match="give one such as 90s, 10m or 2h"):
+            call()
+    with pytest.raises(InputError, match="max_memory is '4 stones': give a size"):
+        limits_of_use("4 stones", None, None)
+    with pytest.raises(InputError, match="max_step_time is '2s'"):
+        limits_of_use(None, None, "2s")
 
 
 def test_baselines_are_always_there() -> None:
@@ -160,8 +261,8 @@ def test_the_command_repeats_the_call() -> None:
         "budget": "1MB",
         "learning_rates": {"lora": [1e-3, 3e-3]},
     }
-    rest = {"limits": {"test": 50}, "quick": True, "overwrite": True, "timeout": 5, "progress": False}
+    rest = {"limits": {"test": 50}, "quick": True, "overwrite": True, "time": "5m", "progress": False}
     assert command_line(call | rest | {"storage": "postgresql://me:secret@host/db"}) == (
         "eckart compare --data 'my data.csv' --methods lora,bone --budget 1MB --lr lora=0.001,0.003 "
-        "--limit test=50 --quick --storage 'postgresql://me:***@host/db'"
+        "--limit test=50 --quick --time 5m --storage 'postgresql://me:***@host/db'"
     )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from eckart.arguments import check_least, check_positive, read_budget
+from eckart.arguments import check_least, read_budget
 from eckart.data.read import check_source
+from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import Contender, Rates, contenders
-from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
-from eckart.jobs.compare.progress import Progress, Scoreboard
-from eckart.jobs.compare.study import Claim, Outcome, Run, Study
+from eckart.jobs.compare.contenders import Rates, contenders
+from eckart.jobs.compare.judgement import COSTS, Terms, look_level
+from eckart.jobs.compare.plan import Plan
+from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
+from eckart.jobs.compare.progress import Progress
+from eckart.jobs.compare.race import Jury, Race
+from eckart.jobs.compare.study import Study
 from eckart.quiet import quiet
 from eckart.tasks.pretrained import find_model
 
@@ -30,31 +30,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a comparison spends where the caller does not say. A limit of None takes the whole split."""
-
-    steps: int
-    seeds: int
-    trials: int
-    batch_size: int
-    max_length: int
-    validation: int | None
-    test: int | None
-
-
-EMBEDDED = Preset(steps=24, seeds=2, trials=3, batch_size=16, max_length=48, validation=160, test=600)
-"""The data that comes with the library: 16 to 17 minutes on two cores with 15 adapters."""
-QUICK = Preset(steps=16, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=300)
-"""``quick``: 3 to 4 minutes. The middle learning rate of each method, one seed."""
-OWN = Preset(steps=400, seeds=3, trials=3, batch_size=16, max_length=128, validation=1000, test=None)
-"""Data of the caller's."""
-
-CURVE_COLUMNS = ["run_id", "step", "split", "loss", "score"]
 
 
 def compare(
@@ -75,24 +51,31 @@ def compare(
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
-    timeout: float | None = None,
+    time: str | float | None = None,
+    max_memory: str | float | None = None,
+    max_bytes: str | float | None = None,
+    max_step_time: str | float | None = None,
+    cost: str = "bytes",
+    predictions: bool = False,
     quick: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Train every method at the same budget on the same batches, tune each alike, and score them on the test split.
+    """Race every method at the same budget on the same batches, tuned alike, and say which to use.
 
-    The same call again goes on where the last one stopped, and when all is done only rewrites the report. Methods
-    and seeds may be added; whatever else differs asks for another ``output``.
+    The answer is valid whenever the race stops. The same call again goes on where the last one stopped, and when all
+    is done only rewrites the report. Methods and seeds may be added; whatever else differs asks for another
+    ``output``.
 
     Args:
         model: directory or hub name of a `transformers` model; the embedded MiniLM when None.
         data: file, directory or hub name; the embedded docstrings of Python's standard library when None.
         methods: ``"all"``, ``"a,b,c"`` or a list. Head only, full fine-tuning and LoRA are always there.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"``, ``"1MB"`` saved, or a number of parameters.
-        steps: optimiser steps of a final run; a tuning run has half as many.
-        seeds: final runs of each method.
-        learning_rates: values for every adapter, or for each method by name; each method's own when None.
+        steps: optimiser steps of a final run; tuning runs have a sixth and half as many.
+        seeds: final runs of a method at most.
+        learning_rates: values for every adapter, or for each method by name; when None each method's own, and further
+            ones where the best is the largest or smallest tried.
         batch_size: examples in a step.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
@@ -103,7 +86,11 @@ def compare(
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
             ``study.db`` in ``output``.
-        timeout: seconds after which no further run is begun.
+        time: what the race may take, such as ``"10m"``; ten minutes on the embedded data, otherwise what it needs.
+        max_memory, max_bytes, max_step_time: methods that need more peak memory, bytes saved, or time of a step (as a
+            multiple of the frozen model's) are no candidates.
+        cost: what the cheapest of several is cheapest by: ``"bytes"``, ``"memory"`` or ``"step-time"``.
+        predictions: keep what each final run says of each test example, beside whether it is right.
         quick: a first impression: few steps, one learning rate, one seed.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
@@ -116,12 +103,15 @@ def compare(
         KeyboardInterrupt: passed on after the results so far were written.
     """
     arguments = {name: value for name, value in locals().items() if value is not None}
-    deadline = None if timeout is None else time.monotonic() + timeout
-    check_positive(steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length, timeout=timeout)
     check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
     batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
+    allowed = preset.time if time is None else seconds(time)
+    deadline = None if allowed is None else monotonic() + allowed
+    at_most = limits_of_use(max_memory, max_bytes, max_step_time)
+    if cost not in COSTS:
+        raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
     find_model(model)
@@ -154,11 +144,16 @@ def compare(
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
     }
     about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
+    terms = Terms(look_level(seeds - 1), at_most, cost)
+    about |= {"level": terms.level, "at_most": at_most, "cost": cost}
     study = _begin(directory, about, task, storage, overwrite)
-    plan = Plan([c for c in everyone if not c.reason], steps, seeds, task.greater_is_better)
     display = Progress({c.name: c.label for c in everyone}, show=progress)
-    runner = Runner(task, plan, batch_size, str(budget), display.step)
-    return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
+    runner = Runner(task, batch_size, str(budget), display.step)
+    jury = Jury(runner, everyone, terms)
+    taking_part = [c for c in everyone if not c.reason]
+    plan = Plan(taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None)
+    race = Race(runner, plan, jury, study, directory, about, display, predictions=predictions)
+    return race.work(deadline)
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
@@ -209,123 +204,3 @@ def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study
         study.delete()
         study = Study(url, name, maximize=maximize)
     return study
-
-
-@contextmanager
-def _short_collections() -> Iterator[None]:
-    """Leave what is already loaded out of garbage collections, which each run forces: a tenth of the time of each."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-class _Comparison:
-    """Works off a plan in a study and keeps the files of the results up to date.
-
-    Args:
-        runner: does the runs.
-        everyone: all methods, also those left out.
-        study: where runs are claimed and kept.
-        directory: where results are written.
-        about: what ``compare.json`` says besides the state of the study.
-        progress: where to show what happens.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        everyone: Sequence[Contender],
-        study: Study,
-        directory: Path,
-        about: Mapping[str, Any],
-        progress: Progress,
-    ) -> None:
-        self.runner, self.plan, self.everyone = runner, runner.plan, everyone
-        self.study, self.directory, self.about, self.progress = study, directory, about, progress
-        self.scoreboard = Scoreboard(everyone, self.plan, runner.task.metric, progress)
-        self.contenders = {c.name: c for c in self.plan.contenders}
-
-    def work(self, deadline: float | None) -> pd.DataFrame:
-        """Do what is left to do and write the results after every run, the report at the end of each stage.
-
-        Raises:
-            KeyboardInterrupt: after the results were written; the run in flight is free again.
-        """
-        self.write("running")
-        try:
-            with self.progress, quiet(), _short_collections():
-                self._show(self.study.records(), FLOOR)
-                done = self.study.work(
-                    self.plan, self._execute, deadline=deadline, after=self._after, waiting=self._wait
-                )
-        except KeyboardInterrupt:
-            self.write("interrupted", report=True)
-            raise
-        for run_id, met in self.study.setbacks.items():
-            self.progress.say(f"{run_id} is left for another call: {met[-1]}")
-        return self.write(
-            "complete" if done else "setback" if self.study.setbacks else "timeout", report=True
-        )
-
-    def _execute(self, claim: Claim) -> Outcome:
-        run = claim.run
-        contender = self.contenders.get(run.parameters["method"])
-        earlier = self.plan.trials(contender, self.study.records()) if contender else []
-        result = self.runner.do(run, contender, earlier)
-        row = result.row
-        first = run.parameters["stage"] == FINAL and run.parameters["seed"] == 0
-        if first and contender and contender.config and row["status"] == "complete":
-            with atomic_directory(
-                self.directory / outputs.ADAPTERS / contender.name, overwrite=True
-            ) as folder:
-                result.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[union-attr, operator]
-        value = row["validation_score"] if run.parameters["stage"] == TUNE else row["score"]
-        status = "failed" if row["status"] == "complete" and value is None else row["status"]
-        return Outcome({"row": row, "curve": result.curve}, status, value, result.rungs)
-
-    def _after(self, run: Run) -> None:
-        records = self.study.records()
-        left = self.plan(records)
-        stages = [(r.parameters["stage"], r.parameters["seed"]) for r in (run, *left[:1])]
-        self.write("running", report=stages[0][0] != FLOOR and len(set(stages)) == 2)
-        self._show(records, run.id)
-
-    def _wait(self) -> None:
-        self.scoreboard.update(self.study.records())
-        self.progress.step("waiting for other workers")
-
-    def _show(self, records: Records, run_id: str) -> None:
-        """Bring the display up to date and say how a run went."""
-        self.scoreboard.update(records)
-        if run_id in records:
-            row = records[run_id]["row"]
-            self.scoreboard.announce(row) if run_id == FLOOR else self.scoreboard.tell(row, records)
-
-    def write(self, state: str, report: bool = False) -> pd.DataFrame:
-        """Write the results as they are, each file whole."""
-        import pandas as pd
-
-        from eckart.jobs.compare.advice import advice
-        from eckart.jobs.compare.report import build_report
-        from eckart.jobs.compare.runs import COLUMNS, left_out
-
-        records = self.study.records()
-        rows = [record["row"] for record in records.values()]
-        rows += [left_out(self.runner, contender) for contender in self.everyone if contender.reason]
-        results = pd.DataFrame(rows, columns=COLUMNS)
-        points = [[run, *point] for run, record in records.items() for point in record["curve"]]
-        with atomic_write(self.directory / outputs.RESULTS) as path:
-            results.to_csv(path, index=False)
-        with atomic_write(self.directory / outputs.TABLE) as path:
-            results.to_parquet(path, index=False)
-        with atomic_write(self.directory / outputs.CURVES) as path:
-            pd.DataFrame(points, columns=CURVE_COLUMNS).to_csv(path, index=False)
-        finished = outputs.now() if state == "complete" else None
-        about = {**self.about, "state": state, "finished": finished, "advice": advice(results)}
-        outputs.write_about(self.directory, about)
-        if report:
-            build_report(self.directory)
-        return results

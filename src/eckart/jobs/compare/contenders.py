@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
-HEAD_ONLY, FULL, LORA = "head-only", "full", "lora"
+HEAD_ONLY, FULL, LORA, TRIVIAL = "head-only", "full", "lora", "trivial"
 LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
-MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1.5e-4}
-"""The middle of the learning rates tried for the baselines that are no adapters; neighbours are a factor 3 apart."""
+SPACING = 3.0
+MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1e-4}
+"""The middle of the learning rates tried for the baselines that are no adapters; neighbours are a factor `SPACING`
+apart. That of full fine-tuning is a tenth of LoRA's (Schulman et al., LoRA Without Regret, 2025)."""
 
 Rates = Sequence[float] | Mapping[str, Sequence[float]] | None
 
@@ -94,8 +96,8 @@ class Contender:
 
 
 def spaced(middle: float, count: int) -> tuple[float, ...]:
-    """``count`` learning rates, neighbours a factor 3 apart, rounded to two digits."""
-    return tuple(float(f"{middle * 3.0 ** (i - count // 2):.2g}") for i in range(count))
+    """``count`` learning rates, neighbours a factor `SPACING` apart, rounded to two digits."""
+    return tuple(float(f"{middle * SPACING ** (i - count // 2):.2g}") for i in range(count))
 
 
 def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:

@@ -13,15 +13,15 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA
+from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.tasks.statistics import combined_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES = (HEAD_ONLY, FULL, LORA)
-UNBUDGETED = {HEAD_ONLY: "training the head alone", FULL: "full fine-tuning"}
-"""Baselines that do not train at the budget, as prose: context for the candidates, never candidates themselves."""
+BASELINES = (HEAD_ONLY, FULL, LORA, TRIVIAL)
+UNBUDGETED = {HEAD_ONLY: "the head alone", FULL: "full fine-tuning", TRIVIAL: "the trivial predictor"}
+"""Baselines that do not train at the budget, as prose."""
 
 REQUIRED = ("run_id", "stage", "method", "status", "score")
 NUMBERS = (
@@ -63,12 +63,22 @@ class Metric:
             return "–"
         return f"{low * self.scale:.{self.decimals}f}–{high * self.scale:.{self.decimals}f}{self.suffix}"
 
+    def amount(self, value: float) -> str:
+        return f"{value * self.scale:.{self.decimals}f} {self.difference}".rstrip()
+
+    def change(self, value: float, low: float, high: float) -> str:
+        """A difference with its interval, signed: ``−1.2 (−3.0 to +0.6)``."""
+        if not math.isfinite(value + low + high):
+            return "–"
+        shown = [f"{x * self.scale:+.{self.decimals}f}".replace("-", "−") for x in (value, low, high)]
+        return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
     def margin(self, value: float, low: float, high: float) -> str:
         if not math.isfinite(low + high):
-            return f"{value * self.scale:.{self.decimals}f} {self.difference}".rstrip()
+            return self.amount(value)
         numbers = [f"{x * self.scale:.{self.decimals}f}" for x in (value, low, high)]
         unit = f" {self.difference}" if self.difference else ""
-        return f"{numbers[0]}{unit} (95% interval {numbers[1]} to {numbers[2]})"
+        return f"{numbers[0]}{unit} (interval {numbers[1]} to {numbers[2]})"
 
 
 METRICS = {
@@ -184,6 +194,7 @@ def _line(arm: pd.DataFrame, metric: Metric) -> dict[str, Any]:
         "seeds_run": len(finals),
         "trials": len(tuned),
         "lr": done["lr"].median(),
+        "steps": done["steps"].max(),
         **{
             size: shown[size].max()
             for size in ("trainable_parameters", "head_parameters", "trained_parameters", "saved_bytes")
@@ -243,27 +254,3 @@ def pareto_front(board: pd.DataFrame, x: str, y: str) -> list[int]:
         return bool(((costs <= point).all(axis=1) & (costs < point).any(axis=1) & known).any())
 
     return [i for i in range(len(board)) if known[i] and not beaten(costs[i])]
-
-
-def overlap(one: Any, other: Any) -> bool:
-    """Whether two leaderboard rows cannot be told apart; an unknown interval overlaps everything."""
-    apart = one.ci_low > other.ci_high or one.ci_high < other.ci_low
-    return not apart
-
-
-def _upwards(row: Any) -> tuple[float, float, float]:
-    """Score and interval of a row with the sign that makes larger better."""
-    if row.greater_is_better:
-        return row.score, row.ci_low, row.ci_high
-    return -row.score, -row.ci_high, -row.ci_low
-
-
-def lead(one: Any, other: Any) -> tuple[float, float, float]:
-    """By how much one leaderboard row is better than another, with a 95% interval from their two intervals.
-
-    d = a − b, from d − √((a − l_a)² + (u_b − b)²) to d + √((u_a − a)² + (b − l_b)²).
-
-    Source: MOVER, Zou and Donner, Statistics in Medicine 27 (2008).
-    """
-    (a, a_low, a_high), (b, b_low, b_high) = _upwards(one), _upwards(other)
-    return a - b, a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)

@@ -16,9 +16,10 @@ from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 
 DATABASE, ABOUT = "study.db", "compare.json"
-RESULTS, TABLE, CURVES, REPORT, ADAPTERS = (
+RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
     "results.csv",
     "results.parquet",
+    "examples.parquet",
     "curves.csv",
     "report.html",
     "adapters",
@@ -66,16 +67,16 @@ def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
     names = (*LABELS, *(method.slug for method in methods("adapters")))
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, CURVES, REPORT, *saved))
+    remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
 
 
 def command_line(arguments: Mapping[str, Any]) -> str:
     """The command line that repeats a call; what stands at its default is left out."""
     words = ["eckart", "compare"]
-    plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "progress": True}
+    plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "cost": "bytes"}
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
-        if name in ("overwrite", "timeout", "progress") or value == plain.get(name) or value is False:
+        if name in ("overwrite", "progress") or value == plain.get(name) or value is False:
             continue
         option = "--lr" if name == "learning_rates" else f"--{name.replace('_', '-')}"
         if value is True:

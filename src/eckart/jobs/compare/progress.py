@@ -17,6 +17,7 @@ from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records, Row
 
 if TYPE_CHECKING:
     from eckart.jobs.compare.contenders import Contender
+    from eckart.jobs.compare.study import Run
 
 STEP_ESTIMATE = 1.6
 """Seconds of a step, with its share of set-up and evaluation, over the frozen floor's, for a method not yet seen."""
@@ -24,11 +25,10 @@ STEP_ESTIMATE = 1.6
 
 @dataclass
 class Line:
-    """What is known of one method: where it is, its score, and the seconds it still needs."""
+    """What is known of one method: where it is and its score."""
 
     stage: str = "waiting"
     score: str = ""
-    left: float | None = None
     done: bool = False
 
 
@@ -85,22 +85,16 @@ class Progress:
         """Say where the run in flight is; only the table shows it."""
         self._step = text
 
-    @property
-    def left(self) -> float:
-        """Seconds that all methods still need."""
-        return sum(line.left or 0.0 for line in self.lines.values())
-
     def _table(self) -> Table:
         elapsed = duration(time.monotonic() - self._started)
-        caption = f"{elapsed} gone, about {duration(self.left)} left"
+        caption = f"{elapsed} gone"
         table = Table(box=None, pad_edge=False, caption_justify="left")
         table.caption = f"{caption}; {self._step}" if self._step else caption
-        for column in ("method", "stage", "score", "time left"):
+        for column in ("method", "stage", "score"):
             table.add_column(column, justify="left" if column in ("method", "stage") else "right")
         for name, line in self.lines.items():
-            left = "" if line.done or line.left is None else duration(line.left)
             style = "dim" if line.stage == "waiting" else "green" if line.done else None
-            table.add_row(self._labels[name], line.stage, line.score, left, style=style)
+            table.add_row(self._labels[name], line.stage, line.score, style=style)
         return table
 
 
@@ -117,25 +111,22 @@ class Scoreboard:
     def __init__(self, everyone: Sequence[Contender], plan: Plan, metric: str, progress: Progress) -> None:
         from eckart.jobs.compare.leaderboard import METRICS, Metric
 
+        self.dropped: dict[str, str] = {}
         self.everyone, self.plan, self.progress = everyone, plan, progress
         self.metric = METRICS.get(metric, Metric(metric.replace("_", " ")))
-        self.total = 1 + sum(len(plan.of(contender)) for contender in plan.contenders)
 
     def update(self, records: Records) -> None:
         """Bring every line up to date."""
-        floor = records.get(FLOOR, {}).get("row", {}).get("step_seconds")
+        self.dropped = self.plan.dropped(records)
         for contender in self.everyone:
-            self.progress.lines[contender.name] = self._line(contender, records, floor)
+            self.progress.lines[contender.name] = self._line(contender, records)
 
     def announce(self, floor: Row) -> None:
         """Say what is to come, once the frozen floor is known."""
         step = (
             f"takes {floor['step_seconds']:.2g} s" if floor["step_seconds"] else f"failed: {floor['error']}"
         )
-        self.progress.say(
-            f"{len(self.plan.contenders)} methods, {self.total - 1} runs at most, about {duration(self.progress.left)} "
-            f"to go; a step of the frozen model {step}"
-        )
+        self.progress.say(f"{len(self.plan.contenders)} methods; a step of the frozen model {step}")
 
     def tell(self, row: Row, records: Records) -> None:
         """Say how a run went."""
@@ -144,11 +135,29 @@ class Scoreboard:
         what = f"lr {row['lr']:g}" if row["stage"] == TUNE else f"seed {row['seed']}"
         error = f": {row['error']}" if row["error"] else ""
         self.progress.ran(
-            f"[{len(records)}/{self.total}] {row['label']}, {row['stage']}, {what}: {row['status']}{told}{error}, "
-            f"about {duration(self.progress.left)} left"
+            f"[{len(records)}] {row['label']}, {row['stage']} of {row['steps']} steps, {what}: "
+            f"{row['status']}{told}{error}"
         )
 
-    def _line(self, contender: Contender, records: Records, floor: float | None) -> Line:
+    def expected(self, run: Run, records: Records) -> float:
+        """Seconds that a run will take, from the runs so far: those of its method and kind where there are some."""
+        rows = [r["row"] for r in records.values() if r["row"]["stage"] != FLOOR and r["row"]["seconds"]]
+        given = run.parameters
+        mine = [r for r in rows if r["method"] == given["method"]]
+        alike = [r for r in mine if r["stage"] == given["stage"] and r["steps"] == given["steps"]]
+        if alike:
+            return float(max(r["seconds"] for r in alike))
+        steps = [r for r in mine or rows if r["steps"]]
+        floor = records.get(FLOOR, {}).get("row", {}).get("step_seconds") or 0.0
+        pace = max((r["seconds"] / r["steps"] for r in steps), default=floor * STEP_ESTIMATE)
+        finals = [
+            r["seconds"]
+            for r in rows
+            if r["stage"] == given["stage"] == FINAL and r["steps"] == given["steps"]
+        ]
+        return float(max([pace * given["steps"], *([fmean(finals)] if finals else [])]))
+
+    def _line(self, contender: Contender, records: Records) -> Line:
         if contender.reason:
             return Line("left out", done=True)
         trials, finals = self.plan.trials(contender, records), self.plan.finals(contender, records)
@@ -157,18 +166,11 @@ class Scoreboard:
         score = self.metric.show(fmean(scores)) if scores else ""
         if usable and not scores:
             score = f"({self.metric.show(min(usable, key=self.plan.rank)['validation_score'])})"
-        if not self.plan.tuned(contender, records):
-            stage = f"tuning, {len(trials)} of {len(contender.trials)} done" if trials else "waiting"
-        elif contender.learning_rates and self.plan.best_rate(contender, records) is None:
-            return Line("failed", done=True)
+        dropped = contender.name in self.dropped
+        if finals:
+            stage = f"on the test split, seed {len(finals)}"
+        elif trials:
+            stage = f"tuning, {len(trials)} runs"
         else:
-            stage = f"final, {len(finals)} of {self.plan.seeds} done"
-        missing = [name for name in self.plan.of(contender) if name not in records]
-        if not missing:
-            return Line("done" if scores else "failed", score, done=True)
-        steps = sum(self.plan.tune_steps if name.startswith(TUNE) else self.plan.steps for name in missing)
-        seen = [row for row in (*trials, *finals) if row["steps"]]
-        pace = sum(row["seconds"] for row in seen) / sum(row["steps"] for row in seen) if seen else None
-        if pace is None and floor is not None:
-            pace = floor * STEP_ESTIMATE
-        return Line(stage, score, steps * pace if pace else None)
+            stage = "waiting"
+        return Line("dropped" if dropped else stage, score, done=dropped)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
 from eckart.extras import require
+from eckart.jobs.compare.judgement import Terms
 from eckart.jobs.compare.leaderboard import tidy
+from eckart.jobs.compare.paired import LEVEL
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,3 +50,13 @@ def read_study(path: Path) -> dict[str, Any]:
     if not isinstance(study, dict):
         raise InputError(f"{path} holds no JSON object: run the comparison again")
     return study
+
+
+def read_terms(study: Mapping[str, Any]) -> Terms:
+    """How a comparison is judged, as compare.json says; the plain terms where it was made before there were others."""
+    return Terms(
+        float(study.get("level") or LEVEL),
+        dict(study.get("at_most") or {}),
+        str(study.get("cost") or "bytes"),
+        dict(study.get("dropped") or {}),
+    )

@@ -15,8 +15,10 @@ from eckart.extras import require
 from eckart.files import atomic_write
 from eckart.jobs.compare import series, tables
 from eckart.jobs.compare.advice import sentences
-from eckart.jobs.compare.leaderboard import QUANTITIES, leaderboard, metric_of
-from eckart.jobs.compare.reading import read_results, read_study, read_table
+from eckart.jobs.compare.examples import read_examples
+from eckart.jobs.compare.judgement import Judgement, judge
+from eckart.jobs.compare.leaderboard import QUANTITIES, metric_of
+from eckart.jobs.compare.reading import read_results, read_study, read_table, read_terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +28,7 @@ STATES = {
     "running": "This study is still running: the numbers and the advice may change.",
     "interrupted": "This study was interrupted: run the same command again to finish it.",
     "setback": "Runs of this study met a lack of memory or disk and are not done: run the same command again.",
-    "timeout": "This study ran out of its time: run the same command again to finish it.",
+    "timeout": "The time was up: run the same command again, or with more --time, to go on where this stopped.",
 }
 
 
@@ -43,11 +45,12 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     folder = Path(directory)
     study = read_study(folder / "compare.json")
     rows = read_results(folder)
-    board = leaderboard(rows)
+    judgement = judge(rows, read_examples(folder / "examples.parquet"), read_terms(study))
+    board = judgement.board
     curves = folder / "curves.csv"
-    data = _data(board, rows, read_table(curves) if curves.exists() else None)
+    data = _data(judgement, rows, read_table(curves) if curves.exists() else None)
     page = _render(
-        **_words(study, board, rows),
+        **_words(study, judgement, rows),
         board=[
             {"row": row, "arm": arm, "options": tables.pairs(row.options)}
             for row, arm in zip(board.itertuples(), data["arms"], strict=True)
@@ -63,11 +66,12 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _data(board: pd.DataFrame, rows: pd.DataFrame, points: pd.DataFrame | None) -> dict[str, Any]:
+def _data(judgement: Judgement, rows: pd.DataFrame, points: pd.DataFrame | None) -> dict[str, Any]:
     """What the page's script reads: the charts and what they show."""
     from eckart.jobs.compare.figures import figures
 
-    metric, scale, greater = metric_of(rows), series.score_range(board), _greater(rows)
+    board, metric, greater = judgement.board, metric_of(rows), _greater(rows)
+    scale = series.score_range(board)
     return {
         "metric": {
             "name": metric.name,
@@ -78,16 +82,16 @@ def _data(board: pd.DataFrame, rows: pd.DataFrame, points: pd.DataFrame | None) 
         },
         "greaterIsBetter": greater,
         "quantities": {key: {"label": item.label} for key, item in QUANTITIES.items()},
-        "arms": series.arms(board, rows, metric),
+        "arms": series.arms(judgement, rows, metric),
         "fronts": series.fronts(board) if len(board) else {},
         "curves": [] if points is None else series.curves(board, rows, points),
-        "charts": figures(metric, greater, scale, series.best_of(board)),
+        "charts": figures(metric, greater, scale, series.best_of(judgement)),
     }
 
 
-def _words(study: dict[str, Any], board: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+def _words(study: dict[str, Any], judgement: Judgement, rows: pd.DataFrame) -> dict[str, Any]:
     """What the page says, and its tables."""
-    metric, said = metric_of(rows), sentences(board)
+    board, metric, said = judgement.board, metric_of(rows), sentences(judgement)
     task = study.get("task") or {}
     names = [Path(str(task[key])).name for key in ("model", "data") if task.get(key)]
     return {

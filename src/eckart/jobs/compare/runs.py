@@ -16,21 +16,22 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from eckart.jobs.compare.contenders import Contender
-from eckart.jobs.compare.plan import FINAL, Plan, Row
+from eckart.jobs.compare.contenders import TRIVIAL, Contender
+from eckart.jobs.compare.examples import SCORES, pack
+from eckart.jobs.compare.plan import FINAL
 from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
 from eckart.tasks.task import Task
 from eckart.tasks.trainer import (
-    Evaluation,
     Recipe,
+    Scored,
     Training,
     data_order,
-    evaluate,
     in_head,
     lengths,
+    score_examples,
     train_run,
 )
 
@@ -47,11 +48,11 @@ CURVE_POINTS = 200
 
 @dataclass
 class Result:
-    """What a run left: its row, its curve (step, split, loss, score), its score at each rung, and the model."""
+    """What a run left: its row, its curve (step, split, loss, score), what it made of each example, and the model."""
 
     row: dict[str, Any]
     curve: list[list[Any]] = field(default_factory=list)
-    rungs: dict[int, float] = field(default_factory=dict)
+    scored: Scored | None = None
     model: nn.Module | None = None
 
 
@@ -68,29 +69,26 @@ def _thin(points: Sequence[Any]) -> list[Any]:
 
 @dataclass
 class Runner:
-    """Does runs of a plan.
+    """Does the runs of a comparison.
 
     Args:
         task: model and data.
-        plan: whose runs they are.
         batch_size: examples in a step.
         budget: as it was given, for the rows.
         on_step: told in words where the run is.
     """
 
     task: Task
-    plan: Plan
     batch_size: int
     budget: str
     on_step: Callable[[str], None] = lambda words: None
 
-    def do(self, run: Run, contender: Contender | None, earlier: Sequence[Row] = ()) -> Result:
+    def do(self, run: Run, contender: Contender | None) -> Result:
         """Do a run. What goes wrong in it is recorded in its row; what goes wrong around it is raised.
 
         Args:
             run: from the plan.
             contender: the method; None for the frozen floor.
-            earlier: rows of the method's earlier tuning runs, against which a hopeless one is given up.
         """
         start = time.perf_counter()
         result = Result(self.blank_row(run, contender))
@@ -98,7 +96,7 @@ class Runner:
             if contender is None:
                 self._floor(run, result)
             else:
-                self._train(run, contender, earlier, result)
+                self._train(run, contender, result)
         except Exception as error:
             if is_setback(error):
                 result.model = None
@@ -136,7 +134,7 @@ class Runner:
             "machine": json.dumps(machine()),
         }
 
-    def _train(self, run: Run, contender: Contender, earlier: Sequence[Row], result: Result) -> None:
+    def _train(self, run: Run, contender: Contender, result: Result) -> None:
         steps, seed, row = run.parameters["steps"], run.parameters["seed"], result.row
         final = run.parameters["stage"] == FINAL
         base = self.task.fresh_model(seed).to(device())
@@ -149,8 +147,7 @@ class Runner:
                 model,
                 self.task,
                 recipe,
-                rungs=() if final else (self.plan.rung, steps),
-                keep_going=self._hopeful(earlier, steps),
+                rungs=() if final else (steps,),
                 floor=floor,
                 callbacks=[rule.callback() for rule in contender.rules()],
                 on_step=lambda step: self.on_step(f"{contender.label}, step {step} of {steps}"),
@@ -159,32 +156,20 @@ class Runner:
             result.model = model = contender.finish(model)
         if final and row["status"] == "complete":
             self.on_step(f"{contender.label}, scoring the test split")
-            found = evaluate(model, self.task, self.task.test, 2 * self.batch_size)
+            result.scored = score_examples(model, self.task, self.task.test, 2 * self.batch_size)
+            found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
 
     def _record(self, training: Training, result: Result) -> None:
         costs = ("status", "steps", "step_seconds", "step_time_ratio", "peak_memory_mb")
         result.row |= {key: getattr(training, key) for key in costs}
-        result.rungs = {step: v.score for step, v in training.validations if math.isfinite(v.score)}
-        result.row["rung_score"] = result.rungs.get(self.plan.rung)
         losses = [[step, "train", _finite(loss), None] for step, loss in _thin(training.losses)]
         scores = [[step, "validation", _finite(v.loss), _finite(v.score)] for step, v in training.validations]
         result.curve = losses + scores
         if training.validations:
             _, last = training.validations[-1]
             result.row |= {"validation_score": last.score, "validation_loss": last.loss}
-
-    def _hopeful(self, earlier: Sequence[Row], steps: int) -> Callable[[int, Evaluation], bool]:
-        """Whether a learning rate is worth going on with: at the rung its validation score is not more than its own
-        standard error behind the best that the method's earlier learning rates had there."""
-        sign = 1.0 if self.task.greater_is_better else -1.0
-        scores = [sign * row["rung_score"] for row in earlier if row.get("rung_score") is not None]
-
-        def keep_going(step: int, found: Evaluation) -> bool:
-            return step == steps or not scores or sign * found.score >= max(scores) - found.standard_error
-
-        return keep_going
 
     def _sizes(self, model: nn.Module) -> dict[str, int]:
         """Numbers trained in the method and in the head, and the bytes of a checkpoint with both."""
@@ -216,6 +201,18 @@ class Runner:
             "step_time_ratio": 1.0,
             "peak_memory_mb": memory.peak / 1e6,
         }
+
+
+def trivial_record(runner: Runner) -> dict[str, Any]:
+    """The record of the predictor that looks at no input: nothing is trained for it."""
+    label, scores = runner.task.trivial()
+    row = runner.blank_row(
+        Run(f"{FINAL}/{TRIVIAL}", {"stage": FINAL, "method": TRIVIAL, "seed": 0, "steps": 0}), None
+    )
+    found = Scored(scores, math.nan, None).evaluation(runner.task.groups)
+    row |= {"label": label, "score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
+    row |= {"trainable_parameters": 0, "head_parameters": 0, "saved_bytes": 0}
+    return {"row": row, "curve": [], SCORES: pack(scores)}
 
 
 def left_out(runner: Runner, contender: Contender) -> dict[str, Any]:

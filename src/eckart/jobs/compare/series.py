@@ -10,11 +10,13 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY
-from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, overlap, pareto_front
+from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, TRIVIAL
+from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, pareto_front
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from eckart.jobs.compare.judgement import Judgement
 
 ARM = ["method", "label", "budget"]
 CURVE_POINTS = 120
@@ -26,10 +28,9 @@ CURVES = {
 }
 
 
-def best_of(board: pd.DataFrame) -> Any:
-    """The best row among the methods at a budget; None where none has a score."""
-    rows = board.itertuples()
-    return next((row for row in rows if row.method not in UNBUDGETED and math.isfinite(row.score)), None)
+def best_of(judgement: Judgement) -> Any:
+    """The best row of the board among those that could be the answer; None where none has a score."""
+    return None if judgement.best is None else judgement.rows[judgement.best]
 
 
 def score_range(board: pd.DataFrame) -> tuple[float, float]:
@@ -62,10 +63,11 @@ def _colours(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:
     return {tuple(key): f"var(--s{number % SHADES})" for number, key in numbered}
 
 
-def arms(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
+def arms(judgement: Judgement, rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
     """The leaderboard's rows as the page's script needs them."""
-    colours, best = _colours(rows), best_of(board)
-    plain = {HEAD_ONLY: "var(--soft)", FULL: "var(--ink)"}
+    board, colours = judgement.board, _colours(rows)
+    left = {row.Index for row in judgement.left}
+    plain = {HEAD_ONLY: "var(--soft)", FULL: "var(--ink)", TRIVIAL: "var(--soft)"}
     several = len(set(board["budget"]) - {""}) > 1
     found = []
     for row in board.itertuples():
@@ -78,7 +80,7 @@ def arms(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict[s
                 "method": row.method,
                 "colour": plain.get(row.method) or colours[row.method, row.label, row.budget],
                 "budgeted": row.method not in UNBUDGETED,
-                "near": best is not None and overlap(best, row),
+                "near": row.Index in left,
                 "values": {key: _number(getattr(row, key)) for key in ("score", *QUANTITIES)},
                 "shown": shown,
                 "interval": [_number(row.ci_low), _number(row.ci_high)],

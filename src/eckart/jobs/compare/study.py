@@ -212,7 +212,7 @@ class Study:
         plan: Callable[[Mapping[str, Mapping[str, Any]]], Sequence[Run]],
         execute: Callable[[Claim], Outcome],
         *,
-        deadline: float | None = None,
+        fits: Callable[[Run], bool] = lambda run: True,
         after: Callable[[Run], None] = lambda run: None,
         waiting: Callable[[], None] = lambda: None,
     ) -> bool:
@@ -222,16 +222,16 @@ class Study:
             plan: from the finished records, the runs that can be done now and are not, in the order wanted.
                 Empty ends the work; runs that wait for others to finish appear in a later answer.
             execute: does one run.
-            deadline: no run is begun after this time (of `time.monotonic`).
+            fits: whether a run can still be done in the time there is; those that cannot are passed over.
             after: called when a run of this worker is done.
             waiting: called now and then while all that is left is being done by others.
 
         Returns:
-            whether everything is done; False when the deadline came first, or what is left met setbacks.
+            whether everything is done; False when nothing that is left fits, or it met setbacks.
         """
         self.free_abandoned()
         while runs := plan(self.records()):
-            if deadline is not None and time.monotonic() >= deadline:
+            if not (runs := [run for run in runs if fits(run)]):
                 return False
             taken = {trial.user_attrs[RUN] for trial in self._trials() if self._holds(trial)}
             given_up = {run for run, met in self.setbacks.items() if len(met) >= ATTEMPTS}
