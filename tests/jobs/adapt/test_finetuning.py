@@ -19,6 +19,7 @@ from tiny_models import save_bert, save_gpt2, save_reviews
 from transformers import AutoConfig, BertForSequenceClassification, Trainer
 
 from eckart.errors import InputError
+from eckart.jobs.adapt.checkpoints import last_whole
 from eckart.jobs.adapt.finetuning import finetune
 
 SETTINGS: dict[str, Any] = {
@@ -190,6 +191,33 @@ def test_a_file_that_is_gone_stops_the_resumption(files: tuple[str, str], halted
     with pytest.raises(InputError, match=f"checkpoint-8 lacks {name}, without which the numbers"):
         finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
     assert (halted / "checkpoints/checkpoint-8").is_dir()
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_list(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], halted: Path
+) -> None:
+    for path in (halted / "checkpoints").glob("*/files.json"):
+        path.unlink()
+    metrics = finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == 8
+    assert same_numbers(metrics, whole[1])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_without_a_list_each_file_is_read_to_its_end(halted: Path, name: str) -> None:
+    newest, before = (halted / f"checkpoints/checkpoint-{step}" for step in (8, 4))
+    for path in (newest, before):
+        (path / "files.json").unlink()
+    torn = newest / name
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    assert last_whole(halted / "checkpoints") == before
+    assert not newest.exists()
+    (before / name).unlink()
+    if name == "trainer_state.json":  # what is written last: the checkpoint was never finished
+        assert last_whole(halted / "checkpoints") is None
+    else:
+        with pytest.raises(InputError, match=f"checkpoint-4 lacks {name}"):
+            last_whole(halted / "checkpoints")
 
 
 def test_a_directory_has_one_run_at_a_time(files: tuple[str, str], tmp_path: Path) -> None:
