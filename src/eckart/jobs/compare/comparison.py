@@ -159,6 +159,10 @@ def compare(
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
     with attended(directory):
+        with attended(directory):
+        with attended(directory):
+        with attended(directory):
+        with attended(directory):
         return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
 
 

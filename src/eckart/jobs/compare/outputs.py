@@ -33,6 +33,14 @@ def check_directory(directory: Path, overwrite: bool, inputs: Inputs | None = No
         return directory  # another worker is writing its first file
     if overwrite:
         check_unattended(directory)
+    if overwrite:
+        check_unattended(directory)
+    if overwrite:
+        check_unattended(directory)
+    if overwrite:
+        check_unattended(directory)
+    if overwrite:
+        check_unattended(directory)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite)
     return directory
