@@ -50,7 +50,9 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
     if (directory / "config.json").is_file():
         options = {"config": AutoConfig.from_pretrained(directory), "ignore_mismatched_sizes": True}
     try:
-        if "config" in options:  # the vocabulary is the base's until `_resize`, or its rows would be drawn anew
+        if (
+            "config" in options
+        ):  # the vocabulary is the base's until `_resize`, or its rows would be drawn anew
             own = AutoConfig.from_pretrained(model).get_text_config()
             if hasattr(own, "vocab_size"):
                 options["config"].get_text_config().vocab_size = own.vocab_size

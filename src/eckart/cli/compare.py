@@ -14,12 +14,15 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
+    Columns,
     Data,
+    Encoding,
     Kind,
     LabelColumn,
     Limit,
     Model,
     Overwrite,
+    Sep,
     Targets,
     TextColumn,
     adapters,
@@ -27,7 +30,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.words import limits, rates, targets
+from eckart.cli.words import fields, limits, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 
 COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio")
@@ -74,6 +77,9 @@ def compare(
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     output: Annotated[Path, option("DIR", "Directory of the results.", OUTPUT)] = Path("eckart-compare"),
     storage: Annotated[
@@ -86,9 +92,12 @@ def compare(
 
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
+    from eckart.data.read import check_source
+
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
     learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
+    check_source(data, fields(sep, columns, encoding))
 
     import eckart
 
@@ -104,6 +113,9 @@ def compare(
         kind=kind,
         text_column=text_column,
         label_column=label_column,
+        sep=sep,
+        columns=columns,
+        encoding=encoding,
         output=output,
         storage=storage,
         timeout=timeout,

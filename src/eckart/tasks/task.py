@@ -146,6 +146,9 @@ def load_task(
     kind: str = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     max_length: int = 128,
     limits: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -158,6 +161,9 @@ def load_task(
         kind: one of `KINDS`, or "auto": images, texts with labels, or text alone decide it.
         text_column: column of the text, or two joined by a comma; found by its name when None.
         label_column: column of the labels; found by its name when None.
+        sep: between the fields of a text file.
+        columns: names of its columns, with commas, where it has no header.
+        encoding: of its text.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
         seed: seed of the cuts and limits of the data.
@@ -169,7 +175,16 @@ def load_task(
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
     checkpoint = find_model(model)
     labelled = {"auto": None, "causal-lm": False}.get(kind, True)
-    read = read_data(data, labelled=labelled, text_column=text_column, label_column=label_column, seed=seed)
+    read = read_data(
+        data,
+        labelled=labelled,
+        text_column=text_column,
+        label_column=label_column,
+        sep=sep,
+        columns=columns,
+        encoding=encoding,
+        seed=seed,
+    )
     kind = _kind(read, kind)
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
     if kind != "causal-lm":

@@ -87,7 +87,7 @@ def _is_readable(path: Path) -> bool:
 
 
 def _listed(checkpoint: Path) -> dict[str, str | None] | None:
-    """The files of a checkpoint with their digests, None for one of an earlier version; None where it was not finished."""
+    """The files of a checkpoint with their digests, None in one of an earlier version; None if it is unfinished."""
     if not (checkpoint / LIST).exists() and (checkpoint / _STATE).is_file():
         return dict.fromkeys(_UNLISTED)
     try:

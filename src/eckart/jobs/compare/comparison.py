@@ -72,6 +72,9 @@ def compare(
     kind: str = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
@@ -99,6 +102,9 @@ def compare(
         kind: ``"text-classification"``, ``"causal-lm"``, ``"image-classification"`` or ``"auto"``.
         text_column: the column of the text, where the data has columns.
         label_column: the column of the label.
+        sep: between the fields of a text file, such as ``";"`` or ``"tab"``; as its ending says when None.
+        columns: names of its columns, with commas, where it has no header.
+        encoding: of its text.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
@@ -140,6 +146,9 @@ def compare(
             kind=kind,
             text_column=text_column,
             label_column=label_column,
+            sep=sep,
+            columns=columns,
+            encoding=encoding,
             max_length=max_length,
             limits={split: size for split, size in sizes.items() if size is not None},
             seed=0,
@@ -159,10 +168,6 @@ def compare(
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
     with attended(directory):
-        with attended(directory):
-        with attended(directory):
-        with attended(directory):
-        with attended(directory):
         return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
 
 

@@ -33,14 +33,6 @@ def check_directory(directory: Path, overwrite: bool, inputs: Inputs | None = No
         return directory  # another worker is writing its first file
     if overwrite:
         check_unattended(directory)
-    if overwrite:
-        check_unattended(directory)
-    if overwrite:
-        check_unattended(directory)
-    if overwrite:
-        check_unattended(directory)
-    if overwrite:
-        check_unattended(directory)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite)
     return directory
@@ -83,6 +75,7 @@ def command_line(arguments: Mapping[str, Any]) -> str:
     """The command line that repeats a call; what stands at its default is left out."""
     words = ["eckart", "compare"]
     plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "progress": True}
+    plain["encoding"] = "utf-8"
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
         if name in ("overwrite", "timeout", "progress") or value == plain.get(name) or value is False:
