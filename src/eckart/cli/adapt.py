@@ -8,7 +8,7 @@ from typing import Annotated
 from eckart.arguments import check_least, check_pattern, check_positive, check_seed
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
-from eckart.cli.console import progress, table
+from eckart.cli.console import progress, table, tell_task
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
@@ -112,7 +112,7 @@ def adapt(
     from eckart.jobs.adapt.finetuning import finetune
 
     try:
-        with progress("training") as on_step:
+        with progress("training", off_terminal=True) as on_step:
             metrics = finetune(
                 model,
                 data,
@@ -130,6 +130,7 @@ def adapt(
                 validate_every=validate_every,
                 resume=resume,
                 overwrite=overwrite,
+                on_task=tell_task,
                 on_step=on_step,
                 kind=kind,
                 text_column=text_column,

@@ -51,6 +51,18 @@ def pick_columns(
     return (pairs if label is not None else ["\n".join(pair) for pair in pairs]), labels
 
 
+def choose_columns(
+    table: Table, text_column: str | None, label_column: str | None, labelled: bool | None
+) -> list[str]:
+    """The names of the columns that `pick_columns` takes: of the input, then of the label if there is one.
+
+    Raises:
+        InputError: as `pick_columns`.
+    """
+    label = None if labelled is False else _label_column(table, label_column, labelled)
+    return [*_input_columns(table, text_column, label), *([] if label is None else [label])]
+
+
 def _label_column(table: Table, wanted: str | None, labelled: bool | None) -> str | None:
     if wanted is not None:
         return _existing(table, wanted, "--label-column")

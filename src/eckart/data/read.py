@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eckart.data import images
-from eckart.data.columns import encode_labels, pick_columns
+from eckart.data.columns import choose_columns, encode_labels, pick_columns
 from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.splits import PARTS, Split, complete
@@ -32,6 +32,8 @@ class Data:
     splits: dict[str, Split]
     labels: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    """Those that were read, where the data has columns: of the input, and last of the label if there is one."""
 
     def digest(self) -> str:
         """SHA-256 over the content of every split: equal for equal examples, wherever they lie."""
@@ -113,7 +115,9 @@ def read_data(
     splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
     kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
     splits = complete(splits, names, seed, notes)
-    return Data(str(source), kind, splits, names, notes)
+    read = next(iter(tables.values()))
+    taken = choose_columns(read, text_column, label_column, labelled) if len(read.columns) > 1 else []
+    return Data(str(source), kind, splits, names, notes, taken)
 
 
 def without_labels(data: Data) -> Data:

@@ -110,6 +110,17 @@ class Task:
         result: np.ndarray = scores.cpu().numpy()
         return result
 
+    def example(self, letters: int = 80) -> str:
+        """The first training example as a person would write it down: its text, cut short, and its label."""
+        train = self.data.splits["train"]
+        first = train.inputs[0]
+        if self.data.kind == "image":
+            shown = str(first) if isinstance(first, Path) else "an image"
+        else:
+            texts = [first] if isinstance(first, str) else first
+            shown = " | ".join(" ".join(text[: 8 * letters].split())[:letters] for text in texts)
+        return shown if train.labels is None else f"{shown} → {(self.labels or [])[train.labels[0]]}"
+
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""
         counts = {
@@ -127,6 +138,7 @@ class Task:
             "kind": self.kind,
             "model": self.model_name,
             "data": self.data_name,
+            "columns": self.data.columns,
             "metric": self.metric,
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
             "labels": self.labels,
@@ -134,6 +146,7 @@ class Task:
             "head_modules": self.head_modules,
             "base_parameters": self.base.base_parameters,
             "head_parameters": self.base.head_parameters,
+            "example": self.example(),
             "notes": self.data.notes,
             "fingerprint": self.fingerprint,
         }

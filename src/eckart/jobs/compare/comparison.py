@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from eckart.arguments import check_least, check_positive, read_budget
 from eckart.data.read import check_source
+from eckart.escapes import frame
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, attended
 from eckart.jobs.compare import outputs
@@ -328,7 +329,7 @@ class _Comparison:
         results = pd.DataFrame(rows, columns=COLUMNS)
         points = [[run, *point] for run, record in records.items() for point in record["curve"]]
         with atomic_write(self.directory / outputs.RESULTS) as path:
-            results.to_csv(path, index=False)
+            frame(results).to_csv(path, index=False)
         with atomic_write(self.directory / outputs.TABLE) as path:
             results.to_parquet(path, index=False)
         with atomic_write(self.directory / outputs.CURVES) as path:
