@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from eckart.errors import InputError
-from eckart.files import atomic_directory, atomic_write, check_output, check_output_file, locked
+from eckart.files import (
+    atomic_directory,
+    atomic_write,
+    attended,
+    check_output,
+    check_output_file,
+    check_unattended,
+    locked,
+)
 
 
 def test_what_is_in_the_way_is_refused(tmp_path: Path) -> None:
@@ -136,6 +144,31 @@ def test_one_run_has_a_directory(tmp_path: Path) -> None:
     with locked(target):
         target.mkdir()
     assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
+def test_a_directory_that_others_work_in_is_left_alone(tmp_path: Path) -> None:
+    with attended(tmp_path / "out"):
+        check_unattended(tmp_path / "out")  # one's own work is no hindrance
+    check_unattended(tmp_path / "none")
+    code = f"""
+import os
+import sys
+from eckart.files import attended
+with attended({str(tmp_path / "out")!r}):
+    print("here", flush=True)
+    sys.stdin.read()
+    os._exit(9)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "here\n"
+        with pytest.raises(InputError, match=f"--output .*out: process {other.pid} works in it: wait for it"):
+            check_unattended(tmp_path / "out")
+        other.communicate()
+    assert other.returncode == 9 and len(list((tmp_path / "out").iterdir())) == 1
+    check_unattended(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_killed_runs_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

@@ -14,6 +14,13 @@ def is_path(name: str | Path) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") > 1 or text.endswith(".safetensors")
 
 
+def full_name(name: str | None) -> str | None:
+    """A name that means the same from anywhere: of a directory here its absolute path, of the hub as it is."""
+    if name is not None and (is_path(name) or Path(name).expanduser().is_dir()):
+        return str(Path(name).expanduser().resolve())
+    return name
+
+
 def local_directory(name: str | Path, patterns: Sequence[str], argument: str = "") -> Path:
     """A directory that holds a model's files: itself, or what `download` brings.
 

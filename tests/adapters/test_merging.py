@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -128,6 +129,59 @@ def test_tied_embeddings_stay_tied_when_neither_was_adapted(tmp_path: Path) -> N
     merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.lm_head.weight is merged.transformer.wte.weight
+
+
+GROWN = {
+    "not trained": {"target_modules": ["c_attn"]},
+    "saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte"]},
+    "both saved": {"target_modules": ["c_attn"], "modules_to_save": ["wte", "lm_head"]},
+    "adapted": {"target_modules": ["c_attn", "wte"]},
+    "single rows": {"target_modules": ["c_attn"], "trainable_token_indices": [3, 41]},
+}
+
+
+@pytest.mark.parametrize("config", [None, "beside"])
+@pytest.mark.parametrize("options", GROWN.values(), ids=GROWN)
+@pytest.mark.filterwarnings("ignore")
+def test_a_vocabulary_that_grew(tmp_path: Path, options: dict[str, Any], config: str | None) -> None:
+    base = save_gpt2(tmp_path / "gpt2", pad="[EOS]")
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(43, mean_resizing=False)
+    adapted = eckart.adapt(model, "bone", r=2, init_weights=False, **options).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens" in name:
+                parameter.add_(torch.randn(parameter.shape))
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["<call>", "<answer>"])
+    tokenizer.save_pretrained(folder)
+    if config:
+        adapted.config.save_pretrained(folder)
+    tokens = torch.tensor([[1, 42, 3, 41, 40, 39]])
+    expected = adapted(tokens).logits
+    assert expected.shape[-1] == 43
+    merge_checkpoint(base, folder, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    close(merged(tokens).logits, expected)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(tokenizer)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_vocabulary_of_another_base_is_refused(tmp_path: Path) -> None:
+    base, other = (save_gpt2(tmp_path / name, pad="[EOS]") for name in ("base", "other"))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(43)
+    eckart.adapt(model, "bone", r=2, target_modules=["c_attn"]).save_pretrained(tmp_path / "adapter")
+    changed = AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight[7] += 1
+    changed.save_pretrained(other)
+    with pytest.raises(InputError, match="weight changes the base model from row 7 on"):
+        merge_checkpoint(other, tmp_path / "adapter", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_half_precision_base_stays_half_precision(bert: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +168,35 @@ def test_a_vocabulary_that_grew_loads_again(tmp_path: Path) -> None:
     other.resize_token_embeddings(43)
     again = PeftModel.from_pretrained(other, tmp_path / "adapter").eval()
     torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize(
+    "train", [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3, 41]}]
+)
+def test_a_vocabulary_that_grew_and_trains(tmp_path: Path, train: dict[str, Any]) -> None:
+    """PEFT saves such an embedding under the names of all that is around it, each of which is held to the model."""
+    llama().save_pretrained(tmp_path / "base")
+
+    def grown() -> LlamaForCausalLM:
+        model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(43)
+        return model
+
+    model = shaken(eckart.adapt(grown(), "bone", r=2, target_modules=["q_proj"], **train))
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    again = PeftModel.from_pretrained(grown(), folder).eval()
+    torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
+    state = load_file(folder / WEIGHTS)
+    inner = next(
+        k for k in state if "embed_tokens.original_module" in k or "embed_tokens.token_adapter.base" in k
+    )
+    save_file(state | {inner: state[inner] + 1}, folder / WEIGHTS)
+    refuse(folder, "changes the base model from row 0 on", grown())
+    twin = next((key for key in state if ".modules_to_save." in key), None)
+    if twin is not None:
+        save_file(state | {twin: state[twin] + 1}, folder / WEIGHTS)
+        refuse(folder, "belongs to no adapter and no module to save", grown())
 
 
 def test_tokens_that_train(tmp_path: Path) -> None:

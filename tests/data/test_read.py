@@ -436,8 +436,14 @@ def test_labels_that_read_alike_are_one_class(tmp_path, values, names):
     assert sum(note.startswith("labels written in several ways are one class: ") for note in data.notes) == 1
 
 
-def test_labels_that_differ_stay_apart(tmp_path):
-    values = ["01", "1", "a", "A"]  # one is no number, so the others are names
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["01", "1", "a", "A"],  # one is no number, so the others are names
+        ["1_0", "10", "2_0", "20"],  # Python alone takes the first for 10
+    ],
+)
+def test_labels_that_differ_stay_apart(tmp_path, values):
     rows = [{"text": f"t{i}", "label": values[i % 4]} for i in range(40)]
     data = read_data(write(tmp_path / "d.jsonl", rows))
     assert sorted(data.labels) == sorted(values)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from eckart.linalg.packing import pack_absmax, unpack_absmax
 
-
 # Steps below the smallest normal number have fewer digits.
 NUMBERS = st.floats(-100, 100, width=32).map(lambda value: value if abs(value) > 1e-30 else 0.0)
 

@@ -492,3 +492,20 @@ def test_a_sketch_too_thin_for_the_plain_iteration_diverges_and_nothing_is_fitte
     with pytest.raises(FloatingPointError, match="solver='sketch-unit' diverged"):
         model.fit(masked(low_rank(100, 80, 4, low=0.1), 0.9))
     assert not hasattr(model, "row_factors_")
+
+
+def test_an_id_is_text_whatever_it_looks_like() -> None:
+    random = np.random.default_rng(0)
+    items = sorted("abcdefgh" * 3)
+    text = pd.DataFrame({"user": ["1", "2", "3"] * 8, "item": items, "rating": random.random(24)})
+    mixed = text.assign(user=pd.Series([1, "2", 3.0, "1", 2, "3"] * 4, dtype=object))
+    whole = text.assign(user=[1, 2, 3] * 8)
+    fits = [MatrixCompletion(2, random_state=0).fit(frame) for frame in (text, mixed, whole)]
+    assert fits[1].row_ids_.tolist() == ["1", "2", "3"]
+    assert fits[2].row_ids_.tolist() == [1, 2, 3]
+    for model in fits[1:]:
+        for users in (["1", "3"], [1, 3], [1.0, 3.0]):
+            np.testing.assert_array_equal(
+                model.predict(users, ["a", "b"]), fits[0].predict(["1", "3"], ["a", "b"])
+            )
+        assert len(set(model.predict(["4", "01"], ["a", "a"]))) == 1, "unknown, both"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
 from eckart.adapter_files import CONFIG_NAME, base_model, read_adapter_config
 from eckart.adapters._checkpoint import MODEL_PREFIX, read_outline
+from eckart.adapters._rehearsal import embeddings_of, unwrapped
 from eckart.errors import InputError, first_line
 
 _AUTO_CLASSES = {
@@ -35,8 +40,6 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
     Raises:
         InputError: either is missing, damaged or does not fit the other.
     """
-    from transformers import AutoConfig
-
     directory, config = read_adapter_config(adapter)
     model = base_model(model, adapter, config)
     tensors = read_outline(directory)
@@ -47,6 +50,12 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
     if (directory / "config.json").is_file():
         options = {"config": AutoConfig.from_pretrained(directory), "ignore_mismatched_sizes": True}
     try:
+        if (
+            "config" in options
+        ):  # the vocabulary is the base's until `_resize`, or its rows would be drawn anew
+            own = AutoConfig.from_pretrained(model).get_text_config()
+            if hasattr(own, "vocab_size"):
+                options["config"].get_text_config().vocab_size = own.vocab_size
         base, info = _base_class(adapter, config).from_pretrained(
             model, dtype="auto", output_loading_info=True, **options
         )
@@ -59,12 +68,27 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
             f"base model {model} lacks {min(absent)} ({len(absent)} tensors), which {type(base).__name__} needs and "
             f"adapter {adapter} does not bring: give the base model it was trained on"
         )
+    _resize(base, tensors)
     try:
         return PeftModel.from_pretrained(base, str(directory))
     except InputError:
         raise
     except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"adapter {adapter} does not fit {model}: {first_line(error)}") from None
+
+
+def _resize(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the vocabulary of a checkpoint that brings its embeddings, with the rows that were added."""
+    brought = {unwrapped(key): tensor for key, tensor in tensors.items() if ".modules_to_save." not in key}
+    for name, module in list(embeddings_of(model)):
+        rows = brought.get(f"{MODEL_PREFIX}{name}.weight")
+        if rows is None or rows.dim() != 2 or len(rows) == (known := len(cast(Tensor, module.weight))):
+            continue
+        model.resize_token_embeddings(len(rows), mean_resizing=False)
+        with torch.no_grad():
+            resized = cast(Tensor, model.get_submodule(name).weight)
+            if resized.shape == rows.shape:  # PEFT says what does not fit
+                resized[known:] = rows[known:].to(resized)
 
 
 def _base_class(adapter: str | Path, config: dict[str, Any]) -> Any:

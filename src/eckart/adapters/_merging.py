@@ -43,7 +43,8 @@ class MergeReport:
 def merge_checkpoint(
     model: str | Path | None, adapter: str | Path, output: str | Path, *, overwrite: bool = False
 ) -> MergeReport:
-    """Save the model with W + ΔW for its weights, in the base's own dtype, with the files of its tokenizer.
+    """Save the model with W + ΔW for its weights, in the base's own dtype, with the files of its tokenizer (those
+    beside the adapter where there are some) and the vocabulary that the checkpoint has.
 
     Tied weights of which one was adapted are no longer tied, so that the outputs stay those of the adapter.
 
@@ -68,7 +69,11 @@ def merge_checkpoint(
         raise InputError(f"adapter {adapter} cannot be merged into {model}: {first_line(error)}") from None
     with locked(output), atomic_directory(output, overwrite=overwrite, owned=OWNED) as folder:
         merged.save_pretrained(folder)
-        copy_preprocessing(model, folder)
+        for source in (
+            model,
+            adapter,
+        ):  # a tokenizer that was saved with the adapter has the tokens that were added
+            copy_preprocessing(source, folder)
     return MergeReport(
         str(output), str(model), str(adapter), layers, str(merged.dtype).removeprefix("torch.")
     )

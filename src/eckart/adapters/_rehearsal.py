@@ -20,6 +20,8 @@ from eckart.adapters._config import AdapterConfig
 from eckart.errors import InputError
 
 State = dict[str, Tensor]
+_WRAPPED = re.compile(r"\.(token_adapter\.base_layer|original_module|base_layer)\.")
+"""What PEFT puts into the name of an embedding's own weight when it saves the embedding with all around it."""
 
 
 def rehearse(config: AdapterConfig, model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
@@ -45,7 +47,7 @@ def rehearse(config: AdapterConfig, model: nn.Module, adapters: Mapping[str, Ada
     others = {key: value for key, value in checkpoint.items() if key not in expected}
     trained = dict(_trained(config, model))
     compare_tensors(others, trained)
-    _check_rest({key: value for key, value in others.items() if key not in trained}, model)
+    _check_rest({key: value for key, value in others.items() if key not in trained}, others, model)
     for name, adapter in adapters.items():
         found = {key: checkpoint[stems[name] + key] for key in states[name]}
         held = {key: value for key, value in found.items() if not value.is_meta}
@@ -71,26 +73,27 @@ def _trained(config: AdapterConfig, model: nn.Module) -> Iterator[tuple[str, Ten
                 yield f"{MODEL_PREFIX}{name}.token_adapter.trainable_tokens_delta", rows
 
 
-def _check_rest(rest: Mapping[str, Tensor], model: nn.Module) -> None:
+def _check_rest(rest: Mapping[str, Tensor], others: Mapping[str, Tensor], model: nn.Module) -> None:
     """Refuse what belongs neither to an adapter nor to a module trained in full. PEFT adds the embeddings of a model
-    whose vocabulary grew, or that are adapted: their first rows are the model's own.
+    whose vocabulary grew, or that are adapted: their first rows are the model's own; and it saves some tensors twice.
+
+    Args:
+        rest: the tensors in question.
+        others: all that are not an adapter's.
+        model: the model.
 
     Raises:
         InputError: another tensor, or an embedding with other rows.
     """
-    embeddings: State = {}
-    if isinstance(model, PreTrainedModel):
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if module is not None:
-                base: nn.Module = (
-                    cast(Any, module).get_base_layer() if hasattr(module, "get_base_layer") else module
-                )
-                names = [name.replace(".base_layer", "") for name in aliases(model, base)]
-                embeddings |= {
-                    f"{MODEL_PREFIX}{n}.{k}": v for n in names for k, v in base.state_dict().items()
-                }
+    embeddings = {
+        f"{MODEL_PREFIX}{name}.{key}": value
+        for name, base in embeddings_of(model)
+        for key, value in base.state_dict().items()
+    }
     for key, found in rest.items():
-        own = embeddings.get(key.replace(".base_layer.", "."))
+        if _is_copy(key, found, others):
+            continue
+        own = embeddings.get(unwrapped(key))
         if own is None:
             kind = "fits no adapted layer" if INSIDE in key else "belongs to no adapter and no module to save"
             raise InputError(
@@ -109,6 +112,32 @@ def _check_rest(rest: Mapping[str, Tensor], model: nn.Module) -> None:
                 f"checkpoint tensor {key} changes the base model from row {grown} on, not only rows that were added "
                 "to the vocabulary: load it on its own base model"
             )
+
+
+def _is_copy(key: str, found: Tensor, others: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is there twice: a trained embedding under its own name and its wrapper's, or tied ones."""
+    if ".modules_to_save." in key:
+        twins = [key.replace(".modules_to_save.", ".")]
+    elif key.endswith(end := ".token_adapter.trainable_tokens_delta"):
+        twins = [other for other in others if other.endswith(end) and other != key]
+    else:
+        return False
+    return any(name in others and torch.equal(others[name], found) for name in twins)
+
+
+def unwrapped(key: str) -> str:
+    """The key of an embedding's tensor without what PEFT wraps around the embedding."""
+    return _WRAPPED.sub(".", key)
+
+
+def embeddings_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The input and output embeddings of a transformers model, below adapters, under each of their names."""
+    if isinstance(model, PreTrainedModel):
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if module is not None:
+                base = cast(Any, module).get_base_layer() if hasattr(module, "get_base_layer") else module
+                for name in aliases(model, base):
+                    yield unwrapped(f"{name}.").removesuffix("."), base
 
 
 def rename_keys(model: nn.Module, state: Mapping[str, Tensor]) -> State:

@@ -8,18 +8,21 @@ from typing import Annotated
 from eckart.arguments import check_least, check_pattern, check_positive, check_seed
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
-from eckart.cli.console import progress, table
+from eckart.cli.console import progress, table, tell_task
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
+    Columns,
     Data,
+    Encoding,
     Kind,
     LabelColumn,
     Limit,
     Model,
     Output,
     Overwrite,
+    Sep,
     Targets,
     TextColumn,
     adapters,
@@ -27,7 +30,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.words import limits, options, targets
+from eckart.cli.words import fields, limits, options, targets
 from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
 
 
@@ -71,6 +74,9 @@ def adapt(
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     save_every: Annotated[
         int | None, option("N", "Steps between checkpoints; a tenth of all when left out.", OUTPUT)
@@ -91,7 +97,7 @@ def adapt(
     from eckart.data.read import check_source
     from eckart.tasks.pretrained import find_model
 
-    given, most = options(option_), limits(limit)
+    given, most, form = options(option_), limits(limit), fields(sep, columns, encoding)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
@@ -101,12 +107,12 @@ def adapt(
     check_method(method, given, budget)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     find_model(model)
-    check_source(data)
+    check_source(data, form)
 
     from eckart.jobs.adapt.finetuning import finetune
 
     try:
-        with progress("training") as on_step:
+        with progress("training", off_terminal=True) as on_step:
             metrics = finetune(
                 model,
                 data,
@@ -124,10 +130,12 @@ def adapt(
                 validate_every=validate_every,
                 resume=resume,
                 overwrite=overwrite,
+                on_task=tell_task,
                 on_step=on_step,
                 kind=kind,
                 text_column=text_column,
                 label_column=label_column,
+                **form,
                 max_length=max_length,
                 limits=most,
             )

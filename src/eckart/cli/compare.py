@@ -17,12 +17,15 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
+    Columns,
     Data,
+    Encoding,
     Kind,
     LabelColumn,
     Limit,
     Model,
     Overwrite,
+    Sep,
     Targets,
     TextColumn,
     adapters,
@@ -30,7 +33,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.words import limits, rates, targets
+from eckart.cli.words import fields, limits, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 
 if TYPE_CHECKING:
@@ -103,6 +106,9 @@ def compare(
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     output: Annotated[Path, option("DIR", "Directory of the results.", OUTPUT)] = Path("eckart-compare"),
     storage: Annotated[
@@ -115,9 +121,12 @@ def compare(
 
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
+    from eckart.data.read import check_source
+
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
     learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
+    check_source(data, fields(sep, columns, encoding))
 
     import eckart
 
@@ -133,6 +142,9 @@ def compare(
         kind=kind,
         text_column=text_column,
         label_column=label_column,
+        sep=sep,
+        columns=columns,
+        encoding=encoding,
         output=output,
         storage=storage,
         time=time,

@@ -12,18 +12,21 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
+    Columns,
     Data,
+    Encoding,
     Kind,
     LabelColumn,
     Limit,
     Model,
     Output,
     Overwrite,
+    Sep,
     TextColumn,
     flag,
     option,
 )
-from eckart.cli.words import limits, options
+from eckart.cli.words import fields, limits, options
 
 
 def compress(
@@ -65,6 +68,9 @@ def compress(
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     merge: Annotated[
         bool,
@@ -82,7 +88,7 @@ def compress(
 
     Example: `eckart compress --model path/to/model --data texts.txt --method modegpt --ratio 0.2 --output small`
     """
-    given, most = options(option_), limits(limit)
+    given, most, form = options(option_), limits(limit), fields(sep, columns, encoding)
     check_least(1, calibration=calibration, batch_size=batch_size)
     check_least(0, heal=heal)
     check_positive(heal_lr=heal_lr)
@@ -115,6 +121,7 @@ def compress(
                 kind=kind,
                 text_column=text_column,
                 label_column=label_column,
+                **form,
                 max_length=max_length,
                 limits=most,
             )

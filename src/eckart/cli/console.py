@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from eckart.escapes import one_line
 from eckart.quiet import quiet
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def fail(error: Exception, message: str, *, debug: bool) -> None:
     if _disk_is_full(error):
         where = getattr(error, "filename", None) or "the output directory"
         message = f"no space left on the disk while writing {where}: free some and run the command again"
-    print("eckart: error:", " ".join(message.split()), file=sys.stderr)
+    print("eckart: error:", one_line(" ".join(message.split())), file=sys.stderr)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
@@ -80,11 +81,13 @@ def table(*columns: str) -> Table:
 def show(part: Table | str) -> None:
     """Print a line, or a table: as wide as the terminal; 160 columns into a file."""
     if isinstance(part, str):
-        print(part)
+        print("\n".join(map(one_line, part.split("\n"))))
         return
     from rich.console import Console
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(part)
+    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160).print(
+        part
+    )
 
 
 def show_json(value: Any) -> None:
@@ -93,8 +96,13 @@ def show_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error that lives for the block; yields the function that moves it (done, total)."""
+def progress(what: str, *, off_terminal: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error that lives for the block; yields the function that moves it (done, total).
+
+    Args:
+        what: is done.
+        off_terminal: where standard error is no terminal, a line for each tenth.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -102,4 +110,34 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def move(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if off_terminal and bar.disable and 10 * done // total > 10 * (done - 1) // total:
+                print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+        yield move
+
+
+def tell_task(task: Mapping[str, Any]) -> None:
+    """Say on standard error what was understood of a model and its data.
+
+    Args:
+        task: as `Task.describe` gives it.
+    """
+    sizes = ", ".join(f"{split} {size:,}" for split, size in task["sizes"].items())
+    told = {
+        "task": task["kind"],
+        "model": f"{task['model']} ({task['base_parameters']:,} numbers)",
+        "data": task["data"],
+        "columns": ", ".join(task["columns"]),
+        "examples": sizes,
+        "labels": ", ".join(
+            f"{name} {count:,}" for name, count in task["label_counts"].get("train", {}).items()
+        ),
+        "first example": task["example"],
+        "note": "; ".join(task["notes"]),
+    }
+    for name, value in told.items():
+        if value:
+            print(f"{name}: {one_line(value)}", file=sys.stderr, flush=True)

@@ -14,19 +14,22 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
+    Columns,
     Data,
+    Encoding,
     Kind,
     LabelColumn,
     Limit,
     Model,
     Overwrite,
+    Sep,
     Targets,
     TextColumn,
     choices,
     flag,
     option,
 )
-from eckart.cli.words import limits, options, targets
+from eckart.cli.words import fields, limits, options, targets
 from eckart.errors import InputError
 
 FEDERATION, PROTECTION = "Federation", "Protection"
@@ -107,6 +110,9 @@ def federate(
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     overwrite: Overwrite = False,
 ) -> Answer:
@@ -120,8 +126,9 @@ def federate(
 
     if (slug := strategy.strip().lower().replace("_", "-")) not in _strategies():
         raise InputError(f"unknown strategy {strategy!r}: {hint(slug, _strategies())}")
+    form = fields(sep, columns, encoding)
     find_model(model)
-    check_source(data)
+    check_source(data, form)
     try:
         metrics = run(
             model,
@@ -158,6 +165,7 @@ def federate(
             kind=kind,
             text_column=text_column,
             label_column=label_column,
+            **form,
             max_length=max_length,
             limits=limits(limit),
         )

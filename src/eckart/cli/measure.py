@@ -9,8 +9,20 @@ from typing import Annotated
 from eckart.arguments import check_least, hint
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
-from eckart.cli.options import MODEL_AND_DATA, OUTPUT, Data, Overwrite, TextColumn, choices, flag, option
-from eckart.cli.words import layers
+from eckart.cli.options import (
+    MODEL_AND_DATA,
+    OUTPUT,
+    Columns,
+    Data,
+    Encoding,
+    Overwrite,
+    Sep,
+    TextColumn,
+    choices,
+    flag,
+    option,
+)
+from eckart.cli.words import fields, layers
 from eckart.errors import InputError
 
 USUAL = ("matrix_nuclear_norm", "matrix_entropy", "effective_rank", "energy_rank", "stable_rank")
@@ -63,6 +75,9 @@ def measure(
         ),
     ] = "test",
     text_column: TextColumn = None,
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     limit: Annotated[int, option("N", "Texts (or windows) at most.", MODEL_AND_DATA)] = 200,
     max_length: Annotated[int, option("N", "Tokens of a text at most; the length of a window.")] = 256,
     window: Annotated[
@@ -88,7 +103,7 @@ def measure(
     from eckart.tasks.pretrained import find_model
 
     names = list(USUAL) if metrics is None else [name.strip() for name in metrics.split(",")]
-    numbers = layers(layers_)
+    numbers, form = layers(layers_), fields(sep, columns, encoding)
     check_least(1, batch_size=batch_size)
     for name in names:
         if name not in (*USUAL, *FURTHER):
@@ -98,7 +113,7 @@ def measure(
         check_directory(output, overwrite, inputs_of(model or (), data))
     for directory in model or (None,):
         find_model(directory)
-    check_source(data)
+    check_source(data, form)
 
     from eckart.jobs.measure.measuring import measure as run
 
@@ -110,6 +125,7 @@ def measure(
                 metrics=names,
                 layers=numbers,
                 text_column=text_column,
+                **form,
                 split=split,
                 max_length=max_length,
                 limit=limit,
@@ -125,8 +141,8 @@ def measure(
             print("eckart: go on with the same command", file=sys.stderr)
         raise
     models = measurement.models
-    columns = models[0].at()
-    rows = table("model", "layer", "width", "tokens", *(name.replace("_", " ") for name in columns))
+    scored = models[0].at()
+    rows = table("model", "layer", "width", "tokens", *(name.replace("_", " ") for name in scored))
     short = [Path(scores.model).name for scores in models]
     titles = short if len(set(short)) == len(models) else [scores.model for scores in models]
     for title, scores in zip(titles, models, strict=True):

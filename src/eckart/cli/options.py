@@ -73,6 +73,19 @@ TextColumn = Annotated[
     str | None, option("NAME", "Column of the text, where the data has columns.", MODEL_AND_DATA)
 ]
 LabelColumn = Annotated[str | None, option("NAME", "Column of the label.", MODEL_AND_DATA)]
+Sep = Annotated[
+    str | None,
+    option(
+        "CHARS",
+        "Between the fields of a text file, such as ; or :: or tab; as its ending says when left out.",
+        MODEL_AND_DATA,
+    ),
+]
+Columns = Annotated[
+    str | None,
+    option("NAMES", "Names of the columns, with commas, of a text file without a header.", MODEL_AND_DATA),
+]
+Encoding = Annotated[str, option("NAME", "Of a text file, such as latin-1.", MODEL_AND_DATA)]
 Limit = Annotated[
     list[str] | None,
     option("SPLIT=N", "Use at most N examples of a split; may be repeated.", MODEL_AND_DATA),

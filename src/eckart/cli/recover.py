@@ -13,9 +13,8 @@ from eckart.arguments import check_least, check_seed, check_share
 from eckart.cli.checks import check_file
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
-from eckart.cli.options import OUTPUT, Output, Overwrite, flag, option
-from eckart.cli.words import options
-from eckart.data.tables import Format
+from eckart.cli.options import OUTPUT, Columns, Encoding, Output, Overwrite, Sep, flag, option
+from eckart.cli.words import fields, options
 from eckart.files import check_output, check_output_file
 
 Option = Annotated[
@@ -32,13 +31,9 @@ def complete(
         typer.Argument(metavar="RATINGS", help="CSV or Parquet file: user, item, rating (or value, score)."),
     ],
     output: Output,
-    sep: Annotated[
-        str | None, option("CHARS", "Between fields, such as ; or :: or tab; a comma when left out.")
-    ] = None,
-    columns: Annotated[
-        str | None, option("NAMES", "Names of the columns, with commas, of a file that has no header.")
-    ] = None,
-    encoding: Annotated[str, option("NAME", "Of a text file, such as latin-1.")] = "utf-8",
+    sep: Sep = None,
+    columns: Columns = None,
+    encoding: Encoding = "utf-8",
     rank: Annotated[int, option("N", "Factors of each user and item.")] = 20,
     test_share: Annotated[float, option("SHARE", "Share of the ratings held out for the error.")] = 0.1,
     implicit: Annotated[
@@ -58,7 +53,7 @@ def complete(
     check_share("--test-share", test_share, zero=True)
     check_output(output, overwrite=overwrite, inputs={"RATINGS": ratings})
     check_file(ratings, "ratings")
-    Format(sep, columns, encoding)
+    form = fields(sep, columns, encoding)
 
     from eckart.jobs.recover.recovering import complete as run
 
@@ -66,9 +61,7 @@ def complete(
         report = run(
             ratings,
             output=output,
-            sep=sep,
-            columns=columns,
-            encoding=encoding,
+            **form,
             rank=rank,
             test_share=test_share,
             implicit=implicit,

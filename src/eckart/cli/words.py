@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eckart.arguments import check_positive
+from eckart.data.delimited import Format
 from eckart.errors import InputError
 
 
@@ -78,6 +79,17 @@ def rates(values: Sequence[str] | None) -> list[float] | dict[str, list[float]] 
 def _rate(word: str) -> float:
     check_positive(lr=(rate := float(word)))
     return rate
+
+
+def fields(sep: str | None, columns: str | None, encoding: str) -> dict[str, str]:
+    """Of ``--sep``, ``--columns`` and ``--encoding`` those that say something.
+
+    Raises:
+        InputError: as `Format`.
+    """
+    Format(sep, columns, encoding)
+    given = {"sep": sep, "columns": columns, "encoding": None if encoding == "utf-8" else encoding}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def layers(text: str) -> str | list[int]:

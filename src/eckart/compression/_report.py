@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eckart.compression._method import LayerRow
+from eckart.escapes import markdown
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,19 @@ class Report:
             "tags: [eckart, low-rank, compression]",
             "---",
             "",
-            f"# {self.architecture}, compressed by {self.method}",
+            f"# {markdown(self.architecture)}, compressed by {self.method}",
             "",
             "Load it with `import eckart` and then `from_pretrained` as usual.",
             "",
             "| | |",
             "| --- | --- |",
             f"| method | `{self.method}` |",
-            f"| options | {options or 'defaults'} |",
+            f"| options | {markdown(options) or 'defaults'} |",
             f"| removed from the compressed layers | {self.removed:.1%} ({asked}) |",
             f"| parameters of the model | {self.parameters_before:,} → {self.parameters_after:,} |",
             f"| layers changed | {changed} of {len(self.rows)} |",
             f"| calibration | {f'{self.tokens:,} tokens' if self.tokens else 'none'} |",
-            *(f"| {name} | {value} |" for name, value in (more or {}).items()),
+            *(f"| {markdown(name)} | {markdown(value)} |" for name, value in (more or {}).items()),
             "",
             "Ranks and relative errors of all layers: `layers.csv`.",
             "",

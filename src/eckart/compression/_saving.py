@@ -17,6 +17,7 @@ from eckart.compression._kinds import build_layer
 from eckart.compression._layers import CompressedLayer, Spec
 from eckart.compression._report import Report
 from eckart.errors import InputError
+from eckart.escapes import cells
 from eckart.files import atomic_directory
 
 SPECS = "compression.json"
@@ -95,7 +96,7 @@ def write_report(found: Report, place: Path, about: Mapping[str, str] | None = N
     with (place / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(found.rows[0]._fields)
-        writer.writerows(found.rows)
+        writer.writerows(map(cells, found.rows))
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:

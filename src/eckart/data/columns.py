@@ -32,7 +32,7 @@ LABEL = ("label", "labels", "target", "class", "category", "y")
 
 def pick_columns(
     table: Table, text_column: str | None, label_column: str | None, labelled: bool | None
-) -> tuple[Sequence[Any], list[Any] | None]:
+) -> tuple[Sequence[Any], list[str] | None]:
     """Inputs (texts, pairs of texts, or images) and labels of a table, every cell checked.
 
     Raises:
@@ -40,7 +40,7 @@ def pick_columns(
     """
     label = None if labelled is False else _label_column(table, label_column, labelled)
     names = _input_columns(table, text_column, label)
-    labels = None if label is None else list(table.columns[label])
+    labels = None if label is None else _labels(table, label)
     if len(names) == 1 and is_image(table.columns[names[0]][0]):
         return _images(table, names[0]), labels
     columns = [_texts(table, name, keep_blank=label is None) for name in names]
@@ -49,6 +49,18 @@ def pick_columns(
         return ([text for text in texts if text.strip()] or texts[:1] if label is None else texts), labels
     pairs = list(zip(*columns, strict=True))
     return (pairs if label is not None else ["\n".join(pair) for pair in pairs]), labels
+
+
+def choose_columns(
+    table: Table, text_column: str | None, label_column: str | None, labelled: bool | None
+) -> list[str]:
+    """The names of the columns that `pick_columns` takes: of the input, then of the label if there is one.
+
+    Raises:
+        InputError: as `pick_columns`.
+    """
+    label = None if labelled is False else _label_column(table, label_column, labelled)
+    return [*_input_columns(table, text_column, label), *([] if label is None else [label])]
 
 
 def _label_column(table: Table, wanted: str | None, labelled: bool | None) -> str | None:
@@ -101,6 +113,21 @@ def _texts(table: Table, name: str, *, keep_blank: bool) -> list[str]:
     return texts
 
 
+def _labels(table: Table, name: str) -> list[str]:
+    labels = []
+    for row, value in enumerate(table.columns[name], 1):
+        where = f"--data {table.source}, row {row}, column {name}"
+        if _is_missing(value) or (isinstance(value, str) and value.strip().lower() in ("", "nan")):
+            raise InputError(f"{where}: the label is missing; fill it in or remove the row")
+        if isinstance(value, list | dict):
+            raise InputError(
+                f"{where}: the label {value!r:.40} is not one class (several labels are not supported)"
+            )
+        whole = isinstance(value, float) and value.is_integer()
+        labels.append(str(int(value)) if whole else str(value))
+    return labels
+
+
 def _images(table: Table, name: str) -> Sequence[Any]:
     cells = table.columns[name]
     for row, cell in enumerate(cells, 1):
@@ -112,7 +139,7 @@ def _images(table: Table, name: str) -> Sequence[Any]:
 
 
 def encode_labels(
-    labels: Mapping[str, list[Any] | None], tables: Mapping[str, Table], notes: list[str]
+    labels: Mapping[str, list[str] | None], tables: Mapping[str, Table], notes: list[str]
 ) -> tuple[list[str] | None, dict[str, list[int] | None]]:
     """Names of the classes (numbers in their order, names in theirs) and the index of each example's class.
 
@@ -121,7 +148,7 @@ def encode_labels(
     every label is a number.
 
     Raises:
-        InputError: a missing label, a number that is no class (regression), or fewer than two classes.
+        InputError: a number that is no class (regression), or fewer than two classes.
     """
     bare = [part for part, column in labels.items() if column is None]
     if len(bare) == len(labels):
@@ -130,11 +157,7 @@ def encode_labels(
         raise InputError(
             f"--label-column: the {bare[0]} split has no column of labels: {_listed(tables[bare[0]])}"
         )
-    as_names = {
-        part: [_label_name(value, row, tables[part]) for row, value in enumerate(column or (), 1)]
-        for part, column in labels.items()
-    }
-    as_names = _merged(as_names, notes)
+    as_names = _merged({part: column or [] for part, column in labels.items()}, notes)
     distinct = {name for column in as_names.values() for name in column}
     names = sorted(distinct, key=_order)
     source = next(iter(tables.values())).source
@@ -178,24 +201,13 @@ def _key(word: str, numeric: bool) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def _label_name(value: Any, row: int, table: Table) -> str:
-    where = f"--data {table.source}, row {row}"
-    if _is_missing(value) or (isinstance(value, str) and value.strip().lower() in ("", "nan")):
-        raise InputError(f"{where}: the label is missing; fill it in or remove the row")
-    if isinstance(value, list | dict):
-        raise InputError(
-            f"{where}: the label {value!r:.40} is not one class (several labels are not supported)"
-        )
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _number(name: str) -> float | None:
     try:
-        return float(name)
+        return None if "_" in name else float(name)  # Python reads 1_0 as 10, nobody else does
     except ValueError:
         return None
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from eckart.data.tables import Table, check_content
+from eckart.data.unpacked import check_archive, open_bytes
 from eckart.errors import InputError, first_line
 from eckart.extras import require
 
@@ -51,6 +52,7 @@ def read_arrays(path: Path) -> dict[str, Table]:
     check_content(path)
     found: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     try:
+        check_archive(path)
         with np.load(path, allow_pickle=False) as archive:
             for name in archive.files:
                 words = name.lower().split("_")
@@ -59,7 +61,17 @@ def read_arrays(path: Path) -> dict[str, Table]:
                 if role and all(word in SPLITS or word in ROLES for word in words):
                     found.setdefault(split, {})[role] = name, archive[name]
             names = ", ".join(archive.files)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except InputError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise InputError(
             f"--data {path} is a truncated or damaged .npz archive: {first_line(error)}"
         ) from None
@@ -129,7 +141,8 @@ def read_idx_directory(directory: Path) -> dict[str, Table]:
 
 def _idx(path: Path) -> np.ndarray:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_bytes(path) as file:
+            content = file.read()
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise InputError(f"--data {path} is truncated or damaged gzip: copy it again") from None
     if len(content) < 4 or content[:3] != b"\0\0\x08":
@@ -191,7 +204,7 @@ def decode(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with pillow.open(io.BytesIO(image) if isinstance(image, bytes) else image) as picture:
             return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
         raise InputError(
             f"--data: {name} cannot be decoded as an image ({first_line(error)}): remove or replace it"
         ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from eckart.data import images
-from eckart.data.columns import encode_labels, pick_columns
+from eckart.data.columns import choose_columns, encode_labels, pick_columns
+from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.splits import PARTS, Split, complete
 from eckart.data.stdlib_docs import ACTS, RETURNS, stdlib_docstrings
@@ -31,6 +32,8 @@ class Data:
     splits: dict[str, Split]
     labels: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    """Those that were read, where the data has columns: of the input, and last of the label if there is one."""
 
     def digest(self) -> str:
         """SHA-256 over the content of every split: equal for equal examples, wherever they lie."""
@@ -68,6 +71,9 @@ def read_data(
     labelled: bool | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     seed: int = 0,
 ) -> Data:
     """Read a data set and give it train, validation and test splits.
@@ -79,14 +85,19 @@ def read_data(
         labelled: True needs labels, False ignores them, None takes them where they are.
         text_column: the column of texts, or two joined by a comma for pairs; found by its name when None.
         label_column: the column of labels; found by its name when None.
+        sep: what stands between the fields of a text file, such as ``";"`` or ``"tab"``; as its ending says when None.
+        columns: names of the columns of a text file that has no header, with commas.
+        encoding: of a text file.
         seed: seed of every random cut.
 
     Raises:
         InputError: anything wrong with the source, its columns, labels or splits.
     """
+    form = Format(sep, columns, encoding)
     if source is None:
+        form.refuse("what is read without --data", "none")
         return without_labels(stdlib_data()) if labelled is False else stdlib_data()
-    tables = locate(source)
+    tables = locate(source, form)
     notes: list[str] = []
     empty = next((table for table in tables.values() if not len(table)), None)
     if empty is not None:
@@ -94,7 +105,7 @@ def read_data(
     chosen = {
         part: pick_columns(table, text_column, label_column, labelled) for part, table in tables.items()
     }
-    hidden = [part for part, (_, labels) in chosen.items() if labels and {str(x) for x in labels} == {"-1"}]
+    hidden = [part for part, (_, labels) in chosen.items() if labels and set(labels) == {"-1"}]
     for part in hidden:
         del chosen[part]
         notes.append(f"the {part} split has hidden labels (all -1) and is left out")
@@ -104,7 +115,9 @@ def read_data(
     splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
     kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
     splits = complete(splits, names, seed, notes)
-    return Data(str(source), kind, splits, names, notes)
+    read = next(iter(tables.values()))
+    taken = choose_columns(read, text_column, label_column, labelled) if len(read.columns) > 1 else []
+    return Data(str(source), kind, splits, names, notes, taken)
 
 
 def without_labels(data: Data) -> Data:
@@ -114,25 +127,33 @@ def without_labels(data: Data) -> Data:
     )
 
 
-def locate(source: str | Path) -> dict[str, Table]:
+def locate(source: str | Path, form: Format = AS_ENDING) -> dict[str, Table]:
     """The tables of a source by split (``"all"`` when it is not split)."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return _directory(path)
-    if path.is_file():
-        return images.read_arrays(path) if path.suffix.lower() == ".npz" else {UNSPLIT: read_table(path)}
+        return _directory(path, form)
+    if path.is_file() and path.suffix.lower() != ".npz":
+        return {UNSPLIT: read_table(path, form)}
     check_source(source)
+    form.refuse(source, "none")
+    if path.is_file():
+        return images.read_arrays(path)
     name, _, config = str(source).partition(":")
     return _hub(name, config or None)
 
 
-def check_source(source: str | Path | None) -> None:
+def check_source(source: str | Path | None, form: Mapping[str, str] | None = None) -> None:
     """Refuse what is not there and cannot be a name on the hub.
 
+    Args:
+        source: as in `read_data`.
+        form: what is said of a text file: ``sep``, ``columns`` and ``encoding``, those that are given.
+
     Raises:
-        InputError: no such file or directory.
+        InputError: no such file or directory; a form of what is no file.
     """
     if source is None:
+        Format(**(form or {})).refuse("what is read without --data", "none")
         return
     path, name = Path(source).expanduser(), str(source).partition(":")[0]
     if path.is_dir() or path.is_file():
@@ -142,7 +163,10 @@ def check_source(source: str | Path | None) -> None:
         raise InputError(f"--data {source}: no such file or directory")
 
 
-def _directory(path: Path) -> dict[str, Table]:
+def _directory(path: Path, form: Format) -> dict[str, Table]:
+    if files := _files_by_split(path, form):
+        return {part: _join(shards, form) for part, shards in files.items()}
+    form.refuse(path, "a directory that holds none named by split")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         datasets = require("datasets", extra="compare")
         try:
@@ -153,13 +177,6 @@ def _directory(path: Path) -> dict[str, Table]:
             ) from None
     if images.is_idx_directory(path):
         return images.read_idx_directory(path)
-    files: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
-        stem = re.sub(r"-\d+-of-\d+$", "", file.name.partition(".")[0]).lower()
-        if stem in SPLITS and file.is_file() and (is_table(file) or file.suffix == ".npz"):
-            files.setdefault(SPLITS[stem], []).append(file)
-    if files:
-        return {part: _join(shards) for part, shards in files.items()}
     if folder := images.read_image_folder(path):
         return folder
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
@@ -169,15 +186,26 @@ def _directory(path: Path) -> dict[str, Table]:
     )
 
 
-def _join(shards: list[Path]) -> Table:
+def _files_by_split(path: Path, form: Format) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        stem = re.sub(r"-\d+-of-\d+$", "", file.name.partition(".")[0]).lower()
+        if stem in SPLITS and file.is_file() and (is_table(file, form) or file.suffix == ".npz"):
+            files.setdefault(SPLITS[stem], []).append(file)
+    return files
+
+
+def _join(shards: list[Path], form: Format) -> Table:
     if len(shards) > 1 and not all(re.search(r"-\d+-of-\d+\.", shard.name) for shard in shards):
         raise InputError(
             f"--data {shards[0].parent}: {' and '.join(s.name for s in shards)} are the same split; keep one of them"
         )
+    if any(shard.suffix == ".npz" for shard in shards):
+        form.refuse(shards[0], "a .npz file")
     tables = [
         images.read_arrays(shard).get(UNSPLIT, Table({}, str(shard)))
         if shard.suffix == ".npz"
-        else read_table(shard)
+        else read_table(shard, form)
         for shard in shards
     ]
     if len({tuple(table.columns) for table in tables}) > 1:

@@ -60,7 +60,9 @@ def stdlib_docstrings(library: Path | None = None) -> Mapping[str, list[Docstrin
         InputError: the interpreter carries no library sources (a zipped or stripped installation).
     """
     library = library or Path(sysconfig.get_paths()["stdlib"])
-    found = _without_duplicates(docstring for source in _sources(library) for docstring in _read(source, library))
+    found = _without_duplicates(
+        docstring for source in _sources(library) for docstring in _read(source, library)
+    )
     home = deal_modules(Counter(docstring.module for docstring in found))
     dealt: dict[str, list[Docstring]] = {"train": [], "validation": [], "test": []}
     for docstring in found:
@@ -124,7 +126,9 @@ def _own_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
 
 def _gives(node: ast.AST) -> bool:
     if isinstance(node, ast.Return):
-        return node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None)
+        return node.value is not None and not (
+            isinstance(node.value, ast.Constant) and node.value.value is None
+        )
     return isinstance(node, ast.Yield | ast.YieldFrom)
 
 

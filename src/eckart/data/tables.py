@@ -6,19 +6,15 @@ where there is one, the line. Rows are counted from 1, the header not included.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from eckart.errors import InputError, first_line
-from eckart.extras import require
+from eckart.data.delimited import AS_ENDING, Format, read_delimited
+from eckart.data.unpacked import endings, open_text, read_parquet
+from eckart.errors import InputError
 
 SIGNATURES = {
     b"\x89PNG": "a PNG image",
@@ -46,36 +42,33 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
 
-def endings(path: Path) -> tuple[str, bool]:
-    """The ending that tells the format, and whether gzip is around it: ``a.csv.gz`` gives (".csv", True)."""
-    compressed = path.suffix.lower() == ".gz"
-    inner = path.with_suffix("") if compressed else path
-    return inner.suffix.lower() or (".txt" if compressed else ""), compressed
-
-
-def is_table(path: Path) -> bool:
-    """Whether the ending is one that `read_table` reads."""
+def is_table(path: Path, form: Format = AS_ENDING) -> bool:
+    """Whether `read_table` reads a file with this ending, or any with fields between which a known thing stands."""
     ending, compressed = endings(path)
-    return ending in READERS and not (compressed and ending == ".parquet")
+    return form.fields or (ending in READERS and not (compressed and ending == ".parquet"))
 
 
-def read_table(path: Path) -> Table:
-    """Read one file by its ending.
+def read_table(path: Path, form: Format = AS_ENDING) -> Table:
+    """Read one file by its ending; one of any other ending as fields, where ``form`` says how they are written.
 
     Raises:
-        InputError: unknown ending, content that is not what the ending says, a truncated or malformed file.
+        InputError: unknown ending, content that is not what the ending says, a truncated or malformed file, a form that
+            such files do not have.
     """
-    if not is_table(path):
+    if not is_table(path, form):
         raise InputError(
             f"--data {path}: files with this ending are not read; known are {', '.join(sorted(READERS))} "
-            "(those of text also as .gz) and .npz"
+            "(those of text also as .gz) and .npz; a file of fields is, with --sep"
         )
-    check_content(path)
-    columns = READERS[endings(path)[0]](path)
-    return Table(columns, str(path))
+    ending = endings(path)[0]
+    if ending == ".parquet" or (ending in (".json", ".jsonl") and form.fields):
+        form.refuse(path, f"a {ending} file")
+    check_content(path, form.encoding)
+    reader = read_delimited if form.fields else READERS[ending]
+    return Table(reader(path, form), str(path))
 
 
-def check_content(path: Path) -> None:
+def check_content(path: Path, encoding: str = "utf-8") -> None:
     """Refuse an empty file and one whose first bytes contradict its ending."""
     try:
         with path.open("rb") as file:
@@ -87,7 +80,8 @@ def check_content(path: Path) -> None:
     ending = path.suffix.lower()
     found = next((name for magic, name in SIGNATURES.items() if head.startswith(magic)), None)
     expected = EXPECTED.get(ending)
-    if found is None and expected is None and b"\0" in head:
+    wide = encoding.lower().startswith(("utf-16", "utf16", "utf_16", "utf-32", "utf32", "utf_32"))
+    if found is None and expected is None and b"\0" in head and not wide:
         found = "binary data"
     if found is None and ending in (".csv", ".tsv") and head.lstrip()[:1] in (b"{", b"["):
         found = "JSON"
@@ -98,144 +92,9 @@ def check_content(path: Path) -> None:
         )
 
 
-@contextmanager
-def open_text(path: Path, encoding: str = "utf-8") -> Iterator[TextIO]:
-    """Open a file of text, plain or gzip; damage met while reading becomes an `InputError`."""
-    utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    try:
-        opener: Callable[..., Any] = gzip.open if endings(path)[1] else open
-        with opener(path, "rt", encoding="utf-8-sig" if utf8 else encoding, newline="") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        shown = "UTF-8" if utf8 else encoding
-        raise InputError(f"--data {path} is not {shown} text ({error.reason}): convert it to UTF-8") from None
-    except OSError as error:
-        if error.strerror is None:  # gzip's own
-            raise InputError(
-                f"--data {path} is truncated or damaged gzip: copy or compress it again"
-            ) from None
-        raise InputError(f"--data {path} cannot be read: {error.strerror}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise InputError(f"--data {path} is truncated or damaged gzip: copy or compress it again") from None
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a text file of fields is written, where its ending does not tell.
-
-    Args:
-        sep: between the fields, ``"tab"`` for a tab; the ending's own when None.
-        columns: names of the columns with commas, where the file has no header.
-        encoding: of its text, such as ``"latin-1"``.
-
-    Raises:
-        InputError: no separator, a name that is empty or twice there, an encoding that Python lacks.
-    """
-
-    sep: str | None = None
-    columns: str | None = None
-    encoding: str = "utf-8"
-
-    def __post_init__(self) -> None:
-        if self.sep is not None and (not self.sep or set(self.sep) & set('\r\n\0"')):
-            raise InputError(f"--sep is {self.sep!r}: give what stands between two fields, such as ; or tab")
-        names = self.names
-        if names is not None and (not all(names) or len(set(names)) < len(names)):
-            raise InputError(
-                f"--columns {self.columns!r}: give a name for each column, with commas, each once"
-            )
-        try:
-            io.TextIOWrapper(io.BytesIO(), encoding=self.encoding)
-        except (LookupError, ValueError):
-            raise InputError(
-                f"--encoding {self.encoding!r} is not known: give one such as utf-8 or latin-1"
-            ) from None
-
-    @property
-    def names(self) -> list[str] | None:
-        return None if self.columns is None else [name.strip() for name in self.columns.split(",")]
-
-    @property
-    def separator(self) -> str | None:
-        return {"tab": "\t", "\\t": "\t"}.get(self.sep or "", self.sep)
-
-
-def read_delimited(path: Path, form: Format, argument: str = "--data") -> dict[str, Sequence[Any]]:
-    """The columns of a text file of fields, all cells text.
-
-    Raises:
-        InputError: damage, by line, or fewer fields than the header has.
-    """
-    separator = form.separator or ("\t" if endings(path)[0] == ".tsv" else ",")
-    try:
-        lines = _fields(path, separator, form.encoding)
-        if not lines:
-            raise InputError(f"--data {path} is empty")
-        header, body = (form.names, lines) if form.names else (lines[0][1], lines[1:])
-        for number, row in body:
-            if len(row) != len(header):
-                raise InputError(
-                    f"--data {path}, line {number}: {len(row)} fields where "
-                    f"{'--columns names' if form.names else 'the header has'} {len(header)} "
-                    f"(another --sep than {separator!r}, a truncated file, or a field that needs quotes)"
-                )
-    except InputError as error:
-        raise InputError(str(error).replace("--data", argument, 1)) from None
-    if len(set(header)) < len(header):
-        raise InputError(f"{argument} {path}: the header names a column twice: {', '.join(header)}")
-    return {name.strip(): [row[i] for _, row in body] for i, name in enumerate(header)}
-
-
-def _fields(path: Path, separator: str, encoding: str) -> list[tuple[int, list[str]]]:
-    """The fields of every line that is not blank, with its number."""
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path, encoding) as file:
-        if len(separator) > 1 or separator == "\t":  # no quotes: a field simply has no such thing in it
-            rows = (
-                (n, line.rstrip("\r\n").split(separator)) for n, line in enumerate(file, 1) if line.strip()
-            )
-            return list(rows)
-        reader = csv.reader(file, strict=True, delimiter=separator)
-        try:
-            return [(reader.line_num, row) for row in reader if row]
-        except csv.Error as error:
-            raise InputError(f"--data {path}, line {reader.line_num}: {error} (truncated file?)") from None
-
-
-def _delimited(path: Path, **dialect: Any) -> dict[str, Sequence[Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with open_text(path) as file:
-        reader = csv.reader(file, strict=True, **dialect)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise InputError(f"--data {path}: the header names a column twice: {', '.join(header)}")
-            rows = []
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise InputError(
-                        f"--data {path}, line {reader.line_num}: {len(row)} fields where the header has {len(header)} "
-                        "(truncated file, or a field that needs quotes)"
-                    )
-                if row:
-                    rows.append(row)
-        except csv.Error as error:
-            raise InputError(f"--data {path}, line {reader.line_num}: {error} (truncated file?)") from None
-    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
-
-
-def _csv(path: Path) -> dict[str, Sequence[Any]]:
-    return _delimited(path)
-
-
-def _tsv(path: Path) -> dict[str, Sequence[Any]]:
-    """Tab-separated values know no quotes: a field simply has no tab and no line end in it."""
-    return _delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def _json_lines(path: Path) -> dict[str, Sequence[Any]]:
+def _json_lines(path: Path, form: Format) -> dict[str, Sequence[Any]]:
     rows = []
-    with open_text(path) as file:
+    with open_text(path, form.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -253,14 +112,14 @@ def _json_lines(path: Path) -> dict[str, Sequence[Any]]:
     return _records(rows)
 
 
-def _json(path: Path) -> dict[str, Sequence[Any]]:
-    with open_text(path) as file:
+def _json(path: Path, form: Format) -> dict[str, Sequence[Any]]:
+    with open_text(path, form.encoding) as file:
         content = file.read()
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            return _json_lines(path)
+            return _json_lines(path, form)
         raise InputError(
             f"--data {path}, line {error.lineno} is not JSON: {error.msg} (truncated file?)"
         ) from None
@@ -277,27 +136,18 @@ def _records(rows: list[dict[str, Any]]) -> dict[str, Sequence[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _parquet(path: Path) -> dict[str, Sequence[Any]]:
-    parquet = require("pyarrow.parquet", extra="compare")
-    with path.open("rb") as file:
-        file.seek(-4, 2)
-        if file.read() != b"PAR1":
-            raise InputError(f"--data {path} is a truncated Parquet file: copy or export it again")
-    try:
-        columns: dict[str, Sequence[Any]] = parquet.read_table(path).to_pydict()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--data {path} is a damaged Parquet file: {first_line(error)}") from None
-    return columns
-
-
-def _text(path: Path) -> dict[str, Sequence[Any]]:
-    with open_text(path) as file:
+def _text(path: Path, form: Format) -> dict[str, Sequence[Any]]:
+    with open_text(path, form.encoding) as file:
         return {"text": [file.read().replace("\r\n", "\n")]}
 
 
-READERS: dict[str, Callable[[Path], dict[str, Sequence[Any]]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
+def _parquet(path: Path, form: Format) -> dict[str, Sequence[Any]]:
+    return read_parquet(path, extra="compare")
+
+
+READERS: dict[str, Callable[[Path, Format], dict[str, Sequence[Any]]]] = {
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
     ".jsonl": _json_lines,
     ".json": _json,
     ".parquet": _parquet,

@@ -18,7 +18,7 @@ import torch
 from sklearn.utils.validation import check_array
 
 from eckart.errors import InputError
-from eckart.recovery._ratings import Ids, Observations, merge, whole_numbers
+from eckart.recovery._ratings import Ids, Observations, alike, merge, whole_numbers
 
 NAMES = (("user",), ("item", "movie", "product"), ("rating", "value", "score"))
 
@@ -114,6 +114,8 @@ def _from_frame(X: Any, ids: Ids | None, grow: bool, clicks: bool) -> Any:
         if column.isna().any():
             raise InputError(f"X[{names[axis]!r}] has missing ids")
         known = np.array([], dtype=object) if ids is None else (ids.rows, ids.cols)[axis]
+        known, names_of = alike(known, column)
+        column = type(column)(names_of)
         new = np.sort(column[~column.isin(known)].unique())
         if len(new) and not grow:
             raise InputError(f"X[{names[axis]!r}] has {len(new)} unknown ids, such as {new[0]!r}")

@@ -94,11 +94,32 @@ class Ids:
         """Place of each name; −1 where it is unknown."""
         import pandas as pd
 
-        known, asked = pd.Index((self.rows, self.cols)[axis]), pd.Index(np.asarray(names))
-        if known.inferred_type == "string" and asked.inferred_type == "integer":
-            asked = asked.astype(str)  # names are text whatever they look like: 1 asks for "1"
+        known, asked = (pd.Index(column) for column in alike((self.rows, self.cols)[axis], names))
         place: np.ndarray = known.get_indexer(asked)
         return place
+
+
+def alike(*columns: Any) -> list[np.ndarray]:
+    """Columns of names of which one person would say which are the same: where some are text, all are.
+
+    A name is text whatever it looks like: 1, 1.0 and "1" are the same.
+    """
+    arrays = [np.asarray(column) for column in columns]
+    kinds = {
+        isinstance(name, str)
+        for array in arrays
+        for name in (array.tolist() if array.dtype.kind in "OSU" else array[:1].tolist())
+    }
+    return [_as_text(array) if kinds == {True, False} else array for array in arrays]
+
+
+def _as_text(names: np.ndarray) -> np.ndarray:
+    text = np.empty(names.shape, dtype=object)
+    text[:] = [
+        str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
+        for name in names.tolist()
+    ]
+    return text
 
 
 def merge(

@@ -131,6 +131,17 @@ class Task:
         size = len(self.test)  # type: ignore[arg-type]
         return "unigram", np.array([bits[np.asarray(self.test[i]["labels"])[1:]].mean() for i in range(size)])
 
+    def example(self, letters: int = 80) -> str:
+        """The first training example as a person would write it down: its text, cut short, and its label."""
+        train = self.data.splits["train"]
+        first = train.inputs[0]
+        if self.data.kind == "image":
+            shown = str(first) if isinstance(first, Path) else "an image"
+        else:
+            texts = [first] if isinstance(first, str) else first
+            shown = " | ".join(" ".join(text[: 8 * letters].split())[:letters] for text in texts)
+        return shown if train.labels is None else f"{shown} → {(self.labels or [])[train.labels[0]]}"
+
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""
         counts = {
@@ -148,6 +159,7 @@ class Task:
             "kind": self.kind,
             "model": self.model_name,
             "data": self.data_name,
+            "columns": self.data.columns,
             "metric": self.metric,
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
             "labels": self.labels,
@@ -155,6 +167,7 @@ class Task:
             "head_modules": self.head_modules,
             "base_parameters": self.base.base_parameters,
             "head_parameters": self.base.head_parameters,
+            "example": self.example(),
             "notes": self.data.notes,
             "fingerprint": self.fingerprint,
         }
@@ -167,6 +180,9 @@ def load_task(
     kind: str = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     max_length: int = 128,
     limits: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -179,6 +195,9 @@ def load_task(
         kind: one of `KINDS`, or "auto": images, texts with labels, or text alone decide it.
         text_column: column of the text, or two joined by a comma; found by its name when None.
         label_column: column of the labels; found by its name when None.
+        sep: between the fields of a text file.
+        columns: names of its columns, with commas, where it has no header.
+        encoding: of its text.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
         seed: seed of the cuts and limits of the data.
@@ -190,7 +209,16 @@ def load_task(
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
     checkpoint = find_model(model)
     labelled = {"auto": None, "causal-lm": False}.get(kind, True)
-    read = read_data(data, labelled=labelled, text_column=text_column, label_column=label_column, seed=seed)
+    read = read_data(
+        data,
+        labelled=labelled,
+        text_column=text_column,
+        label_column=label_column,
+        sep=sep,
+        columns=columns,
+        encoding=encoding,
+        seed=seed,
+    )
     kind = _kind(read, kind)
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
     if kind != "causal-lm":

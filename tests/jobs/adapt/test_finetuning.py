@@ -10,15 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import save_bert, save_gpt2, save_reviews
+from tiny_models import save_bert, save_gpt2, save_reviews, save_vit
 from transformers import AutoConfig, BertForSequenceClassification, Trainer
 
 from eckart.errors import InputError
+from eckart.jobs.adapt.checkpoints import last_whole
 from eckart.jobs.adapt.finetuning import finetune
 
 SETTINGS: dict[str, Any] = {
@@ -98,6 +101,7 @@ def test_card_tells_the_run_and_its_snippet_runs(
     card = (folder / "README.md").read_text()
     front = ModelCard.load(folder / "README.md").data
     assert (front.base_model, front.library_name) == (files[0], "peft")
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == files[0]
     assert (front.pipeline_tag, front.tags) == ("text-classification", ["eckart", "adapter", "lora"])
     assert f"{metrics['trainable_parameters']:,} in adapters" in card
     assert f"{metrics['test']['score']:.4f}" in card
@@ -105,6 +109,54 @@ def test_card_tells_the_run_and_its_snippet_runs(
     assert snippet
     exec(compile(snippet[1], "README.md", "exec"), {})
     assert capsys.readouterr().out.strip() in ("negative", "positive")
+
+
+def test_names_in_a_card_are_only_names(
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A relative model is written down as an absolute one, and the card's example is one of the task's."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(files[0], "<b>|model")
+    quoted = ['said "it" \\ and {left}', "'''", "```\n```"]
+    rows = [{"text": f"{quoted[i % 3]} {i}", "label": ("|a|", "<b>")[i % 2]} for i in range(40)]
+    Path("a|b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finetune("<b>|model", "a|b.jsonl", "lora", output="#out `x`", **(SETTINGS | {"steps": 1}))
+    monkeypatch.chdir("/")
+    card = (tmp_path / "#out `x`/README.md").read_text()
+    assert "# LoRA adapter for &lt;b&gt;\\|model\n" in card
+    assert "| data | a\\|b.jsonl |" in card
+    front = ModelCard.load(tmp_path / "#out `x`/README.md").data
+    assert front.base_model == str(tmp_path / "<b>|model")
+    snippet = re.search(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    assert snippet and any(repr(text)[1:-1] in snippet[1] for text in quoted)
+    exec(compile(snippet[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in ("|a|", "<b>")
+
+
+@pytest.mark.parametrize("form", ["folder", "array"])
+def test_the_card_of_an_image_model_opens_an_image(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(save_vit(tmp_path / "vit"))
+    images = np.random.default_rng(0).integers(0, 255, (40, 12, 16, 3), np.uint8)
+    if form == "array":
+        np.savez(tmp_path / "data.npz", images=images, labels=np.arange(40) % 2)
+    for i, image in enumerate(images):
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    data = str(tmp_path / ("data.npz" if form == "array" else "data"))
+    told: list[dict[str, Any]] = []
+    finetune(model, data, "lora", output=tmp_path / "out", on_task=told.append, **(SETTINGS | {"steps": 1}))
+    assert told[0]["kind"] == "image-classification"
+    card = (tmp_path / "out/README.md").read_text()
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert snippet and ("Image.open(" if form == "folder" else 'Image.new("RGB", (16, 12))') in snippet[1]
+    exec(compile(snippet[1], "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in ("a", "b", "0", "1")
 
 
 class Stop(BaseException):
@@ -190,6 +242,33 @@ def test_a_file_that_is_gone_stops_the_resumption(files: tuple[str, str], halted
     with pytest.raises(InputError, match=f"checkpoint-8 lacks {name}, without which the numbers"):
         finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
     assert (halted / "checkpoints/checkpoint-8").is_dir()
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_list(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], halted: Path
+) -> None:
+    for path in (halted / "checkpoints").glob("*/files.json"):
+        path.unlink()
+    metrics = finetune(*files, "lora", output=halted, resume=True, **SETTINGS)
+    assert metrics["resumed_at_step"] == 8
+    assert same_numbers(metrics, whole[1])
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_without_a_list_each_file_is_read_to_its_end(halted: Path, name: str) -> None:
+    newest, before = (halted / f"checkpoints/checkpoint-{step}" for step in (8, 4))
+    for path in (newest, before):
+        (path / "files.json").unlink()
+    torn = newest / name
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
+    assert last_whole(halted / "checkpoints") == before
+    assert not newest.exists()
+    (before / name).unlink()
+    if name == "trainer_state.json":  # what is written last: the checkpoint was never finished
+        assert last_whole(halted / "checkpoints") is None
+    else:
+        with pytest.raises(InputError, match=f"checkpoint-4 lacks {name}"):
+            last_whole(halted / "checkpoints")
 
 
 def test_a_directory_has_one_run_at_a_time(files: tuple[str, str], tmp_path: Path) -> None:

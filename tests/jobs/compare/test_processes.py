@@ -18,6 +18,7 @@ import torch
 import toy_task
 from toy_task import install
 
+from eckart.errors import InputError
 from eckart.jobs.compare.comparison import compare
 
 OPTIONS = {"methods": "lora", "budget": "2k", "steps": 4, "seeds": 2, "batch_size": 8, "progress": False}
@@ -102,6 +103,8 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
 def test_two_processes_share_the_runs(tmp_path: Path) -> None:
     process = start(tmp_path, pause=0.2)
     wait_for_rows(tmp_path, 1, process)
+    with pytest.raises(InputError, match=f"process {process.pid} works in it"):
+        compare(**OPTIONS | {"output": tmp_path, "overwrite": True})
     results = compare(**OPTIONS | {"output": tmp_path})
     assert process.wait(PATIENCE) == 0, process.stderr.read().decode()  # type: ignore[union-attr]
     assert len(results) == RUNS + 1 and once_each(tmp_path)

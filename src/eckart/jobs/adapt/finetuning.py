@@ -19,6 +19,7 @@ from eckart.adapter_files import PREPROCESSING
 from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
+from eckart.hub import full_name
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
@@ -93,6 +94,7 @@ def finetune(
     validate_every: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    on_task: Callable[[dict[str, Any]], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     **task_options: Any,
 ) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def finetune(
         validate_every: steps between scores on the validation split; a tenth of all when None.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
+        on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
         on_step: called after every step with how many are done and how many there are.
         task_options: passed to `load_task`, such as ``kind``, ``text_column``, ``max_length``, ``limits``.
 
@@ -171,6 +174,8 @@ def finetune(
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
             if (directory / METRICS).is_file():
                 return read_earlier(directory / METRICS, "run", dict[str, Any])
+        if on_task is not None:
+            on_task(task.describe())
         return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
 
 
@@ -286,12 +291,12 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
     base: Any = model.get_base_model()
     if job.model is not None:
-        model.peft_config["default"].base_model_name_or_path = job.model
+        model.peft_config["default"].base_model_name_or_path = full_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        model_card(model, job.model, metrics, directory).save(folder / CARD)
+        model_card(model, task, job.model, metrics, directory).save(folder / CARD)
     remove_owned(directory, [_SAVED])

@@ -14,6 +14,7 @@ from eckart.arguments import check_least, read_budget
 from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
+from eckart.files import attended
 from eckart.jobs.compare import outputs
 from eckart.jobs.compare.contenders import Rates, contenders
 from eckart.jobs.compare.judgement import COSTS, Terms, look_level
@@ -48,6 +49,9 @@ def compare(
     kind: str = "auto",
     text_column: str | None = None,
     label_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
@@ -82,6 +86,9 @@ def compare(
         kind: ``"text-classification"``, ``"causal-lm"``, ``"image-classification"`` or ``"auto"``.
         text_column: the column of the text, where the data has columns.
         label_column: the column of the label.
+        sep: between the fields of a text file, such as ``";"`` or ``"tab"``; as its ending says when None.
+        columns: names of its columns, with commas, where it has no header.
+        encoding: of its text.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
@@ -130,6 +137,9 @@ def compare(
             kind=kind,
             text_column=text_column,
             label_column=label_column,
+            sep=sep,
+            columns=columns,
+            encoding=encoding,
             max_length=max_length,
             limits={split: size for split, size in sizes.items() if size is not None},
             seed=0,
@@ -153,7 +163,8 @@ def compare(
     taking_part = [c for c in everyone if not c.reason]
     plan = Plan(taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None)
     race = Race(runner, plan, jury, study, directory, about, display, predictions=predictions)
-    return race.work(deadline)
+    with attended(directory):
+        return race.work(deadline)
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.catalog import methods
-from eckart.files import Inputs, atomic_write, check_apart, check_output, remove_owned
+from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
@@ -32,6 +32,8 @@ def check_directory(directory: Path, overwrite: bool, inputs: Inputs | None = No
     check_apart(directory, inputs or {})
     if directory.is_dir() and all(entry.name.startswith(f".{ABOUT}") for entry in directory.iterdir()):
         return directory  # another worker is writing its first file
+    if overwrite:
+        check_unattended(directory)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite)
     return directory
@@ -74,6 +76,7 @@ def command_line(arguments: Mapping[str, Any]) -> str:
     """The command line that repeats a call; what stands at its default is left out."""
     words = ["eckart", "compare"]
     plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "cost": "bytes"}
+    plain["encoding"] = "utf-8"
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
         if name in ("overwrite", "progress") or value == plain.get(name) or value is False:

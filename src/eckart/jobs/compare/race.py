@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eckart.escapes import frame
 from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
 from eckart.jobs.compare.contenders import TRIVIAL, Contender
@@ -193,7 +194,7 @@ class Race:
         dropped = self.plan.dropped(records)
         points = [[run, *point] for run, record in records.items() for point in record["curve"]]
         with atomic_write(self.directory / outputs.RESULTS) as path:
-            results.to_csv(path, index=False)
+            frame(results).to_csv(path, index=False)
         with atomic_write(self.directory / outputs.TABLE) as path:
             results.to_parquet(path, index=False)
         with atomic_write(self.directory / outputs.EXAMPLES) as path:

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eckart.escapes import code, markdown
+from eckart.hub import full_name
+
 if TYPE_CHECKING:
     from eckart.jobs.federate.plan import Plan
 
@@ -24,19 +27,20 @@ def model_card(plan: Plan, metrics: dict[str, Any], directory: Path) -> str:
         directory: where the card will be.
     """
     front = {
-        "base_model": plan.model or "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model": full_name(plan.model) or "sentence-transformers/all-MiniLM-L6-v2",
         "library_name": "peft",
         "tags": ["eckart", "federated", "lora", plan.strategy],
     }
     rule = plan.rule()
     rows = {
         "strategy": f"{rule.title} ({rule.paper}, [arXiv:{rule.arxiv}](https://arxiv.org/abs/{rule.arxiv}))",
-        "options": ", ".join(f"{name} {value}" for name, value in plan.options.items()) or "its own",
-        "clients": f"{plan.clients}, {plan.asked} a round, {metrics['rounds']} rounds, {plan.partition}",
+        "options": markdown(", ".join(f"{name} {value}" for name, value in plan.options.items()))
+        or "its own",
+        "clients": f"{plan.clients}, {plan.asked} a round, {metrics['rounds']} rounds, {markdown(plan.partition)}",
         "ranks": ", ".join(map(str, metrics["ranks"])),
         "a client's round": f"{plan.local_epochs} passes, batches of {plan.batch_size}, AdamW at {plan.lr:g} "
         f"(factors) and {plan.head_lr:g} (head)",
-        "data": str(metrics["data"]),
+        "data": markdown(metrics["data"]),
         "bytes": f"{metrics['bytes_up']:,} up, {metrics['bytes_down']:,} down",
         "seed": str(plan.seed),
     }
@@ -46,7 +50,7 @@ def model_card(plan: Plan, metrics: dict[str, Any], directory: Path) -> str:
 {chr(10).join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items())}
 ---
 
-# LoRA for {Path(metrics["model"]).name} by {rule.title}
+# LoRA for {markdown(Path(metrics["model"]).name)} by {rule.title}
 
 Trained with `eckart federate` {metrics["versions"]["eckart"]}. This directory holds one LoRA adapter and the head.
 
@@ -63,7 +67,7 @@ Trained with `eckart federate` {metrics["versions"]["eckart"]}. This directory h
 ```python
 from peft import {loader}
 
-model = {loader}.from_pretrained({str(directory)!r})
+model = {loader}.from_pretrained({code(str(directory))})
 ```
 """
 

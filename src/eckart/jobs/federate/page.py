@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
+
+from eckart.escapes import html
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:70rem;margin:2rem auto;padding:0 1rem}"
@@ -24,14 +25,14 @@ def page(title: str, metric: str, rounds: Rows, clients: Rows) -> str:
     """
     refused = [row for row in clients if row["refused"]]
     latest = [row for row in clients if rounds and row["round"] == rounds[-1]["round"]]
-    parts = [f"<h1>{escape(title)}</h1>", _curves(rounds, metric) if rounds else ""]
+    parts = [f"<h1>{html(title)}</h1>", _curves(rounds, metric) if rounds else ""]
     parts += ["<h2>Rounds</h2>", _table(rounds)]
     if refused:
         parts += ["<h2>Updates that were not used</h2>", _table(refused, ("round", "client", "refused"))]
     parts += ["<h2>Clients of the last round</h2>", _table(latest)]
     body = "\n".join(parts)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html(title)}</title>'
         f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 
@@ -66,9 +67,9 @@ def _table(rows: Rows, columns: Iterable[str] | None = None) -> str:
     if not rows:
         return "<p>None yet.</p>"
     names = list(columns or rows[0])
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+    head = "".join(f"<th>{html(name.replace('_', ' '))}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(row.get(name)))}</td>" for name in names) + "</tr>"
+        "<tr>" + "".join(f"<td>{html(_shown(row.get(name)))}</td>" for name in names) + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
+from eckart.escapes import named_cells
 from eckart.files import atomic_directory, atomic_write
+from eckart.hub import full_name
 from eckart.jobs.federate.card import model_card
 from eckart.jobs.federate.page import page
 
@@ -110,7 +112,7 @@ class Tables:
             text = io.StringIO()
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(map(named_cells, rows))
             _write(directory / name, text.getvalue())
         _write(directory / "report.html", page(title, metric, self.rounds, self.clients))
 
@@ -203,7 +205,7 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     model = final_adapter(task, state, plan.seed).to(device())
     config: Any = model.peft_config["default"]
     if plan.model is not None:
-        config.base_model_name_or_path = plan.model
+        config.base_model_name_or_path = full_name(plan.model)
     metrics = {
         "strategy": plan.strategy,
         "options": plan.options,

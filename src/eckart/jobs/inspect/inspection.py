@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eckart.adapters._layers import describe_layer
 from eckart.errors import InputError
+from eckart.escapes import named_cells
 from eckart.files import atomic_directory, locked
 from eckart.linalg import spectrum
 from eckart.tasks.pretrained import EMBEDDED, find_model
@@ -143,7 +144,7 @@ class Inspection:
             with (folder / "spectra.csv").open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(map(named_cells, rows))
             (folder / "inspect.json").write_text(
                 json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8"
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from eckart.arguments import check_least
-from eckart.data.read import read_data
+from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError
 from eckart.extras import require
@@ -45,6 +45,9 @@ def measure(
     metrics: Sequence[str] = METRICS,
     layers: Layers = "all",
     text_column: str | None = None,
+    sep: str | None = None,
+    columns: str | None = None,
+    encoding: str = "utf-8",
     split: str = "test",
     max_length: int = 256,
     limit: int = 200,
@@ -66,6 +69,9 @@ def measure(
         metrics: names out of `eckart.metrics.METRICS` and `eckart.metrics.RAW_METRICS`.
         layers: "all", "last", or numbers, as in `measure_model`.
         text_column: column of the text, or two joined by a comma; found by its name when None.
+        sep: between the fields of a text file; as its ending says when None.
+        columns: names of its columns, with commas, where it has no header.
+        encoding: of its text.
         split: "train", "validation", "test", or "all" of them.
         max_length: tokens of a text at most, the tokenizer's special tokens included; the length of a window.
         limit: texts (or windows) at most, drawn alike for every model.
@@ -97,7 +103,10 @@ def measure(
     if directory is not None:
         require("vl_convert", extra="compare")  # draws the picture at the end
         check_directory(directory, overwrite, inputs_of(paths, data))
-    data_name, texts, notes = _texts(data, text_column, settings)
+    read = read_data(
+        data, labelled=False, text_column=text_column, sep=sep, columns=columns, encoding=encoding
+    )
+    texts, notes = _texts(read, settings)
     checkpoints = _distinct([find_model(path) for path in paths])
     about = asdict(settings) | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
     with nullcontext() if directory is None else locked(directory):
@@ -105,7 +114,7 @@ def measure(
             there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
             check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
         done = _measure_all(checkpoints, texts, settings, batch_size, directory, about, overwrite, on_text)
-        measurement = Measurement(data_name, done, [*notes, *_notes(done)], about)
+        measurement = Measurement(read.name, done, [*notes, *_notes(done)], about)
         if directory is not None:
             measurement.write(directory)
     return measurement
@@ -145,11 +154,8 @@ def _measure_all(
     return done
 
 
-def _texts(
-    data: str | Path | None, text_column: str | None, settings: Settings
-) -> tuple[str, list[str], list[str]]:
-    """Name of the data, the texts of the split, and notes on how they were split."""
-    read = read_data(data, labelled=False, text_column=text_column)
+def _texts(read: Data, settings: Settings) -> tuple[list[str], list[str]]:
+    """The texts of the split, and notes on how they were split."""
     if read.kind != "text":
         raise InputError(f"--data {read.name} holds images: give texts")
     parts = PARTS if settings.split == "all" else (settings.split,)
@@ -166,7 +172,7 @@ def _texts(
     notes = [] if settings.split == "all" else list(read.notes)
     if settings.limit < len(texts) and not settings.window:
         notes.append(f"{settings.split}: {settings.limit:,} of {len(texts):,} texts")
-    return read.name, texts, notes
+    return texts, notes
 
 
 def _distinct(checkpoints: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from eckart.escapes import cells
 from eckart.files import atomic_write
 from eckart.jobs.measure.settings import ABOUT
 
@@ -123,14 +124,14 @@ class Measurement:
             table.writerow(("model", *Score.__dataclass_fields__, "tokens"))
             for scores in self.models:
                 rows = ([_plain(x) for x in asdict(score).values()] for score in scores.scores)
-                table.writerows((scores.model, *row, scores.tokens) for row in rows)
+                table.writerows(cells((scores.model, *row, scores.tokens)) for row in rows)
         with atomic_write(directory / TEXTS) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("model", "text", *self.models[0].values))
             for scores in self.models:
                 columns = [column.tolist() for column in scores.values.values()]
                 for text, row in enumerate(zip(*columns, strict=True)):
-                    table.writerow((scores.model, text, *map(_plain, row)))
+                    table.writerow(cells((scores.model, text, *map(_plain, row))))
         with atomic_write(directory / PICTURE) as path:
             path.write_text(draw(self.data, self._points()), encoding="utf-8")
         with atomic_write(directory / ABOUT) as path:

@@ -7,8 +7,9 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.data.tables import Format, read_delimited
-from eckart.errors import InputError, first_line
+from eckart.data.delimited import Format, read_delimited
+from eckart.data.unpacked import read_parquet
+from eckart.errors import InputError
 from eckart.extras import require
 
 if TYPE_CHECKING:
@@ -40,11 +41,8 @@ def read_ratings(
 
     given = Format(sep, columns, encoding)
     if path.suffix.lower() == ".parquet":
-        if given != Format():
-            raise InputError(
-                f"--sep, --columns and --encoding are for text files, and ratings {path} is Parquet"
-            )
-        table = _parquet(path)
+        given.refuse(f"ratings {path}", "a Parquet file")
+        table = read_parquet(path, "recovery", "ratings")
     else:
         table = read_delimited(path, given, "ratings")
     plain = {str(name).lower().replace("_", "").removesuffix("id").strip(): name for name in table}
@@ -69,15 +67,6 @@ def read_ratings(
         for kind, column, cells in (("user", picked[0], user), ("item", picked[1], item))
     }
     return pandas.DataFrame({**names, "rating": numbers}).astype({"user": object, "item": object})
-
-
-def _parquet(path: Path) -> dict[str, Any]:
-    parquet = require("pyarrow.parquet", extra="recovery")
-    try:
-        columns: dict[str, Any] = parquet.read_table(path).to_pydict()
-    except (OSError, ValueError) as error:
-        raise InputError(f"ratings {path} cannot be read: {first_line(error)}") from None
-    return columns
 
 
 def _name(value: Any, where: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import numpy as np
 
 from eckart.errors import InputError
+from eckart.escapes import frame
 from eckart.files import atomic_directory, atomic_write, check_output, check_output_file, locked
 from eckart.jobs.recover.ratings import read_ratings
 from eckart.recovery._rows import read_header, read_rows
@@ -127,7 +128,7 @@ def complete(
     with locked(output), atomic_directory(output, overwrite=overwrite) as folder:
         model.save(folder / "model")
         for name, side in zip(("users.csv", "items.csv"), factors, strict=True):
-            _factor_table(*side).to_csv(folder / name, index=False)
+            frame(_factor_table(*side)).to_csv(folder / name, index=False)
         (folder / "metrics.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     return report
 
