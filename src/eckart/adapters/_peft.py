@@ -1,4 +1,4 @@
-"""The one bridge to PEFT: its type enum and its tuner, once for every method."""
+"""The bridge to PEFT for adapters of layers: its tuner, once for every method."""
 
 from __future__ import annotations
 
@@ -9,13 +9,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from peft import PeftType
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
 )
@@ -328,21 +321,3 @@ def _requantiser(module: nn.Module) -> Any:
         return Int8WeightOnlyConfig()
 
     return configuration
-
-
-def register_peft_type(config: type[AdapterConfig]) -> None:
-    """Enter a config class into PEFT: a member of its type enum, and its tables of configs, tuners and prefixes."""
-    name = f"{PREFIX}{config.slug}".replace("-", "_").upper()
-    if name not in PeftType.__members__:
-        member = str.__new__(PeftType, name)
-        member._name_ = member._value_ = name
-        type.__setattr__(PeftType, name, member)
-        PeftType._member_names_.append(name)
-        PeftType._member_map_[name] = member
-        PeftType._value2member_map_[name] = member
-    member = PeftType[name]
-    config.peft_kind = member
-    PEFT_TYPE_TO_CONFIG_MAPPING[member] = config
-    PEFT_TYPE_TO_TUNER_MAPPING[member] = EckartTuner
-    PEFT_TYPE_TO_MIXED_MODEL_MAPPING[member] = EckartTuner
-    PEFT_TYPE_TO_PREFIX_MAPPING[member] = PREFIX

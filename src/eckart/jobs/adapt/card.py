@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from eckart.adapters import AdapterConfig
+    from eckart.adapters._method import MethodConfig
 
 _PIPELINES = {
     "text-classification": "text-classification",
@@ -41,7 +41,7 @@ def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], dire
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
-    config = cast("AdapterConfig", model.peft_config["default"])
+    config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
         base_model=base or "sentence-transformers/all-MiniLM-L6-v2",
         library_name="peft",
@@ -85,7 +85,7 @@ eckart export {shlex.quote(str(directory))} --output lora
 """)
 
 
-def _facts(config: AdapterConfig, metrics: dict[str, Any]) -> dict[str, str]:
+def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:
     """What was trained and how, by the names that the card gives it."""
     options = ", ".join(f"{name} {value}" for name, value in metrics["options"].items())
     share = metrics["trainable_parameters"] / metrics["base_parameters"]

@@ -12,7 +12,7 @@ from eckart.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from eckart.adapters import AdapterConfig
+    from eckart.adapters import AdapterConfig, PromptConfig
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
@@ -40,13 +40,13 @@ class Contender:
     name: str
     label: str
     learning_rates: tuple[float, ...]
-    config: AdapterConfig | None = None
+    config: AdapterConfig | PromptConfig | None = None
     reason: str = ""
     rule_kinds: tuple[type[Rule], ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
-        return {self.config.knob: getattr(self.config, self.config.knob)} if self.config else {}
+        return self.config.sizes() if self.config else {}
 
     @property
     def trials(self) -> list[float]:
@@ -107,14 +107,14 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
     Raises:
         InputError: none, or an unknown one.
     """
-    from eckart.adapters import ADAPTERS
+    from eckart.adapters import ADAPTERS, PROMPTS
 
     given = methods.split(",") if isinstance(methods, str) else methods
     words = [word.strip() for word in given if word.strip()]
     if not words:
         raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
     if words == ["all"]:
-        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted(ADAPTERS)])), set()
+        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted([*ADAPTERS, *PROMPTS])])), set()
     named = [word if word in LABELS else "+".join(_parts(word)) for word in words]
     return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
 
@@ -192,7 +192,8 @@ def contenders(
         label = " + ".join([kind.title, *(rule.title for rule in rules)])
         rates = _rates(name, kind.learning_rates, learning_rates, trials)
         try:
-            config = kind(target_modules=targets, modules_to_save=heads or None)
+            sizes = kind.for_task(target_modules=targets, max_length=task.max_length)
+            config = kind(modules_to_save=heads or None, **sizes)
             solved = solve_budget(model, config, budget)
             found.append(Contender(name, label, rates, solved, rule_kinds=tuple(rules)))
             found[-1].check_rules(task)
