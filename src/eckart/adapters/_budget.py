@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
 
@@ -143,7 +143,8 @@ def solve_budget(model: nn.Module, config: C, budget: str | int) -> C:
             f"layers: the smallest possible is {told}; raise the budget or target fewer layers"
         )
     solved = replace(config, **{config.knob: best})
-    return _fill(solved, shapes, cost, wanted.limit) if config.knob == "r" and config.monotone else solved
+    filled = _fill(solved, shapes, cost, wanted.limit) if config.knob == "r" and config.monotone else solved
+    return cast(C, filled)
 
 
 def _search(

@@ -84,7 +84,7 @@ class MethodConfig(PeftConfig):
         """
         raise NotImplementedError
 
-    def sizes(self) -> dict[str, Any]:
+    def solved_options(self) -> dict[str, Any]:
         """The options that a budget sets, by name."""
         return {self.knob: getattr(self, self.knob)}
 

@@ -9,12 +9,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from eckart.adapters._census import PREFIX
 from eckart.adapters._prompts import InputSpace, Prompt, PromptConfig
 from eckart.errors import InputError
 
-NAME = f"{PREFIX}prompt"
-"""What the layer is called in the model that it is put into."""
+NAME = "input_prompt"
+"""What the layer is called in the model that it is put into; PEFT passes by the layers whose name has our prefix."""
 _UNSUITED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "prefill_chunk_size")
 """Ways of generating that count the positions of the cache by the tokens of the text."""
 
@@ -84,7 +83,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         else:
             self._handles.append(decoder.register_forward_pre_hook(self.lengthen_mask, with_kwargs=True))
         if hasattr(model, "generate"):
-            model.generate = self.generate
+            vars(model)["generate"] = self.generate
 
     def adapter(self, name: str) -> Prompt:
         """The prompt of a name."""
@@ -101,7 +100,7 @@ class PromptLayer(nn.Module, BaseTunerLayer):
             raise InputError(
                 f"adapters {', '.join(ours)} are prompts, of which one acts at a time: choose one"
             )
-        super().set_adapter(adapter_names, inference_mode=inference_mode)  # type: ignore[no-untyped-call]
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
 
     @property
     def active(self) -> Prompt | None:

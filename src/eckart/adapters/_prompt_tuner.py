@@ -46,7 +46,7 @@ class PromptTuner(CheckpointTuner):
         if config.checkpoint is not None:
             rehearse_prompt(config, model, NAME, prompt)
             config.checkpoint = None
-        vars(config).update(fitted.sizes())
+        vars(config).update(fitted.solved_options())
         self._place(model, adapter_name, prompt.to("meta") if low_cpu_mem_usage else prompt)
 
     def _place(self, model: nn.Module, adapter_name: str, prompt: Prompt) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -138,7 +138,7 @@ class Prompt(nn.Module):
     """Lengthens the input of a frozen model. Parameters are flat attributes and train, in float32 or better."""
 
     lr_scale: Mapping[str, float] = MappingProxyType({})  # factors on the learning rate, by parameter name
-    num_virtual_tokens: ClassVar[int] | int = 0
+    num_virtual_tokens: int = 0
 
     def forward(
         self,

@@ -76,6 +76,11 @@ class DePTConfig(PromptConfig):
         given, room = self.num_virtual_tokens, _MAX_LENGTH
         if positions is not None:
             room = min(room, positions // 2 if given is None else positions - given)
+        if room < 1:
+            raise InputError(
+                f"num_virtual_tokens is {given}, which leaves no room for the input in the {positions} positions of "
+                "this model: give fewer"
+            )
         s = room if self.max_length is None else self.max_length
         space.check(replace(self, num_virtual_tokens=given or 0, max_length=s))
         most = min(s, width)
@@ -100,7 +105,7 @@ class DePTConfig(PromptConfig):
         space.check(fitted)
         return fitted
 
-    def sizes(self) -> dict[str, Any]:
+    def solved_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("num_virtual_tokens", "max_length", "r")}
 
     def trainable_parameters(self, space: InputSpace) -> int:

@@ -273,7 +273,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "labels": task.labels,
         "method": job.method,
         "budget": job.budget,
-        "options": {**config.sizes(), **job.options},
+        "options": {**config.solved_options(), **job.options},
         "target_modules": job.target_modules,
         "trainable_parameters": adapter,
         "head_parameters": trained - adapter,

@@ -46,7 +46,7 @@ class Contender:
 
     @property
     def options(self) -> dict[str, Any]:
-        return self.config.sizes() if self.config else {}
+        return self.config.solved_options() if self.config else {}
 
     @property
     def trials(self) -> list[float]:
