@@ -52,7 +52,7 @@ def test_a_room_with_methods_is_in_the_list_of_rooms() -> None:
 
 @pytest.mark.parametrize("slug", sorted([*ADAPTERS, *PROMPTS]))
 def test_adapters_are_read_as_they_are_registered(slug: str) -> None:
-    config = ADAPTERS[slug]
+    config = get_config(slug)
     method = find_adapter(slug)
     assert method.info == catalog.MethodInfo(
         slug=config.slug,

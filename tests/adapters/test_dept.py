@@ -36,7 +36,15 @@ WIDTH, M, S, R = 16, 5, 12, 3
 IDS = torch.randint(5, 40, (3, 8), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3, [1] * 3 + [0] * 5])
 SPACE = InputSpace(WIDTH, 128)
-T5 = {"vocab_size": 40, "d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0}
+T5 = {
+    "vocab_size": 40,
+    "d_model": WIDTH,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+}
 
 
 def gpt2(**options):
@@ -511,5 +519,5 @@ def test_a_checkpoint_of_another_model_is_refused_before_the_model_is_touched(tm
     assert not any("eckart" in name for name, _ in wide.named_modules())
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
-    with pytest.raises(InputError, match="damaged|cut short|truncated|safetensors"):
+    with pytest.raises(InputError, match=r"damaged|cut short"):
         PeftModel.from_pretrained(base("decoder"), tmp_path)

@@ -75,14 +75,23 @@ what was added.
 ```
 
 PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
-`eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
+`eckart run -- COMMAND`.{_serving(config, directory)}
+""")
+
+
+def _serving(config: MethodConfig, directory: Path) -> str:
+    """How to do without eckart, where the adapter is a change of weights."""
+    from eckart.adapters import AdapterConfig
+
+    if not isinstance(config, AdapterConfig):
+        return ""
+    return f""" Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
 as a plain LoRA.
 
 ```bash
 eckart merge {shlex.quote(str(directory))} --output merged
 eckart export {shlex.quote(str(directory))} --output lora
-```
-""")
+```"""
 
 
 def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:

@@ -80,10 +80,14 @@ class Contender:
         Raises:
             InputError: naming both and the reason.
         """
-        from eckart.adapters import walk
+        from eckart.adapters import AdapterConfig, walk
 
         if len(set(self.rule_kinds)) < len(self.rule_kinds):
             raise InputError(f"{self.name} names a rule twice: give each once")
+        if self.rule_kinds and not isinstance(self.config, AdapterConfig):
+            raise InputError(
+                f"{self.name} cannot be combined: a prompt adapts no layer, on which rules act: name it without them"
+            )
         if self.rule_kinds:
             for _, _, _, adapter in walk(self.prepare(task.fresh_model(0), task, 0)):
                 for kind in self.rule_kinds:
