@@ -130,7 +130,7 @@ def solve_budget(model: nn.Module, config: C, budget: str | int) -> C:
 
     values = config.knob_values(shapes)
     values = values if isinstance(values, Sequence) else list(values)
-    least, best = _search(
+    least, best = search_knob(
         values,
         lambda value: cost(replace(config, **{config.knob: value})),
         wanted.limit,
@@ -147,7 +147,7 @@ def solve_budget(model: nn.Module, config: C, budget: str | int) -> C:
     return cast(C, filled)
 
 
-def _search(
+def search_knob(
     values: Sequence[Any], cost: Callable[[Any], int], limit: int, *, monotone: bool
 ) -> tuple[int, Any]:
     """The least cost there is, and the value of the largest one within the limit; None where none is."""

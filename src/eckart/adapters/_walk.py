@@ -75,15 +75,16 @@ def _refuse_none(adapter_name: str | None) -> NoReturn:
 
 def lr_scales(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:
     """Factors on the learning rate that methods ask for, by the names of the model's parameters; only those that are
-    not 1.
+    not 1. A parameter of no adapter of ours may carry its own, as ``lr_scale``.
 
     Args:
         model: a model with adapters.
         adapter_name: which adapter; the active ones when None.
     """
+    asked = {id(p): p.lr_scale for p in model.parameters() if hasattr(p, "lr_scale")}
     if not any(isinstance(module, EckartLayer | PromptLayer) for module in model.modules()):
-        return {}
-    asked = {
+        return {name: asked[id(p)] for name, p in model.named_parameters() if id(p) in asked}
+    asked |= {
         id(parameter): factor
         for adapter in walk_trained(model, adapter_name)
         for name, factor in adapter.lr_scale.items()

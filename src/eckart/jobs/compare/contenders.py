@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import nn
 
-    from eckart.adapters import AdapterConfig, PromptConfig
+    from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
@@ -40,13 +41,13 @@ class Contender:
     name: str
     label: str
     learning_rates: tuple[float, ...]
-    config: AdapterConfig | PromptConfig | None = None
+    config: PeftConfig | None = None
     reason: str = ""
     rule_kinds: tuple[type[Rule], ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
-        return self.config.solved_options() if self.config else {}
+        return cast("MethodConfig", self.config).solved_options() if self.config else {}
 
     @property
     def trials(self) -> list[float]:
@@ -106,12 +107,14 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
     """The names of all who take part, baselines first, and the set of those that were asked for by name.
 
     Args:
-        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule.
+        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule, ``"peft:dora"`` a
+            method of PEFT's own.
 
     Raises:
         InputError: none, or an unknown one.
     """
     from eckart.adapters import ADAPTERS, PROMPTS
+    from eckart.jobs.compare.peft_methods import peft_name
 
     given = methods.split(",") if isinstance(methods, str) else methods
     words = [word.strip() for word in given if word.strip()]
@@ -119,7 +122,7 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
         raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
     if words == ["all"]:
         return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted([*ADAPTERS, *PROMPTS])])), set()
-    named = [word if word in LABELS else "+".join(_parts(word)) for word in words]
+    named = [word if word in LABELS else peft_name(word) or "+".join(_parts(word)) for word in words]
     return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
 
 
@@ -173,6 +176,7 @@ def contenders(
             learning rates.
     """
     from eckart.adapters import get_config, solve_budget
+    from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_contender
     from eckart.training import get_rule
 
     names, named = method_names(methods)
@@ -190,6 +194,10 @@ def contenders(
         if name in MIDDLE_RATES:
             rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
             found.append(Contender(name, LABELS[name], rates if heads or name == FULL else ()))
+            continue
+        if name.startswith(PREFIX):
+            rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
+            found.append(peft_contender(name, task, budget, rates, targets))
             continue
         method, *words = name.split("+")
         kind, rules = get_config(method), [get_rule(word) for word in words]
