@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _LONG_PROMPT = 100
-"""Vectors of the prompt whose count is kept where nothing else sets the size."""
+"""Vectors of the prompt whose count is kept where nothing else sets the size, and that no longer one is made of unasked:
+each is a position in every step."""
 _SHARE = 0.4
 """Of a budget that goes into the prompt, as for the published (m, r) = (40, 45) of 100 vectors."""
 _MAX_LENGTH = 256
@@ -46,7 +47,7 @@ class DePTConfig(PromptConfig):
     Args:
         r: rank of the update, at most min(s, d). None takes what the budget leaves: r = (N − m d)/(s + d) for N
             numbers, those of a prompt of 100 vectors when no budget is given.
-        num_virtual_tokens: m; None takes 0.4 N/d, and more where r can hold no more.
+        num_virtual_tokens: m; None takes 0.4 N/d, and where r can hold no more, up to 100.
         max_length: s; the shorter of 256 tokens and what the model has positions for when None.
         lora_alpha: α of the scale α/√r.
         padding_side: row i of the update meets token i from an input's first one ("right", as for inputs that are
@@ -90,12 +91,12 @@ class DePTConfig(PromptConfig):
                 "that"
             )
         numbers = _LONG_PROMPT * width if limit is None else limit
-        m = round(_SHARE * numbers / width) if given is None else given
+        longest = _LONG_PROMPT if positions is None else min(_LONG_PROMPT, positions - s)
+        m = min(round(_SHARE * numbers / width), longest) if given is None else given
         r = min((numbers - m * width) // (s + width), most) if self.r is None else self.r
         r = max(r, 1)
         if given is None and (limit is not None or self.r is None):
-            m = max((numbers - r * (s + width)) // width, 0)
-            m = m if positions is None else min(m, positions - s)
+            m = min(max((numbers - r * (s + width)) // width, 0), longest)
         fitted = replace(self, num_virtual_tokens=m, max_length=s, r=r)
         if limit is not None and (least := fitted.trainable_parameters(space)) > limit:
             raise InputError(
