@@ -7,6 +7,7 @@ Run by `make docs`; the tests check that the committed files are what this scrip
 from __future__ import annotations
 
 import tomllib
+from functools import cache
 from pathlib import Path
 
 from _findings import findings
@@ -25,6 +26,13 @@ INDEX_HEAD = """# Methods
 Every method of this version: `eckart methods` prints the same list, `eckart.methods()` returns it. *Knob* is the option
 that sets the size of a method, for adapters the one that a [budget](../budgets.md) solves for; *saved* is what a
 checkpoint holds.
+
+"""
+COMBINED = """
+## What combines with what
+
+Rules with adapters, asked of the code: *yes*, or the option of the adapter with which the rule suits it.
+`eckart compare --methods lora+allora` names such a pair. Prompts take no rule, nor do PEFT's own methods (`peft:dora`).
 
 """
 FAMILIES = {
@@ -110,6 +118,25 @@ def table(family: str, docs: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@cache
+def combined() -> str:
+    """Rules and adapters: which suits which, and why not."""
+    from eckart.training import combinations
+
+    cells: dict[str, dict[str, str]] = {}
+    reasons: dict[str, set[str]] = {}
+    for found in combinations():
+        options = ", ".join(f"`{name}={value!r}`" for name, value in found.options.items())
+        cells.setdefault(found.adapter, {})[found.rule] = "–" if found.reason else options or "yes"
+        if found.reason:
+            reasons.setdefault(found.rule, set()).add(found.reason)
+    rules = list(next(iter(cells.values())))
+    lines = [[f"`{adapter}`", *(row[rule] for rule in rules)] for adapter, row in cells.items()]
+    told = [f"- `{rule}`: {'; '.join(sorted(why))}" for rule, why in sorted(reasons.items())]
+    shown = markdown(["adapter", *(f"`{rule}`" for rule in rules)], lines)
+    return shown + "\nWhat an adapter has where a rule does not suit it:\n\n" + "\n".join(told) + "\n"
+
+
 def navigation() -> str:
     """The entries of mkdocs.yml for the methods' pages."""
     return "".join(
@@ -159,7 +186,7 @@ def render() -> dict[Path, str]:
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
-        ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
+        ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},
     }

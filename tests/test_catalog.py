@@ -14,7 +14,7 @@ import pytest
 
 import eckart
 from eckart import catalog
-from eckart.adapters import ADAPTERS, AdapterConfig, LoRAConfig, get_config, make_config
+from eckart.adapters import ADAPTERS, PROMPTS, AdapterConfig, LoRAConfig, get_config, make_config
 from eckart.catalog import ROOMS, check_options, find_adapter, read_room
 
 SOURCE = Path(eckart.__file__).parent
@@ -50,9 +50,9 @@ def test_a_room_with_methods_is_in_the_list_of_rooms() -> None:
     } == set(ROOMS)
 
 
-@pytest.mark.parametrize("slug", sorted(ADAPTERS))
+@pytest.mark.parametrize("slug", sorted([*ADAPTERS, *PROMPTS]))
 def test_adapters_are_read_as_they_are_registered(slug: str) -> None:
-    config = ADAPTERS[slug]
+    config = get_config(slug)
     method = find_adapter(slug)
     assert method.info == catalog.MethodInfo(
         slug=config.slug,
@@ -164,7 +164,7 @@ def test_methods_of_other_packages_are_read_without_importing_them(plugin: Path)
 
 def test_methods_of_other_packages_that_cannot_be_read_are_left_to_the_registry(plugin: Path) -> None:
     plugin.write_text(PLUGIN.format(slug="other", title='"Ot" + "her".lower()'))
-    assert [row.slug for row in eckart.methods("adapters")] == sorted(ADAPTERS)
+    assert [row.slug for row in eckart.methods("adapters")] == sorted([*ADAPTERS, *PROMPTS])
 
 
 def test_a_method_that_a_script_registers_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def measured(name: str, value: str, unit: str, *ratios: str) -> str:
 def blocks() -> Blocks:
     return {
         "step-time": measured("step_time", "ms", "ms", "x frozen floor", "x PEFT"),
+        "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
         "bytes": measured("checkpoint_bytes", "bytes", "bytes", "x PEFT"),

@@ -74,9 +74,9 @@ _POSITIVE = Range("a positive number", 0, open_low=True)
 _PART = Range("a share in (0, 1]", 0, 1, open_low=True)
 RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("r", "rank", "mini_r", "equivalent_rank", "shards_per_vector"), _COUNT),
-    **dict.fromkeys(("num_basis", "num_basis_B", "chunk_size", "num_bases"), _COUNT),
-    **dict.fromkeys(("r_lora", "private_rank"), _COUNT_OR_NONE),
-    **dict.fromkeys(("lora_alpha", "randlora_alpha", "scale"), _POSITIVE),
+    **dict.fromkeys(("num_basis", "num_basis_B", "chunk_size", "num_bases", "max_length"), _COUNT),
+    **dict.fromkeys(("r_lora", "private_rank", "num_virtual_tokens"), _COUNT_OR_NONE),
+    **dict.fromkeys(("lora_alpha", "randlora_alpha", "scale", "offset_lr_scale"), _POSITIVE),
     **dict.fromkeys(("ratio", "energy"), _PART),
     "dropout": Range("a probability in [0, 1)", 0, 1, open_high=True),
     "sparsity": Range("the share of entries set to zero, in [0, 1)", 0, 1, open_high=True),

@@ -126,10 +126,10 @@ def read_room(room: str) -> list[Method]:
 
 
 def _bases() -> list[Path]:
-    """Where the configs of adapters have their bases: our own and PEFT's."""
-    ours = Path(__file__).parent / "adapters" / "_config.py"
+    """Where the configs of adapters have their bases: PEFT's and our own."""
+    ours = [Path(__file__).parent / "adapters" / f"{name}.py" for name in ("_method", "_prompts", "_config")]
     theirs = module_file("peft.config")
-    return [ours] if theirs is None else [theirs, ours]
+    return ours if theirs is None else [theirs, *ours]
 
 
 @cache
@@ -167,8 +167,8 @@ def _plugins() -> Iterator[Method]:
 
 def _registered() -> Iterator[Method]:
     """The adapters in the registry of this process, if it has been made: those that a script registers are there."""
-    registry = getattr(sys.modules.get("eckart.adapters"), "ADAPTERS", {})
-    for slug, config in registry.items():
+    room = sys.modules.get("eckart.adapters")
+    for slug, config in {**getattr(room, "ADAPTERS", {}), **getattr(room, "PROMPTS", {})}.items():
         summary = (config.__doc__ or "").strip().partition("\n")[0]
         info = MethodInfo(
             slug,

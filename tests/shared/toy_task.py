@@ -58,6 +58,7 @@ class ToyTask:
     fingerprint: str = "toy"
     kind: str = "text-classification"
     model_name: str = "tiny-bert"
+    max_length: int = 10
     data_name: str = "tokens"
     labels: list[str] = field(default_factory=lambda: ["a", "b", "c"])
     metric: str = "accuracy"

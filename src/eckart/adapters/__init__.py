@@ -24,7 +24,8 @@ from eckart.adapters._layers import LayerContext, LayerOp, LayerShape, Pool
 from eckart.adapters._loading import load_adapted
 from eckart.adapters._merging import merge_checkpoint
 from eckart.adapters._peft_layer import EckartLayer
-from eckart.adapters._registry import ADAPTERS, get_config, load_plugins, register_adapter
+from eckart.adapters._prompts import InputSpace, Prompt, PromptConfig
+from eckart.adapters._registry import ADAPTERS, PROMPTS, get_config, load_plugins, register_adapter
 from eckart.adapters._seams import Companion, Seam
 from eckart.adapters._walk import lr_scales, regularization, walk
 
@@ -33,20 +34,24 @@ for _module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{_module.name}")
 load_plugins()
 
-globals().update({config.__name__: config for config in ADAPTERS.values()})
+globals().update({config.__name__: config for config in (*ADAPTERS.values(), *PROMPTS.values())})
 
 __all__ = [
     "ADAPTERS",
+    "PROMPTS",
     "Adapter",
     "AdapterConfig",
     "Budget",
     "Companion",
     "EckartLayer",
+    "InputSpace",
     "LayerContext",
     "LayerOp",
     "LayerShape",
     "LowRankAdapter",
     "Pool",
+    "Prompt",
+    "PromptConfig",
     "Seam",
     "adapt",
     "export_lora",
@@ -64,5 +69,5 @@ __all__ = [
     "target_shapes",
     "trainable_parameters",
     "walk",
-    *(config.__name__ for config in ADAPTERS.values()),
+    *(config.__name__ for config in (*ADAPTERS.values(), *PROMPTS.values())),
 ]

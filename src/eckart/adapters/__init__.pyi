@@ -19,7 +19,11 @@ from eckart.adapters._layers import Pool as Pool
 from eckart.adapters._loading import load_adapted as load_adapted
 from eckart.adapters._merging import merge_checkpoint as merge_checkpoint
 from eckart.adapters._peft_layer import EckartLayer as EckartLayer
+from eckart.adapters._prompts import InputSpace as InputSpace
+from eckart.adapters._prompts import Prompt as Prompt
+from eckart.adapters._prompts import PromptConfig as PromptConfig
 from eckart.adapters._registry import ADAPTERS as ADAPTERS
+from eckart.adapters._registry import PROMPTS as PROMPTS
 from eckart.adapters._registry import get_config as get_config
 from eckart.adapters._registry import load_plugins as load_plugins
 from eckart.adapters._registry import register_adapter as register_adapter
@@ -30,6 +34,7 @@ from eckart.adapters._walk import regularization as regularization
 from eckart.adapters._walk import walk as walk
 from eckart.adapters.bone import BoneConfig as BoneConfig
 from eckart.adapters.break_for_make import BreakForMakeConfig as BreakForMakeConfig
+from eckart.adapters.dept import DePTConfig as DePTConfig
 from eckart.adapters.flora_tucker import FLoRATuckerConfig as FLoRATuckerConfig
 from eckart.adapters.intrinsic_dimension import IntrinsicDimensionConfig as IntrinsicDimensionConfig
 from eckart.adapters.loldu import LoLDUConfig as LoLDUConfig
@@ -53,8 +58,10 @@ __all__ = [
     "Budget",
     "Companion",
     "CoreLoRAConfig",
+    "DePTConfig",
     "EckartLayer",
     "FLoRATuckerConfig",
+    "InputSpace",
     "IntrinsicDimensionConfig",
     "LayerContext",
     "LayerOp",
@@ -64,7 +71,10 @@ __all__ = [
     "LowRankAdapter",
     "MoSConfig",
     "NOLAConfig",
+    "PROMPTS",
     "Pool",
+    "Prompt",
+    "PromptConfig",
     "RandLoRAConfig",
     "SALTConfig",
     "SNELLAConfig",

@@ -10,12 +10,13 @@ from torch import nn
 
 from eckart.adapters._budget import solve_budget
 from eckart.adapters._config import AdapterConfig
+from eckart.adapters._prompts import PromptConfig
 from eckart.adapters._registry import get_config
 from eckart.arguments import hint as close_hint
 from eckart.errors import InputError
 
 
-def make_config(method: str, **options: Any) -> AdapterConfig:
+def make_config(method: str, **options: Any) -> AdapterConfig | PromptConfig:
     """The config of a method by name.
 
     Args:
@@ -54,7 +55,8 @@ def adapt(
         model: any `torch.nn.Module`. Its target layers are wrapped in place, as `peft.get_peft_model` does.
         method: slug or alias; see `eckart.methods`.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"`` parameters, ``"1MB"`` saved; sets the method's knob.
-        target_modules: layer names, a regular expression, or ``"all-linear"``.
+        target_modules: layer names, a regular expression, or ``"all-linear"``; left out for a prompt, which stands
+            before all layers and adapts none.
         adapter_name: name of the adapter in the model.
         options: further fields of the method's config, such as ``r``, ``modules_to_save``, ``seed``.
 
@@ -65,7 +67,13 @@ def adapt(
         InputError: unknown method, option or layer; a budget that nothing meets; a weight with NaN. The model is
             left as it was.
     """
-    config = make_config(method, target_modules=target_modules, **options)
+    if issubclass(kind := get_config(method), AdapterConfig):
+        options["target_modules"] = target_modules
+    elif target_modules not in (None, "all-linear"):
+        raise InputError(
+            f"target_modules is {target_modules!r}, but {kind.slug} adapts no layer: leave it out"
+        )
+    config = make_config(method, **options)
     if budget is not None:
         if options.get(config.knob) is not None:
             raise InputError(

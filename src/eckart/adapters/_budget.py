@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
 
@@ -18,7 +18,9 @@ from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import LayerShape
 from eckart.adapters._peft import EckartTuner
 from eckart.adapters._peft_layer import EckartLayer
-from eckart.adapters._walk import walk
+from eckart.adapters._prompt_layer import PromptLayer, input_space
+from eckart.adapters._prompts import PromptConfig
+from eckart.adapters._walk import walk_trained
 from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, read_budget
 from eckart.errors import InputError
 
@@ -91,13 +93,16 @@ def count_parameters(model: nn.Module) -> int:
     inside = {
         id(p)
         for layer in model.modules()
-        if isinstance(layer, EckartLayer)
+        if isinstance(layer, EckartLayer | PromptLayer)
         for p in layer.eckart_adapters.parameters()
     }
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
 
 
-def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> AdapterConfig:
+C = TypeVar("C", bound=AdapterConfig | PromptConfig)
+
+
+def solve_budget(model: nn.Module, config: C, budget: str | int) -> C:
     """The config with its knob at the value whose count is the largest within the budget. What is then left of it goes
     into single layers, one rank more each, as ``rank_pattern``.
 
@@ -107,12 +112,16 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
         budget: as `parse_budget`.
 
     Returns:
-        A copy of the config with the knob, and where the method's knob is a rank ``rank_pattern``, set.
+        A copy of the config with the knob, and where the method's knob is a rank ``rank_pattern``, set; for a prompt
+        with every size that was left open.
 
     Raises:
         InputError: no value fits; tells the smallest possible count.
     """
     wanted = parse_budget(budget, count_parameters(model))
+    if isinstance(config, PromptConfig):
+        space = input_space(model)
+        return config.fitted(space, wanted.limit if wanted.unit == "parameters" else wanted.limit // 4)
     shapes = target_shapes(model, config)
 
     def cost(candidate: AdapterConfig) -> int:
@@ -121,7 +130,7 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
 
     values = config.knob_values(shapes)
     values = values if isinstance(values, Sequence) else list(values)
-    least, best = _search(
+    least, best = search_knob(
         values,
         lambda value: cost(replace(config, **{config.knob: value})),
         wanted.limit,
@@ -134,10 +143,11 @@ def solve_budget(model: nn.Module, config: AdapterConfig, budget: str | int) -> 
             f"layers: the smallest possible is {told}; raise the budget or target fewer layers"
         )
     solved = replace(config, **{config.knob: best})
-    return _fill(solved, shapes, cost, wanted.limit) if config.knob == "r" and config.monotone else solved
+    filled = _fill(solved, shapes, cost, wanted.limit) if config.knob == "r" and config.monotone else solved
+    return cast(C, filled)
 
 
-def _search(
+def search_knob(
     values: Sequence[Any], cost: Callable[[Any], int], limit: int, *, monotone: bool
 ) -> tuple[int, Any]:
     """The least cost there is, and the value of the largest one within the limit; None where none is."""
@@ -178,7 +188,7 @@ def trainable_parameters(model: nn.Module, adapter_name: str | None = None) -> i
     """
     seen = {
         id(parameter): parameter.numel()
-        for _, _, _, adapter in walk(model, adapter_name)
+        for adapter in walk_trained(model, adapter_name)
         for parameter in adapter.parameters()
     }
     return sum(seen.values())
@@ -193,6 +203,6 @@ def saved_bytes(model: nn.Module, adapter_name: str = "default") -> int:
     """
     return sum(
         value.numel() * value.element_size()
-        for _, _, _, adapter in walk(model, adapter_name)
+        for adapter in walk_trained(model, adapter_name)
         for value in adapter.state_dict().values()
     )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from jaxtyping import Float
-from peft import PeftConfig, PeftType
 from torch import Tensor, nn
 
-from eckart.adapters._checkpoint import read_outline
 from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._method import MethodConfig
 from eckart.arguments import check_number, check_pattern
 from eckart.errors import InputError
 
@@ -24,19 +19,6 @@ if TYPE_CHECKING:
     from eckart.adapters._base import Adapter
 
 Route = Literal["auto", "factored", "folded"]
-
-_KINDS: Mapping[Any, Literal["bool", "int", "float"]] = {bool: "bool", int: "int", float: "float"}
-
-
-@cache
-def _plain_options(config: type[AdapterConfig]) -> dict[str, Literal["bool", "int", "float"]]:
-    """The fields that hold one number or boolean, or None, with its type."""
-    hints = get_type_hints(config)
-    kinds = {option.name: hints[option.name] for option in dataclasses.fields(config)}
-    plain = {
-        name: next((_KINDS[t] for t in _KINDS if kind in (t, t | None)), None) for name, kind in kinds.items()
-    }
-    return {name: kind for name, kind in plain.items() if kind is not None}
 
 
 def find_pattern(patterns: Collection[str], name: str) -> str | None:
@@ -47,21 +29,18 @@ def find_pattern(patterns: Collection[str], name: str) -> str | None:
 
 
 @dataclass
-class AdapterConfig(PeftConfig):
-    """Options that every method has. A method adds its own and says how to build its adapter.
+class AdapterConfig(MethodConfig):
+    """Options that every adapter of layers has. A method adds its own and says how to build its adapter.
 
     Args:
         target_modules: names (or one regular expression) of the layers to adapt, or ``"all-linear"``.
         exclude_modules: names (or one regular expression) never adapted.
-        modules_to_save: further modules trained in full and saved, such as a classification head.
         trainable_token_indices: tokens whose rows of the embedding train: their indices, or these by the name of the
             embedding.
         layers_to_transform: indices of the blocks to adapt; all when None.
         layers_pattern: name of the list of blocks, when ``layers_to_transform`` is given.
-        seed: every random number of the adapter follows from it.
         dropout: probability of zeroing an input element of the adapter's branch while training.
         route: ``"factored"`` (x through the factors), ``"folded"`` (one product with W₀ + ΔW) or ``"auto"``.
-        init_weights: False starts from random non-zero values, for tests.
         save_basis: also store the frozen tensors that are otherwise rebuilt from the seed or the base weight.
         rank_pattern: ranks of layers that differ from ``r``, by name or by a regular expression of its end. Like
             ``r``, each is a cap: a layer takes no more than it can hold.
@@ -72,35 +51,17 @@ class AdapterConfig(PeftConfig):
 
     target_modules: list[str] | set[str] | str | None = None
     exclude_modules: list[str] | set[str] | str | None = None
-    modules_to_save: list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
-    seed: int = 0
     dropout: float = 0.0
     route: Route = "auto"
-    init_weights: bool = True
     save_basis: bool = False
     rank_pattern: dict[str, int] | None = None
     base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
 
-    # No fields, which would be saved: set on a config read from a checkpoint, and on one that is being saved.
-    checkpoint = cast("dict[str, Tensor] | None", None)
-    saved_check = cast("dict[str, list[float]] | None", None)
+    saved_check = cast("dict[str, list[float]] | None", None)  # no field: set on a config that is being saved
 
-    peft_kind: ClassVar[PeftType]
-
-    # What the registry tells of the method.
-    slug: ClassVar[str] = ""
-    title: ClassVar[str] = ""
-    family: ClassVar[str] = "adapters"
-    paper: ClassVar[str] = ""
-    arxiv: ClassVar[str] = ""
-    aliases: ClassVar[tuple[str, ...]] = ()
-    knob: ClassVar[str] = "r"
-    trains: ClassVar[str] = ""
-    saves: ClassVar[str] = ""
-    learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
     default_r: ClassVar[int] = 8
     needs_base: ClassVar[bool] = False  # ΔW or its frozen factors depend on the base weight
     checks: ClassVar[tuple[str, ...]] = ()  # saved buffers that rebuilt factors are held to
@@ -111,12 +72,10 @@ class AdapterConfig(PeftConfig):
     peft_types: ClassVar[tuple[str, ...]] = ()  # PEFT's own types that `read_peft` reads
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = type(self).peft_kind
+        super().__post_init__()
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), list):
                 setattr(self, name, set(value))
-        self._check_numbers()
         if self.route not in ("auto", "factored", "folded"):
             raise InputError(f"route is {self.route!r}: give 'auto', 'factored' or 'folded'")
         if self.rank_pattern and not hasattr(self, "r"):
@@ -137,13 +96,18 @@ class AdapterConfig(PeftConfig):
         self.rank_pattern = pattern_ranks or None
 
     def _check_numbers(self) -> None:
-        """Hold the options that are plain numbers or booleans to their types and ranges; NumPy's become Python's."""
-        for name, kind in _plain_options(type(self)).items():  # type: ignore[arg-type]  # mypy takes the hash of the instances
-            if (value := getattr(self, name)) is not None:
-                setattr(self, name, check_number(name, value, kind))
+        super()._check_numbers()
         r = getattr(self, "r", None)  # a method may take a list of them
         if r is not None and not isinstance(r, list | tuple):
             self.r = check_number("r", r, "int")
+
+    @classmethod
+    def for_task(cls, *, target_modules: str | list[str], max_length: int) -> dict[str, Any]:
+        return {"target_modules": target_modules}
+
+    @property
+    def kept_whole(self) -> Collection[str]:
+        return () if self.save_basis else self.checks
 
     def rank(self, shape: LayerShape) -> int:
         """The rank for one layer: what `rank_pattern` says for its name, else ``r``, else the method's default; never
@@ -202,25 +166,6 @@ class AdapterConfig(PeftConfig):
             base: the model it is for.
         """
         raise NotImplementedError
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        subfolder: str | None = None,
-        **kwargs: Any,
-    ) -> PeftConfig:
-        """PEFT's loading, which for a local checkpoint also reads its weights, so that a damaged or foreign one is
-        refused before the model is touched.
-
-        Raises:
-            InputError: the weights are missing or damaged.
-        """
-        config: PeftConfig = super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs)
-        directory = Path(pretrained_model_name_or_path, subfolder or "")
-        if directory.is_dir() and isinstance(config, AdapterConfig):
-            config.checkpoint = read_outline(directory, () if config.save_basis else config.checks)
-        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as they are written to adapter_config.json."""

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
 from eckart.adapters._config import AdapterConfig
+from eckart.adapters._method import MethodConfig
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._servers import Server, check_in_peft, check_server, pad_rank, served_rank
 from eckart.adapters._walk import walk
@@ -130,7 +131,7 @@ def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLaye
             ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none, it is not a PeftModel"
         )
         raise InputError(f"adapter {adapter_name!r} is not in this model; adapters there are: {there}")
-    if not isinstance(model.peft_config[adapter_name], AdapterConfig):
+    if not isinstance(model.peft_config[adapter_name], MethodConfig):
         kind = model.peft_config[adapter_name].peft_type
         raise InputError(
             f"adapter {adapter_name!r} is PEFT's own {kind}: load it with eckart.adapters.from_peft first"

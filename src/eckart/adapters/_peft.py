@@ -1,4 +1,4 @@
-"""The one bridge to PEFT: its type enum and its tuner, once for every method."""
+"""The bridge to PEFT for adapters of layers: its tuner, once for every method."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from peft import PeftType
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
 )
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     get_quantization_kwargs,
-    register_peft_method,
     resolve_quantization_backend,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -323,19 +321,3 @@ def _requantiser(module: nn.Module) -> Any:
         return Int8WeightOnlyConfig()
 
     return configuration
-
-
-def register_peft_type(config: type[AdapterConfig]) -> None:
-    """Enter a config class into PEFT: a member of its type enum, for which it has no door, and then its own tables."""
-    slug = f"{PREFIX}{config.slug}".replace("-", "_")
-    name = slug.upper()
-    member = str.__new__(PeftType, name)
-    member._name_ = member._value_ = name
-    type.__setattr__(PeftType, name, member)
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
-    config.peft_kind = member
-    register_peft_method(
-        name=slug, config_cls=config, model_cls=EckartTuner, prefix=PREFIX, is_mixed_compatible=True
-    )

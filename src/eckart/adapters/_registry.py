@@ -8,12 +8,15 @@ from importlib.metadata import entry_points
 from typing import TypeVar
 
 from eckart.adapters._config import AdapterConfig
+from eckart.adapters._method import MethodConfig
+from eckart.adapters._prompts import PromptConfig
 from eckart.arguments import method_hint
 from eckart.errors import InputError, first_line
 
 ADAPTERS: dict[str, type[AdapterConfig]] = {}
+PROMPTS: dict[str, type[PromptConfig]] = {}
 _ALIASES: dict[str, str] = {}
-C = TypeVar("C", bound=type[AdapterConfig])
+C = TypeVar("C", bound=type[MethodConfig])
 
 
 def register_adapter(
@@ -42,9 +45,9 @@ def register_adapter(
     """
 
     def decorate(config: C) -> C:
-        from eckart.adapters._peft import register_peft_type
+        from eckart.adapters._peft_types import register_peft_type
 
-        if taken := {slug, *aliases} & {*ADAPTERS, *_ALIASES}:
+        if taken := {slug, *aliases} & {*ADAPTERS, *PROMPTS, *_ALIASES}:
             raise InputError(
                 f"method {min(taken)!r} is registered already: choose another slug for {config.__name__}"
             )
@@ -52,7 +55,10 @@ def register_adapter(
         config.slug, config.title, config.paper, config.arxiv = slug, title, paper, arxiv
         config.trains, config.saves, config.aliases = trains, saves, tuple(aliases)
         register_peft_type(config)
-        ADAPTERS[slug] = config
+        if issubclass(config, PromptConfig):
+            PROMPTS[slug] = config
+        elif issubclass(config, AdapterConfig):
+            ADAPTERS[slug] = config
         _ALIASES.update(dict.fromkeys(config.aliases, slug))
         return config
 
@@ -69,7 +75,7 @@ def load_plugins() -> None:
             warnings.warn(f"the methods of {entry.value} are left out: {first_line(error)}", stacklevel=2)
 
 
-def get_config(method: str) -> type[AdapterConfig]:
+def get_config(method: str) -> type[AdapterConfig] | type[PromptConfig]:
     """The config class of a method, by slug or alias.
 
     Raises:
@@ -77,7 +83,8 @@ def get_config(method: str) -> type[AdapterConfig]:
     """
     slug = method.strip().lower().replace("_", "-")
     slug = _ALIASES.get(slug, slug)
-    if slug not in ADAPTERS:
-        hint = method_hint(slug, [*ADAPTERS, *_ALIASES])
-        raise InputError(f"unknown method {method!r}: {hint} Known: {', '.join(sorted(ADAPTERS))}")
-    return ADAPTERS[slug]
+    known: dict[str, type[AdapterConfig] | type[PromptConfig]] = {**ADAPTERS, **PROMPTS}
+    if slug not in known:
+        hint = method_hint(slug, [*known, *_ALIASES])
+        raise InputError(f"unknown method {method!r}: {hint} Known: {', '.join(sorted(known))}")
+    return known[slug]

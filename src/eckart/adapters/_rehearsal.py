@@ -17,6 +17,7 @@ from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._census import aliases
 from eckart.adapters._checkpoint import INSIDE, MODEL_PREFIX, compare_tensors
 from eckart.adapters._config import AdapterConfig
+from eckart.adapters._method import MethodConfig
 from eckart.errors import InputError
 
 State = dict[str, Tensor]
@@ -43,20 +44,44 @@ def rehearse(config: AdapterConfig, model: nn.Module, adapters: Mapping[str, Ada
             adapter.set_active(torch.ones(adapter.factor_rank, dtype=torch.bool))
     states = {name: adapter.state_dict() for name, adapter in adapters.items()}
     expected = {stems[name] + key: value for name, state in states.items() for key, value in state.items()}
-    compare_tensors(checkpoint, expected)
-    others = {key: value for key, value in checkpoint.items() if key not in expected}
-    trained = dict(_trained(config, model))
-    compare_tensors(others, trained)
-    _check_rest({key: value for key, value in others.items() if key not in trained}, others, model)
+    _check_all(checkpoint, expected, config, model)
     for name, adapter in adapters.items():
         found = {key: checkpoint[stems[name] + key] for key in states[name]}
         held = {key: value for key, value in found.items() if not value.is_meta}
         adapter.load_state_dict(held, strict=False)
 
 
-def _trained(config: AdapterConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def rehearse_prompt(config: MethodConfig, model: nn.Module, layer: str, prompt: nn.Module) -> None:
+    """Compare the checkpoint of a config with the model and its prompt, before the model is touched.
+
+    Args:
+        config: with its checkpoint.
+        model: the model, without this prompt.
+        layer: what the layer of the prompt is called in it.
+        prompt: the new prompt.
+
+    Raises:
+        InputError: other tensors than the prompt and the modules trained in full have.
+    """
+    stem = f"{MODEL_PREFIX}{layer}{INSIDE}"
+    expected = {stem + key: value for key, value in prompt.state_dict().items()}
+    _check_all(rename_keys(model, cast(State, config.checkpoint)), expected, config, model)
+
+
+def _check_all(
+    checkpoint: State, expected: Mapping[str, Tensor], config: MethodConfig, model: nn.Module
+) -> None:
+    """Refuse a checkpoint that holds anything but what is expected and the modules trained in full."""
+    compare_tensors(checkpoint, expected)
+    others = {key: value for key, value in checkpoint.items() if key not in expected}
+    trained = dict(_trained(config, model))
+    compare_tensors(others, trained)
+    _check_rest({key: value for key, value in others.items() if key not in trained}, others, model)
+
+
+def _trained(config: MethodConfig, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the modules that are trained in full, under their names in a checkpoint."""
-    wanted, tokens = config.modules_to_save or [], config.trainable_token_indices or {}
+    wanted, tokens = config.modules_to_save or [], getattr(config, "trainable_token_indices", None) or {}
     if isinstance(tokens, list):
         embedding = cast(PreTrainedModel, model).get_input_embeddings()
         tokens = {name: tokens for name in aliases(model, embedding)[:1]}

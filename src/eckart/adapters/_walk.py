@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from eckart.adapters._base import Adapter
 from eckart.adapters._checkpoint import MODEL_PREFIX
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._prompt_layer import PromptLayer
+from eckart.adapters._prompts import Prompt
 from eckart.errors import InputError
 
 
@@ -36,23 +39,54 @@ def walk(
                 found = True
                 yield path.removeprefix(MODEL_PREFIX), layer, name, layer.adapter(name)
     if not found:
-        which = "no active adapter" if adapter_name is None else f"no adapter {adapter_name!r}"
-        raise InputError(f"this model has {which} of eckart's: make one with eckart.adapt or get_peft_model")
+        if any(isinstance(module, PromptLayer) for module in model.modules()):
+            raise InputError(
+                "this model has a prompt, which changes its input and no layer: adapt layers for this"
+            )
+        _refuse_none(adapter_name)
+
+
+def walk_trained(model: nn.Module, adapter_name: str | None = None) -> Iterator[Adapter | Prompt]:
+    """Every adapter and every prompt in a model.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; the active ones when None.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = False
+    for layer in model.modules():
+        if not isinstance(layer, EckartLayer | PromptLayer):
+            continue
+        for name in layer.active_adapters if adapter_name is None else [adapter_name]:
+            if name in layer.eckart_adapters:
+                found = True
+                yield layer.adapter(name)
+    if not found:
+        _refuse_none(adapter_name)
+
+
+def _refuse_none(adapter_name: str | None) -> NoReturn:
+    which = "no active adapter" if adapter_name is None else f"no adapter {adapter_name!r}"
+    raise InputError(f"this model has {which} of eckart's: make one with eckart.adapt or get_peft_model")
 
 
 def lr_scales(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:
     """Factors on the learning rate that methods ask for, by the names of the model's parameters; only those that are
-    not 1.
+    not 1. A parameter of no adapter of ours may carry its own, as ``lr_scale``.
 
     Args:
         model: a model with adapters.
         adapter_name: which adapter; the active ones when None.
     """
-    if not any(isinstance(module, EckartLayer) for module in model.modules()):
-        return {}
-    asked = {
+    asked = {id(p): p.lr_scale for p in model.parameters() if hasattr(p, "lr_scale")}
+    if not any(isinstance(module, EckartLayer | PromptLayer) for module in model.modules()):
+        return {name: asked[id(p)] for name, p in model.named_parameters() if id(p) in asked}
+    asked |= {
         id(parameter): factor
-        for _, _, _, adapter in walk(model, adapter_name)
+        for adapter in walk_trained(model, adapter_name)
         for name, factor in adapter.lr_scale.items()
         if (parameter := adapter.get_parameter(name)) is not None and factor != 1
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
-from eckart.adapters._registry import get_config
+from eckart.adapters._registry import ADAPTERS
 from eckart.errors import InputError
 from eckart.linalg.spectrum import svd_within
 
@@ -89,7 +89,7 @@ def combine(
                 pieces = {adapter: weights[adapter] for adapter in own}
                 factors[name] = _sum(layer, pieces, combination_type, svd_rank)
     most = max(len(a) for a, _ in factors.values())
-    lora = get_config("lora")(
+    lora = ADAPTERS["lora"](
         target_modules="|".join(re.escape(name) for name in factors),
         task_type=next(iter(configs.values())).task_type,
         base_model_name_or_path=next(iter(configs.values())).base_model_name_or_path,

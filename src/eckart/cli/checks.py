@@ -8,6 +8,7 @@ from eckart.arguments import read_budget
 from eckart.catalog import check_options, find_adapter, find_rule
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.peft_methods import peft_name
 
 
 def check_file(path: str | Path, name: str) -> None:
@@ -31,6 +32,8 @@ def check_methods(methods: str) -> None:
     """
     for word in methods.split(","):
         if (name := word.strip()) and name != "all" and name not in LABELS:
+            if peft_name(name):
+                continue
             adapter, *rules = name.split("+")
             find_adapter(adapter)
             for rule in rules:

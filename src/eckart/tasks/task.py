@@ -49,6 +49,7 @@ class Task:
         collator: makes a batch of examples.
         processor: the tokenizer or image processor, to save with a trained model.
         fingerprint: SHA-256 of model files, data and options; equal fingerprints mean equal tasks.
+        max_length: tokens of an example at most.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Task:
     collator: Collator
     processor: Any
     fingerprint: str
+    max_length: int
     base: Base = field(repr=False)
     data: Data = field(repr=False)
 
@@ -230,7 +232,17 @@ def load_task(
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Task(
-        kind, checkpoint.name, read.name, read.labels, *encoded, collator, processor, fingerprint, base, read
+        kind,
+        checkpoint.name,
+        read.name,
+        read.labels,
+        *encoded,
+        collator,
+        processor,
+        fingerprint,
+        max_length,
+        base,
+        read,
     )
 
 

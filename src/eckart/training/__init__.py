@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 
 from eckart.training._base import RULES, Rule, get_rule, register_rule
+from eckart.training._combinations import Combination, combinations
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -11,4 +12,12 @@ for _module in pkgutil.iter_modules(__path__):
 
 globals().update({rule.__name__: rule for rule in RULES.values()})
 
-__all__ = ["RULES", "Rule", "get_rule", "register_rule", *(rule.__name__ for rule in RULES.values())]
+__all__ = [
+    "RULES",
+    "Combination",
+    "Rule",
+    "combinations",
+    "get_rule",
+    "register_rule",
+    *(rule.__name__ for rule in RULES.values()),
+]

@@ -37,3 +37,12 @@ def test_names_are_read_with_their_rules() -> None:
         chosen("lora+allora+allora")
     with pytest.raises(InputError, match="sara-selection does not suit it"):
         chosen("lora+sara-selection")
+
+
+def test_a_prompt_takes_part_without_rules() -> None:
+    found = contenders(ToyTask(), "dept", "5%", None, 3, None)[-1]
+    assert found.options["max_length"] == ToyTask().max_length
+    assert set(found.options) == {"num_virtual_tokens", "max_length", "r"}
+    assert "dept" in method_names("all")[0]
+    with pytest.raises(InputError, match=r"dept\+allora cannot be combined: a prompt adapts no layer"):
+        chosen("dept+allora")

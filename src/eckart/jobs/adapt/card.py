@@ -14,7 +14,7 @@ from eckart.hub import full_name
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from eckart.adapters import AdapterConfig
+    from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
 
 WORDS, LETTERS = 8, 200
@@ -45,7 +45,7 @@ def model_card(
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
-    config = cast("AdapterConfig", model.peft_config["default"])
+    config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
         base_model=full_name(base) or "sentence-transformers/all-MiniLM-L6-v2",
         library_name="peft",
@@ -79,17 +79,26 @@ what was added.
 ```
 
 PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
-`eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
+`eckart run -- COMMAND`.{_serving(config, directory)}
+""")
+
+
+def _serving(config: MethodConfig, directory: Path) -> str:
+    """How to do without eckart, where the adapter is a change of weights."""
+    from eckart.adapters import AdapterConfig
+
+    if not isinstance(config, AdapterConfig):
+        return ""
+    return f""" Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
 as a plain LoRA.
 
 ```bash
 eckart merge {shell(str(directory.resolve()))} --output merged
 eckart export {shell(str(directory.resolve()))} --output lora
-```
-""")
+```"""
 
 
-def _facts(config: AdapterConfig, metrics: dict[str, Any]) -> dict[str, str]:
+def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:
     """What was trained and how, by the names that the card gives it."""
     options = ", ".join(f"{name} {value}" for name, value in metrics["options"].items())
     share = metrics["trainable_parameters"] / metrics["base_parameters"]

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from eckart.adapter_files import PREPROCESSING
 from eckart.arguments import check_least, check_positive, check_seed, plain
+from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
 from eckart.hub import full_name
@@ -31,7 +32,7 @@ from eckart.tasks.trainer import Recipe, evaluate, make_trainer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from eckart.adapters import AdapterConfig
+    from eckart.adapters import AdapterConfig, PromptConfig
     from eckart.tasks.task import Task
 
 DEFAULT_BUDGET = "0.5%"
@@ -61,7 +62,7 @@ class Job:
     method: str
     budget: str | None
     options: dict[str, Any]
-    target_modules: list[str] | str
+    target_modules: list[str] | str | None
     steps: int
     batch_size: int
     lr: float
@@ -132,7 +133,7 @@ def finetune(
         InputError: anything wrong with what was given; ``output`` is as it was.
         FloatingPointError: the loss became NaN or infinite.
     """
-    from eckart.adapters import get_config
+    from eckart.adapters import AdapterConfig, get_config
     from eckart.tasks.task import load_task
 
     require("scipy", extra="compare")  # for the intervals of the scores
@@ -146,7 +147,12 @@ def finetune(
     )
     lr, head_lr, options = plain(lr), plain(head_lr), {k: plain(v) for k, v in (options or {}).items()}
     config = get_config(method)
+    layers = issubclass(config, AdapterConfig)
     refuse_taken(options)
+    if target_modules and not layers:
+        raise InputError(
+            f"target_modules is {target_modules!r}, but {config.slug} adapts no layer: leave it out"
+        )
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     with locked(directory):
@@ -161,7 +167,7 @@ def finetune(
             method=config.slug,
             budget=budget,
             options=options,
-            target_modules=target_modules or task.default_targets,
+            target_modules=(target_modules or task.default_targets) if layers else None,
             steps=steps,
             batch_size=batch_size,
             lr=lr or config.learning_rates[len(config.learning_rates) // 2],
@@ -183,16 +189,18 @@ def _run(
     job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
-    from eckart.adapters import adapt
+    from eckart.adapters import adapt, get_config
 
+    sizes = get_config(job.method).for_task(
+        target_modules=job.target_modules or task.default_targets, max_length=task.max_length
+    )
     adapted = adapt(
         task.fresh_model(job.seed),
         job.method,
         budget=job.budget,
-        target_modules=job.target_modules,
         modules_to_save=list(task.head_modules) or None,
         seed=job.seed,
-        **job.options,
+        **{**sizes, **job.options},
     )
     if fresh:
         remove_owned(directory, OWNED)
@@ -259,7 +267,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
     from eckart.adapters import saved_bytes, trainable_parameters
     from eckart.adapters._budget import count_parameters
 
-    config = cast("AdapterConfig", model.peft_config["default"])
+    config = cast("AdapterConfig | PromptConfig", model.peft_config["default"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter = trainable_parameters(model)
     validations = [{"step": log["step"], **log["validation"]} for log in history if "validation" in log]
@@ -270,7 +278,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "labels": task.labels,
         "method": job.method,
         "budget": job.budget,
-        "options": {config.knob: getattr(config, config.knob), **job.options},
+        "options": {**config.solved_options(), **job.options},
         "target_modules": job.target_modules,
         "trainable_parameters": adapter,
         "head_parameters": trained - adapter,

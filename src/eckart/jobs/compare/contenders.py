@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from torch import nn
 
-    from eckart.adapters import AdapterConfig
+    from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
@@ -42,13 +43,13 @@ class Contender:
     name: str
     label: str
     learning_rates: tuple[float, ...]
-    config: AdapterConfig | None = None
+    config: PeftConfig | None = None
     reason: str = ""
     rule_kinds: tuple[type[Rule], ...] = ()
 
     @property
     def options(self) -> dict[str, Any]:
-        return {self.config.knob: getattr(self.config, self.config.knob)} if self.config else {}
+        return cast("MethodConfig", self.config).solved_options() if self.config else {}
 
     @property
     def trials(self) -> list[float]:
@@ -63,7 +64,7 @@ class Contender:
         from eckart.tasks.trainer import in_head
 
         if self.config is not None:
-            return get_peft_model(model, replace(self.config, seed=seed))
+            return get_peft_model(model, replace(cast("MethodConfig", self.config), seed=seed))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
         return model
@@ -82,10 +83,14 @@ class Contender:
         Raises:
             InputError: naming both and the reason.
         """
-        from eckart.adapters import walk
+        from eckart.adapters import AdapterConfig, walk
 
         if len(set(self.rule_kinds)) < len(self.rule_kinds):
             raise InputError(f"{self.name} names a rule twice: give each once")
+        if self.rule_kinds and not isinstance(self.config, AdapterConfig):
+            raise InputError(
+                f"{self.name} cannot be combined: a prompt adapts no layer, on which rules act: name it without them"
+            )
         if self.rule_kinds:
             for _, _, _, adapter in walk(self.prepare(task.fresh_model(0), task, 0)):
                 for kind in self.rule_kinds:
@@ -104,20 +109,22 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
     """The names of all who take part, baselines first, and the set of those that were asked for by name.
 
     Args:
-        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule.
+        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule, ``"peft:dora"`` a
+            method of PEFT's own.
 
     Raises:
         InputError: none, or an unknown one.
     """
-    from eckart.adapters import ADAPTERS
+    from eckart.adapters import ADAPTERS, PROMPTS
+    from eckart.jobs.compare.peft_methods import peft_name
 
     given = methods.split(",") if isinstance(methods, str) else methods
     words = [word.strip() for word in given if word.strip()]
     if not words:
         raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
     if words == ["all"]:
-        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted(ADAPTERS)])), set()
-    named = [word if word in LABELS else "+".join(_parts(word)) for word in words]
+        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted([*ADAPTERS, *PROMPTS])])), set()
+    named = [word if word in LABELS else peft_name(word) or "+".join(_parts(word)) for word in words]
     return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
 
 
@@ -171,6 +178,7 @@ def contenders(
             learning rates.
     """
     from eckart.adapters import get_config, solve_budget
+    from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_contender
     from eckart.training import get_rule
 
     names, named = method_names(methods)
@@ -189,12 +197,17 @@ def contenders(
             rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
             found.append(Contender(name, LABELS[name], rates if heads or name == FULL else ()))
             continue
+        if name.startswith(PREFIX):
+            rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
+            found.append(peft_contender(name, task, budget, rates, targets))
+            continue
         method, *words = name.split("+")
         kind, rules = get_config(method), [get_rule(word) for word in words]
         label = " + ".join([kind.title, *(rule.title for rule in rules)])
         rates = _rates(name, kind.learning_rates, learning_rates, trials)
         try:
-            config = kind(target_modules=targets, modules_to_save=heads or None)
+            sizes = kind.for_task(target_modules=targets, max_length=task.max_length)
+            config = kind(modules_to_save=heads or None, **sizes)
             solved = solve_budget(model, config, budget)
             found.append(Contender(name, label, rates, solved, rule_kinds=tuple(rules)))
             found[-1].check_rules(task)
