@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing import Self
 
 _LONG_PROMPT = 100
-"""Vectors of the prompt whose count is kept where nothing else sets the size, and that no longer one is made of unasked:
-each is a position in every step."""
+"""Vectors of the prompt whose count is kept where nothing else sets the size. No longer one is made unasked: each is a
+position in every step."""
 _SHARE = 0.4
 """Of a budget that goes into the prompt, as for the published (m, r) = (40, 45) of 100 vectors."""
 _MAX_LENGTH = 256

@@ -3,6 +3,8 @@ from eckart.training._base import RULES as RULES
 from eckart.training._base import Rule as Rule
 from eckart.training._base import get_rule as get_rule
 from eckart.training._base import register_rule as register_rule
+from eckart.training._combinations import Combination as Combination
+from eckart.training._combinations import combinations as combinations
 from eckart.training.allora import ALLoRA as ALLoRA
 from eckart.training.diffora import DiffoRA as DiffoRA
 from eckart.training.increlora import IncreLoRA as IncreLoRA
@@ -14,6 +16,7 @@ from eckart.training.triadaptlora import TriAdaptLoRA as TriAdaptLoRA
 
 __all__ = [
     "ALLoRA",
+    "Combination",
     "DiffoRA",
     "IncreLoRA",
     "LoRAGGPO",
@@ -23,6 +26,7 @@ __all__ = [
     "SNELLAAllocation",
     "SaRASelection",
     "TriAdaptLoRA",
+    "combinations",
     "get_rule",
     "register_rule",
 ]

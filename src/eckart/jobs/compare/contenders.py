@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
+from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_config, peft_name
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -100,6 +102,48 @@ class Contender:
                         )
 
 
+@dataclass(frozen=True)
+class PeftContender(Contender):
+    """A method of PEFT's own in the comparison.
+
+    Args:
+        sizes: the options that the budget has set.
+    """
+
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.sizes.items() if name != "rank_pattern"}
+
+    def prepare(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        import torch
+        from peft import get_peft_model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, copy.deepcopy(cast("PeftConfig", self.config)))
+        for name, parameter in adapted.named_parameters():
+            for part, factor in METHODS[self.name.removeprefix(PREFIX)].lr_scale.items():
+                if parameter.requires_grad and f".{part}." in name:
+                    cast(Any, parameter).lr_scale = factor
+        return adapted
+
+    def check_rules(self, task: Task) -> None:
+        """Refuse layers that PEFT's tuner cannot adapt.
+
+        Raises:
+            InputError: naming the method and the reason.
+        """
+        try:
+            self.prepare(task.fresh_model(0), task, 0)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise InputError(f"{self.name} cannot take part: {first_line(error)}") from None
+
+    def rules(self) -> list[Any]:
+        return [rule() for rule in METHODS[self.name.removeprefix(PREFIX)].rules]
+
+
 def spaced(middle: float, count: int) -> tuple[float, ...]:
     """``count`` learning rates, neighbours a factor `SPACING` apart, rounded to two digits."""
     return tuple(float(f"{middle * SPACING ** (i - count // 2):.2g}") for i in range(count))
@@ -116,7 +160,6 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
         InputError: none, or an unknown one.
     """
     from eckart.adapters import ADAPTERS, PROMPTS
-    from eckart.jobs.compare.peft_methods import peft_name
 
     given = methods.split(",") if isinstance(methods, str) else methods
     words = [word.strip() for word in given if word.strip()]
@@ -178,7 +221,6 @@ def contenders(
             learning rates.
     """
     from eckart.adapters import get_config, solve_budget
-    from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_contender
     from eckart.training import get_rule
 
     names, named = method_names(methods)
@@ -199,7 +241,10 @@ def contenders(
             continue
         if name.startswith(PREFIX):
             rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
-            found.append(peft_contender(name, task, budget, rates, targets))
+            solved_config, sizes = peft_config(name, model, budget, targets, heads)
+            label = METHODS[name.removeprefix(PREFIX)].title
+            found.append(PeftContender(name, label, rates, solved_config, sizes=sizes))
+            found[-1].check_rules(task)
             continue
         method, *words = name.split("+")
         kind, rules = get_config(method), [get_rule(word) for word in words]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from eckart.errors import InputError, first_line
-from eckart.jobs.compare.contenders import Contender
+from eckart.errors import InputError
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import nn
 
     from eckart.adapters import Budget, LayerShape
-    from eckart.tasks.task import Task
 
 PREFIX = "peft:"
 SCALE = 16
@@ -38,6 +35,7 @@ class PeftMethod:
         knob: the option that a budget sets; None for a method that has LoRA's factors and takes LoRA's ranks.
         values: of the knob, ascending.
         lr_scale: factors on the learning rate, by a part of the parameter's name.
+        rules: what acts on the training loop, with a ``callback()`` for the Trainer.
     """
 
     title: str
@@ -48,6 +46,7 @@ class PeftMethod:
     knob: str | None = None
     values: Callable[[Shapes], Sequence[int]] = lambda shapes: ()
     lr_scale: Mapping[str, float] = field(default_factory=dict)
+    rules: tuple[Callable[[], Any], ...] = ()
 
 
 def _lora(**fixed: Any) -> Callable[..., PeftConfig]:
@@ -85,6 +84,26 @@ def _ranks(shapes: Shapes) -> range:
 def _blocks(shapes: Shapes) -> list[int]:
     width = gcd(*(shape.in_features for shape in shapes))
     return [size for size in range(2, width + 1) if width % size == 0]
+
+
+class AdaLoRASteps:
+    """What AdaLoRA asks of the training loop: its schedule, a first tenth of the steps at full rank and a last fifth at
+    the final ones, and a call after each step while the gradients are there."""
+
+    def callback(self) -> Any:
+        """For transformers' Trainer."""
+        from transformers import TrainerCallback
+
+        class Steps(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                config = kwargs["model"].peft_config["default"]
+                config.total_step = state.max_steps
+                config.tinit, config.tfinal = state.max_steps // 10, state.max_steps // 5
+
+            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+        return Steps()
 
 
 METHODS = {
@@ -127,6 +146,7 @@ METHODS = {
         count=lambda shape, r: r * (shape.in_features + shape.out_features + 1),
         knob="init_r",
         values=_ranks,
+        rules=(AdaLoRASteps,),
     ),
 }
 
@@ -149,88 +169,30 @@ def peft_name(word: str) -> str | None:
     return PREFIX + slug
 
 
-class AdaLoRASteps:
-    """What AdaLoRA asks of the training loop: its schedule, a first tenth of the steps at full rank and a last fifth at
-    the final ones, and a call after each step while the gradients are there."""
-
-    def callback(self) -> Any:
-        """For transformers' Trainer."""
-        from transformers import TrainerCallback
-
-        class Steps(TrainerCallback):
-            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                config = kwargs["model"].peft_config["default"]
-                config.total_step = state.max_steps
-                config.tinit, config.tfinal = state.max_steps // 10, state.max_steps // 5
-
-            def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                kwargs["model"].base_model.update_and_allocate(state.global_step)
-
-        return Steps()
-
-
-@dataclass(frozen=True)
-class PeftContender(Contender):
-    """A method of PEFT's own in the comparison.
+def peft_config(
+    name: str, model: nn.Module, budget: str | int, targets: str | list[str], heads: list[str]
+) -> tuple[PeftConfig, dict[str, Any]]:
+    """The config of a method of PEFT's with its knob solved for the budget, and the options that were solved for.
 
     Args:
-        sizes: the options that the budget has set.
-        lr_scale: as of `PeftMethod`.
-    """
-
-    sizes: Mapping[str, Any] = field(default_factory=dict)
-    lr_scale: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {name: value for name, value in self.sizes.items() if name != "rank_pattern"}
-
-    def prepare(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
-        import torch
-        from peft import get_peft_model
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            adapted = get_peft_model(model, copy.deepcopy(cast("PeftConfig", self.config)))
-        for name, parameter in adapted.named_parameters():
-            for part, factor in self.lr_scale.items():
-                if parameter.requires_grad and f".{part}." in name:
-                    cast(Any, parameter).lr_scale = factor
-        return adapted
-
-    def rules(self) -> list[Any]:
-        return [AdaLoRASteps()] if self.name == f"{PREFIX}adalora" else []
-
-
-def peft_contender(
-    name: str,
-    task: Task,
-    budget: str | int,
-    rates: tuple[float, ...],
-    targets: str | list[str],
-) -> PeftContender:
-    """A method of PEFT's with its knob solved for the budget.
+        name: as `peft_name` gives it.
+        model: the base model.
+        budget: as `eckart.adapters.parse_budget`.
+        targets: the layers to adapt, those that our own methods would.
+        heads: modules that train in full.
 
     Raises:
-        InputError: a budget that it cannot meet, or layers that it cannot adapt.
+        InputError: a budget that the method cannot meet.
     """
     from eckart.adapters import LoRAConfig, parse_budget, target_shapes
     from eckart.adapters._budget import count_parameters
 
-    method, model = METHODS[name.removeprefix(PREFIX)], task.fresh_model(0)
-    ours = LoRAConfig(target_modules=targets, modules_to_save=list(task.head_modules) or None)
+    method = METHODS[name.removeprefix(PREFIX)]
+    ours = LoRAConfig(target_modules=targets, modules_to_save=heads or None)
     shapes = target_shapes(model, ours)
-    wanted = parse_budget(budget, count_parameters(model))
-    sizes = _solve(name, method, model, ours, shapes, wanted)
-    config = method.make(
-        **sizes, target_modules=[shape.name for shape in shapes], modules_to_save=ours.modules_to_save
-    )
-    found = PeftContender(name, method.title, rates, config, sizes=sizes, lr_scale=method.lr_scale)
-    try:
-        found.prepare(model, task, 0)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{name} cannot take part: {first_line(error)}") from None
-    return found
+    sizes = _solve(name, method, model, ours, shapes, parse_budget(budget, count_parameters(model)))
+    names = [shape.name for shape in shapes]
+    return method.make(**sizes, target_modules=names, modules_to_save=ours.modules_to_save), sizes
 
 
 def _solve(
