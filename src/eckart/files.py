@@ -241,6 +241,34 @@ def locked(path: str | os.PathLike[str], name: str = "--output") -> Iterator[Non
 
 
 @contextmanager
+def attended(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Mark a directory, for the block, as one that this process works in, where several may; a kill leaves no mark."""
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    handle, mark = tempfile.mkstemp(prefix=f".{_mark()}", dir=directory)
+    os.close(handle)
+    try:
+        yield
+    finally:
+        Path(mark).unlink(missing_ok=True)
+
+
+def check_unattended(path: str | os.PathLike[str], name: str = "--output") -> None:
+    """Refuse a directory that other processes of this machine work in.
+
+    Raises:
+        InputError: naming one of them.
+    """
+    sweep(Path(path))
+    marks = filter(None, (_MARK.match(entry.name) for entry in Path(path).glob(".eckart-*")))
+    others = sorted({int(mark[2]) for mark in marks if mark[1] == _here()} - {os.getpid()})
+    if others:
+        raise InputError(
+            f"{name} {path}: process {others[0]} works in it: wait for it or stop it, or choose another directory"
+        )
+
+
+@contextmanager
 def atomic_directory(
     path: str | os.PathLike[str],
     *,

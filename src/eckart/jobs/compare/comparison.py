@@ -16,7 +16,7 @@ from urllib.parse import quote
 from eckart.arguments import check_least, check_positive, read_budget
 from eckart.data.read import check_source
 from eckart.extras import require
-from eckart.files import atomic_directory, atomic_write
+from eckart.files import atomic_directory, atomic_write, attended
 from eckart.jobs.compare import outputs
 from eckart.jobs.compare.contenders import Contender, Rates, contenders
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
@@ -158,7 +158,8 @@ def compare(
     plan = Plan([c for c in everyone if not c.reason], steps, seeds, task.greater_is_better)
     display = Progress({c.name: c.label for c in everyone}, show=progress)
     runner = Runner(task, plan, batch_size, str(budget), display.step)
-    return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
+    with attended(directory):
+        return _Comparison(runner, everyone, study, directory, about, display).work(deadline)
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.catalog import methods
-from eckart.files import Inputs, atomic_write, check_apart, check_output, remove_owned
+from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
@@ -31,6 +31,8 @@ def check_directory(directory: Path, overwrite: bool, inputs: Inputs | None = No
     check_apart(directory, inputs or {})
     if directory.is_dir() and all(entry.name.startswith(f".{ABOUT}") for entry in directory.iterdir()):
         return directory  # another worker is writing its first file
+    if overwrite:
+        check_unattended(directory)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite)
     return directory

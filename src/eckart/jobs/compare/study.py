@@ -257,7 +257,17 @@ class Study:
         return True
 
     def delete(self) -> None:
-        """Forget the study with all its runs."""
+        """Forget the study with all its runs.
+
+        Raises:
+            InputError: a worker that lives is doing one of them.
+        """
+        self.free_abandoned()
+        busy = [trial.user_attrs[RUN] for trial in self._trials() if not trial.state.is_finished()]
+        if busy:
+            raise InputError(
+                f"--overwrite: another worker is doing {busy[0]}: wait for it or stop it, or choose another --storage"
+            )
         self._storage.delete_study(self._id)
 
 
