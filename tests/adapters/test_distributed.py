@@ -5,13 +5,10 @@ Run as a script by torchrun this file is the worker: it tries every method in on
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,7 @@ import torch
 from adapter_cases import SLUGS, adapted, every_method, gradients, parameters, seeded
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
-
-WORLD = 2
+from two_processes import WORLD, failures_of, try_all
 
 
 class Block(nn.Module):
@@ -96,7 +92,7 @@ def ddp(slug: str, rank: int) -> None:
     torch.testing.assert_close(dict(parameters(model.module)), trained, **CLOSE)
 
 
-def fsdp(slug: str, rank: int, mesh: Any, directory: Path, route: str) -> None:
+def fsdp(slug: str, rank: int, mesh: Any, route: str) -> None:
     """Each block is a unit of its own, gathered when it is called and freed again, and the rest is the root's."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
@@ -119,55 +115,27 @@ def fsdp(slug: str, rank: int, mesh: Any, directory: Path, route: str) -> None:
     with torch.no_grad():
         outputs = model(IDS)
     if rank == 0:
-        model.save_pretrained(directory, state_dict=state)
-        loaded = PeftModel.from_pretrained(seeded(Net, torch.float64), directory)
+        with tempfile.TemporaryDirectory() as directory:
+            model.save_pretrained(directory, state_dict=state)
+            loaded = PeftModel.from_pretrained(seeded(Net, torch.float64), directory)
         torch.testing.assert_close(loaded(IDS), outputs, **CLOSE)
 
 
-def work(report: Path) -> None:
-    """One process of the two: tries everything, writes what failed."""
-    import torch.distributed as dist
+def cases(rank: int) -> dict[str, Callable[[], None]]:
     from torch.distributed.device_mesh import init_device_mesh
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, failures = dist.get_rank(), {}
-    mesh = init_device_mesh("cpu", (WORLD,))
-    with tempfile.TemporaryDirectory() as directory:
-        for slug in SLUGS:
-            for name, call in {
-                "ddp": lambda slug=slug: ddp(slug, rank),
-                "fsdp-factored": lambda slug=slug: fsdp(slug, rank, mesh, Path(directory, slug), "factored"),
-                "fsdp-folded": lambda slug=slug: fsdp(slug, rank, mesh, Path(directory, slug), "folded"),
-            }.items():
-                try:
-                    call()
-                except Exception as error:  # the other process must not wait for this one
-                    failures[f"{slug}/{name}"] = "".join(traceback.format_exception(error)[-3:])
-                dist.barrier()
-    (report / f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
+    mesh, found = init_device_mesh("cpu", (WORLD,)), {}
+    for slug in SLUGS:
+        found[f"{slug}/ddp"] = partial(ddp, slug, rank)
+        for route in ("factored", "folded"):
+            found[f"{slug}/fsdp-{route}"] = partial(fsdp, slug, rank, mesh, route)
+    return found
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What failed in either process, by method and kind."""
-    report = tmp_path_factory.mktemp("torchrun")
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={WORLD}",
-        __file__,
-        str(report),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads((report / f"{rank}.json").read_text()) for rank in range(WORLD)]
-    return {key: text for one in found for key, text in one.items()}
+    return failures_of(__file__, tmp_path_factory.mktemp("torchrun"))
 
 
 @every_method
@@ -205,4 +173,4 @@ def test_state_goes_through_a_model_wrapped_by_the_first_fsdp(
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    try_all(Path(sys.argv[1]), cases)

@@ -6,7 +6,6 @@ Run as a script by torchrun this file is the worker: it measures its share and w
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchmetrics import MetricCollection
+from two_processes import reports
 
 import eckart
 from eckart import metrics
@@ -35,7 +35,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 NEEDED = {"SchattenNorm": {"p": 3.0}}
 LENGTHS = torch.tensor([9, 1, 4, 6, 0, 7])
-WORLD = 2
 every_class = pytest.mark.parametrize("name", CASES)
 
 
@@ -203,25 +202,14 @@ def work(report: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes says."""
-    report = tmp_path_factory.mktemp("torchrun")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    done = subprocess.run(
-        [*command, __file__, str(report)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((report / f"{rank}.json").read_text()) for rank in range(WORLD)]
+    return reports(__file__, tmp_path_factory.mktemp("torchrun"))
 
 
 @every_class
-def test_two_processes_say_what_one_says(name: str, reports: list[dict[str, Any]]) -> None:
-    for report in reports:
+def test_two_processes_say_what_one_says(name: str, said: list[dict[str, Any]]) -> None:
+    for report in said:
         value, counted, skipped = report[name]
         assert value == pytest.approx(float(wanted(name)), rel=1e-9)
         assert (counted, skipped) == (4, 2)

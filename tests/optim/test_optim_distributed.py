@@ -5,22 +5,20 @@ Run as a script by torchrun this file is the worker: it tries every optimiser in
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from two_processes import WORLD, failures_of, try_all
 
 from eckart.optim import DCTAdamW, GaLore, Trion
 
-WORLD, STEPS = 2, 4
+STEPS = 4
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "dct": lambda params: DCTAdamW(params, lr=0.01, rank=2, error_feedback="full"),
@@ -129,61 +127,25 @@ def fsdp(make: Any, rank: int, resumed: bool) -> dict[str, Tensor]:
     return whole(model)
 
 
-def work(report: Path) -> None:
-    """One process of the two: tries everything, writes what failed."""
-    import torch.distributed as dist
+def compare(name: str, kind: str, rank: int) -> None:
+    make = OPTIMIZERS[name]
+    alone = net()
+    train(alone, make(alone.parameters()), range(STEPS))
+    sharded, special = kind.startswith("fsdp"), kind in ("zero", "fsdp-resumed")
+    got = fsdp(make, rank, special) if sharded else ddp(make, rank, special)
+    # one unit of 8 bits may round the other way
+    close = {"rtol": 0, "atol": 1e-3} if name == "dct-int8" else CLOSE
+    torch.testing.assert_close(got, whole(alone), **close)
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, failures = dist.get_rank(), {}
-    for name, make in OPTIMIZERS.items():
-        alone = net()
-        train(alone, make(alone.parameters()), range(STEPS))
-        wanted = whole(alone)
-        for kind in KINDS:
-            try:
-                got = (
-                    fsdp(make, rank, kind == "fsdp-resumed")
-                    if kind.startswith("fsdp")
-                    else ddp(make, rank, kind == "zero")
-                )
-                # one unit of 8 bits may round the other way
-                close = {"rtol": 0, "atol": 1e-3} if name == "dct-int8" else CLOSE
-                torch.testing.assert_close(got, wanted, **close)
-            except Exception as error:  # the other process must not wait for this one
-                failures[f"{name}/{kind}"] = "".join(traceback.format_exception(error)[-4:])
-            dist.barrier()
-    (report / f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
+
+def cases(rank: int) -> dict[str, Callable[[], None]]:
+    return {f"{name}/{kind}": partial(compare, name, kind, rank) for name in OPTIMIZERS for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What failed in either process, by optimiser and kind."""
-    report = tmp_path_factory.mktemp("torchrun")
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={WORLD}",
-        __file__,
-        str(report),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(3):  # gloo loses a connection now and then while another test's processes start
-        done = subprocess.run(
-            [sys.executable, *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if "Connection closed by peer" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads((report / f"{rank}.json").read_text()) for rank in range(WORLD)]
-    return {key: text for one in found for key, text in one.items()}
+    return failures_of(__file__, tmp_path_factory.mktemp("torchrun"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,4 +155,4 @@ def test_two_processes_do_what_one_does(name: str, kind: str, failures: dict[str
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    try_all(Path(sys.argv[1]), cases)

@@ -80,5 +80,5 @@ def test_bad_input_is_refused() -> None:
         PerLayer([], make)
     with pytest.raises(InputError, match="holds a parameter twice"):
         PerLayer([p, p], make)
-    with pytest.raises(InputError, match="the state is of 0 parameters, this optimizer has 1"):
+    with pytest.raises(InputError, match="the state is of 0 optimizers, this is one of 1"):
         PerLayer([p], make).load_state_dict({"state": {}})

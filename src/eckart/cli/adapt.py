@@ -20,6 +20,8 @@ from eckart.cli.options import (
     LabelColumn,
     Limit,
     Model,
+    Optimizer,
+    OptimizerOption,
     Output,
     Overwrite,
     Sep,
@@ -32,6 +34,7 @@ from eckart.cli.options import (
 )
 from eckart.cli.words import fields, limits, options, targets
 from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
+from eckart.tasks.optimizers import check_optimizer
 
 
 def adapt(
@@ -69,6 +72,8 @@ def adapt(
         option("RATE", "Learning rate of the adapters; what suits the method when left out.", TRAINING),
     ] = None,
     head_lr: Annotated[float | None, option("RATE", "Learning rate of the task's head.", TRAINING)] = None,
+    optimizer: Optimizer = "adamw",
+    optimizer_option: OptimizerOption = None,
     seed: Annotated[int, option("N", "Of the data order, the head, the adapters and dropout.", TRAINING)] = 0,
     max_length: Annotated[int, option("N", "Tokens of an example at most.", TRAINING)] = 128,
     kind: Kind = "auto",
@@ -97,12 +102,14 @@ def adapt(
     from eckart.data.read import check_source
     from eckart.tasks.pretrained import find_model
 
-    given, most, form = options(option_), limits(limit), fields(sep, columns, encoding)
+    given, of_optimizer, most = options(option_), options(optimizer_option), limits(limit)
+    form = fields(sep, columns, encoding)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
     check_seed(seed)
     check_pattern("--target-modules", target_modules)
+    check_optimizer(optimizer)
     refuse_taken(given)
     check_method(method, given, budget)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
@@ -125,6 +132,8 @@ def adapt(
                 batch_size=batch_size,
                 lr=lr,
                 head_lr=head_lr,
+                optimizer=optimizer,
+                optimizer_options=of_optimizer,
                 seed=seed,
                 save_every=save_every,
                 validate_every=validate_every,

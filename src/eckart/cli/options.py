@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from eckart.catalog import methods
+from eckart.tasks.optimizers import OPTIMIZERS
 
 MODEL_AND_DATA, METHOD, TRAINING, OUTPUT, COMMON = (
     "Model and data",
@@ -93,6 +94,13 @@ Limit = Annotated[
 Targets = Annotated[
     str | None,
     option("NAMES", "Layers to adapt: names with commas, a regular expression, or all-linear.", METHOD),
+]
+Optimizer = Annotated[
+    str, option("NAME", f"{', '.join(OPTIMIZERS)}.", TRAINING, autocompletion=choices(lambda: OPTIMIZERS))
+]
+OptimizerOption = Annotated[
+    list[str] | None,
+    option("NAME=VALUE", "An option of the optimizer, such as rank=64; may be repeated.", TRAINING),
 ]
 Base = Annotated[
     str | None,

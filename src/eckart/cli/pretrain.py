@@ -12,8 +12,18 @@ import typer
 from eckart.arguments import check_least, check_positive
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
-from eckart.cli.options import METHOD, MODEL_AND_DATA, OUTPUT, TRAINING, Overwrite, flag, option
+from eckart.cli.options import (
+    METHOD,
+    MODEL_AND_DATA,
+    OUTPUT,
+    TRAINING,
+    OptimizerOption,
+    Overwrite,
+    flag,
+    option,
+)
 from eckart.cli.words import options
+from eckart.tasks.optimizers import OPTIMIZERS
 
 
 def pretrain(
@@ -52,14 +62,11 @@ def pretrain(
         str,
         option(
             "NAME",
-            "adamw, adamw-8bit, adamw-4bit, dct-adamw, trion, galore, spectron, or a name of transformers' optim.",
+            f"{', '.join(OPTIMIZERS)}, spectron, or a name of transformers' optim.",
             TRAINING,
         ),
     ] = "adamw",
-    optimizer_option: Annotated[
-        list[str] | None,
-        option("NAME=VALUE", "An option of our optimizers, such as rank=64; may be repeated.", TRAINING),
-    ] = None,
+    optimizer_option: OptimizerOption = None,
     lr: Annotated[float, option("RATE", "Largest learning rate.", TRAINING)] = 3e-3,
     weight_decay: Annotated[float, option("X", "Of matrices.", TRAINING)] = 0.0,
     clip: Annotated[float, option("X", "Largest norm of the gradient; 0 for none.", TRAINING)] = 1.0,

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from eckart.optim.groups import hidden_groups
     from eckart.optim.per_layer import PerLayer
     from eckart.optim.spectron import Spectron
+    from eckart.optim.together import Together
     from eckart.optim.trion import Trion
 
 
-__all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Spectron", "Trion", "hidden_groups"]
+__all__ = ["METHODS", "DCTAdamW", "GaLore", "PerLayer", "Spectron", "Together", "Trion", "hidden_groups"]
 
 METHODS: tuple[dict[str, str], ...] = (
     {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
+from eckart.tasks.optimizers import make_optimizer
 from eckart.tasks.statistics import Z95, interval
 from eckart.tasks.task import Task
 
@@ -40,13 +41,15 @@ NEIGHBOURS = 16
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a run besides its model: one learning rate for the method, one for the head."""
+    """What decides a run besides its model: one learning rate for the method, one for the head, the optimiser."""
 
     steps: int
     batch_size: int
     learning_rate: float
     head_learning_rate: float
     seed: int = 0
+    optimizer: str = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def in_head(name: str, head_modules: Iterable[str]) -> bool:
 
 def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[str, Any]]:
     """Groups for the optimiser: what the method trains, one for each factor on its learning rate that the method asks
-    for, and the head with a learning rate of its own."""
+    for, and the head, which is no matter of low rank, with a learning rate of its own."""
     from eckart.adapters import lr_scales
 
     scales = lr_scales(model)
@@ -128,8 +131,9 @@ def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[
             head.append(parameter)
         else:
             groups.setdefault(recipe.learning_rate * scales.get(name, 1.0), []).append(parameter)
-    found = [*groups.items(), (recipe.head_learning_rate, head)]
-    return [{"params": params, "lr": rate} for rate, params in found if params]
+    found: list[dict[str, Any]] = [{"params": params, "lr": rate} for rate, params in groups.items()]
+    found.append({"params": head, "lr": recipe.head_learning_rate, "low_rank": False})
+    return [group for group in found if group["params"]]
 
 
 def make_trainer(
@@ -140,12 +144,12 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> Trainer:
-    """A `transformers.Trainer` for a task: AdamW without weight decay, linear schedule with warm-up, fixed batches.
+    """A `transformers.Trainer` for a task: no weight decay, linear schedule with warm-up, fixed batches.
 
     Args:
         model: the model, with ``requires_grad`` set on what trains.
         task: data, collator and the names of the head's modules.
-        recipe: steps, batch size, learning rates and seed.
+        recipe: steps, batch size, learning rates, seed and optimiser.
         callbacks: further `TrainerCallback`s.
         arguments: fields of `TrainingArguments` that differ, such as ``output_dir`` and ``save_steps``.
     """
@@ -172,13 +176,16 @@ def make_trainer(
         args.n_gpu, 1
     )  # of several GPUs in one process, the Trainer would split each batch over all
     order = data_order(lengths(task.train), recipe.steps, recipe.batch_size, recipe.seed)
+    model.to(args.device)
+    groups = parameter_groups(model, task, recipe)
+    optimizer = make_optimizer(recipe.optimizer, groups, recipe.learning_rate, recipe.optimizer_options)
     trainer = Trainer(
-        model.to(args.device),
+        model,
         args,
         data_collator=task.collator,
         train_dataset=Subset(task.train, order),
         callbacks=list(callbacks),
-        optimizers=(torch.optim.AdamW(parameter_groups(model, task, recipe), weight_decay=0.0), None),
+        optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

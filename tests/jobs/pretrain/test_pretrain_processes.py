@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from two_processes import launch
 
 SMALL = {"vocabulary": 300, "length": 32, "steps": 4, "eval_steps": 2, "save_steps": 2, "clip": 0.5}
 METHOD = {"method": "sltrain", "options": {"r": 4, "sparsity": 0.1}, "optimizer": "dct-adamw"}
@@ -25,23 +24,7 @@ def work(arguments: dict[str, Any]) -> None:
 
 
 def launched(**arguments: Any) -> None:
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        __file__,
-        json.dumps(arguments),
-    ]
-    done = subprocess.run(
-        [sys.executable, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-9000:]
+    launch(__file__, json.dumps(arguments))
 
 
 def test_two_processes_train_as_one_does_and_resume(corpus: Path, arch: Path, tmp_path: Path) -> None:

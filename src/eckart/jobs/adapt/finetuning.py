@@ -27,6 +27,7 @@ from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_ru
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
+from eckart.tasks.optimizers import check_optimizer, check_resumable
 from eckart.tasks.trainer import Recipe, evaluate, make_trainer
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Job:
     seed: int
     save_every: int
     validate_every: int
+    optimizer: str
+    optimizer_options: dict[str, Any]
 
     def plain(self) -> dict[str, Any]:
         """The values as run.json gives them back."""
@@ -90,6 +93,8 @@ def finetune(
     batch_size: int = 16,
     lr: float | None = None,
     head_lr: float | None = None,
+    optimizer: str = "adamw",
+    optimizer_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     save_every: int | None = None,
     validate_every: int | None = None,
@@ -117,6 +122,9 @@ def finetune(
         batch_size: examples a step.
         lr: learning rate of the adapters; the middle one that the method suggests when None.
         head_lr: learning rate of the head.
+        optimizer: a key of `eckart.tasks.optimizers.OPTIMIZERS`; the head, and what is no matrix, get AdamW from those
+            that are for matrices.
+        optimizer_options: of the optimiser, such as ``rank``.
         seed: of the data order, the head, the adapters and dropout.
         save_every: steps between checkpoints; a tenth of all when None.
         validate_every: steps between scores on the validation split; a tenth of all when None.
@@ -145,7 +153,13 @@ def finetune(
     steps, batch_size, save_every, validate_every = map(
         plain, (steps, batch_size, save_every, validate_every)
     )
-    lr, head_lr, options = plain(lr), plain(head_lr), {k: plain(v) for k, v in (options or {}).items()}
+    lr, head_lr = plain(lr), plain(head_lr)
+    options, of_optimizer = (
+        {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
+    )
+    check_optimizer(optimizer)
+    if resume:
+        check_resumable(optimizer)
     config = get_config(method)
     layers = issubclass(config, AdapterConfig)
     refuse_taken(options)
@@ -175,6 +189,8 @@ def finetune(
             seed=seed,
             save_every=save_every or every,
             validate_every=validate_every or every,
+            optimizer=optimizer,
+            optimizer_options=of_optimizer,
         )
         if earlier is not None:
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
@@ -244,7 +260,9 @@ def _train(
     trainer = make_trainer(
         model,
         task,
-        Recipe(job.steps, job.batch_size, job.lr, job.head_lr, job.seed),
+        Recipe(
+            job.steps, job.batch_size, job.lr, job.head_lr, job.seed, job.optimizer, job.optimizer_options
+        ),
         callbacks=[_Follow(task, job, on_step), KeepWhole()],
         output_dir=str(checkpoints),
         save_strategy="steps",
@@ -284,7 +302,9 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "head_parameters": trained - adapter,
         "base_parameters": count_parameters(model) - (trained - adapter),
         "saved_bytes": saved_bytes(model),
-        **{name: getattr(job, name) for name in ("steps", "batch_size", "lr", "head_lr", "seed")},
+        **{
+            name: getattr(job, name) for name in ("steps", "batch_size", "lr", "head_lr", "seed", "optimizer")
+        },
         "metric": task.metric,
         "greater_is_better": task.greater_is_better,
         "validation": {name: value for name, value in validations[-1].items() if name != "step"},

@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 
 from eckart.optim._base import LowRankOptimizer
 
-BLOCK = 256
-"""Numbers of torchao's 8-bit state that share a scale; smaller tensors, and those it does not divide, stay whole."""
+QUANTISED = {"adamw-8bit": (8, 256), "AdamW8bit": (8, 256), "adamw-4bit": (4, 128), "AdamW4bit": (4, 128)}
+"""Bits of torchao's states, and how many numbers of them share a scale; what that does not divide stays whole."""
 SMALLEST = 4096
+"""Numbers of the smallest tensor that torchao quantises."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def predicted(
 
     Args:
         model: of transformers, on the meta device or not; a copy of it that holds nothing is run.
-        optimizer: ``"adamw"``, ``"adamw-8bit"``, or an optimiser over a model of these shapes: what is not ours
-            is taken for AdamW, in 8 bits where its name says so.
+        optimizer: ``"adamw"``, ``"adamw-8bit"``, ``"adamw-4bit"``, or an optimiser over a model of these shapes: what
+            is neither ours nor torch's nor torchao's is taken for AdamW.
         batch: sequences of one forward pass.
         length: tokens of a sequence.
         per_layer: gradients are freed one by one.
@@ -70,12 +71,10 @@ def predicted(
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [p.numel() * p.element_size() for p in trained]
-    if isinstance(optimizer, LowRankOptimizer):
-        state = optimizer.state_bytes()
+    if isinstance(optimizer, str):
+        state = sum(_adam_bytes(p, optimizer) for p in trained)
     else:
-        inner = getattr(optimizer, "inner", [optimizer])[0]
-        eight = inner == "adamw-8bit" or type(inner).__name__ == "AdamW8bit"
-        state = sum(_adam_bytes(p, eight) for p in trained)
+        state = sum(_state_bytes(one) for one in getattr(optimizer, "inner", [optimizer]))
     device = trained[0].device if trained[0].device.type != "meta" else torch.device("cpu")
     with FakeTensorMode():
         ids = torch.zeros(batch, length, dtype=torch.long, device=device)
@@ -161,10 +160,22 @@ def _bytes(value: Any) -> int:
     return sum(_bytes(getattr(value, name)) for name in names)
 
 
-def _adam_bytes(p: Tensor, eight: bool) -> int:
-    """Two moments and the step; in 8 bits codes, scales, and the table of 256 values."""
-    whole = eight and p.numel() >= SMALLEST and p.numel() % BLOCK == 0
-    moment = p.numel() + 4 * (p.numel() // BLOCK) + 4 * 256 if whole else p.numel() * p.element_size()
+def _state_bytes(optimizer: Optimizer) -> int:
+    if isinstance(optimizer, LowRankOptimizer):
+        return optimizer.state_bytes()
+    held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if type(optimizer).__name__ == "Muon":
+        return sum(p.numel() * p.element_size() for p in held)
+    return sum(_adam_bytes(p, type(optimizer).__name__) for p in held)
+
+
+def _adam_bytes(p: Tensor, name: str) -> int:
+    """Two moments and the step; in few bits codes, scales, and the table of all values."""
+    bits, block = QUANTISED.get(name, (0, 1))
+    if bits and p.numel() >= SMALLEST and p.numel() % block == 0:
+        moment = p.numel() * bits // 8 + 4 * (p.numel() // block) + 4 * 2**bits
+    else:
+        moment = p.numel() * p.element_size()
     return 2 * moment + 4
 
 

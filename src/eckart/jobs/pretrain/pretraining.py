@@ -93,8 +93,8 @@ def pretrain(
         steps: updates.
         batch: sequences of one pass of one process.
         accumulate: passes of an update.
-        optimizer: ``"adamw"``, ``"adamw-8bit"``, ``"adamw-4bit"``, ``"dct-adamw"``, ``"trion"``, ``"galore"``,
-            ``"spectron"`` (with ``method="low-rank"``), or a name that transformers' ``optim`` has.
+        optimizer: a key of `eckart.tasks.optimizers.OPTIMIZERS`, ``"spectron"`` (with ``method="low-rank"``), or a name
+            that transformers' ``optim`` has.
         lr: largest rate, after a linear warm-up over a tenth of the steps; then a cosine to a tenth of it.
         weight_decay: of matrices.
         clip: largest norm of the gradient; 0 for none.
@@ -106,7 +106,7 @@ def pretrain(
         resume: go on from the last whole checkpoint.
         overwrite: replace what is in the directory.
         options: of the structured layers, such as ``r`` and ``sparsity``.
-        optimizer_options: of our optimisers, such as ``rank``.
+        optimizer_options: of the optimiser, such as ``rank``.
         on_step: called with (done, total).
 
     Raises:
@@ -169,11 +169,13 @@ def _run(
 ) -> Pretrained:
     from eckart.jobs.pretrain.architectures import check_arch, config_of
     from eckart.jobs.pretrain.preparation import RUNS, begin, check_same, prepare
-    from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, make_optimizer, trainer_of
+    from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, optimizer_of, trainer_of
+    from eckart.tasks.optimizers import check_resumable
 
     check_optimizer(given["optimizer"])
     check_arch(given["arch"])
     if resume:
+        check_resumable(given["optimizer"])
         check_same(given, directory)
     elif _first():
         begin(given, directory)
@@ -182,7 +184,7 @@ def _run(
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
     model = build(config, given["method"], given["seed"], given["options"])
     names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
-    optimizer = make_optimizer(model, *(given[name] for name in names))
+    optimizer = optimizer_of(model, *(given[name] for name in names))
     trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step)
     start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))

@@ -19,18 +19,14 @@ from eckart.errors import InputError
 from eckart.files import atomic_write
 from eckart.layers import convert
 from eckart.layers._structured import STRUCTURED
-from eckart.optim import DCTAdamW, GaLore, PerLayer, Spectron, Trion, hidden_groups
+from eckart.optim import PerLayer, Spectron, hidden_groups
+from eckart.tasks.optimizers import OPTIMIZERS, make_optimizer
 
 FULL = "full"
-OURS: dict[str, Callable[..., Optimizer]] = {
-    "dct-adamw": DCTAdamW,
-    "galore": GaLore,
-    "spectron": Spectron,
-    "trion": Trion,
-}
-"""Low-rank optimisers by their names on the command line."""
-TRAINERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_torch_8bit", "adamw-4bit": "adamw_torch_4bit"}
-"""Names of ours for what transformers makes itself; every other name of its own is passed on."""
+SPECTRON = "spectron"
+"""Made here: it asks for the model, whose factors it pairs."""
+ALONE = ("adamw", "adamw-8bit", "adamw-4bit")
+"""Optimisers that can step inside the backward pass."""
 WHOLE = "whole.json"
 """Lies in a checkpoint that was written to its end."""
 
@@ -60,55 +56,35 @@ def check_optimizer(name: str) -> None:
     Raises:
         InputError: the name and what is known.
     """
-    known = {*OURS, *TRAINERS, *(one.value for one in OptimizerNames)}
+    known = {*OPTIMIZERS, SPECTRON, *(one.value for one in OptimizerNames)}
     if name not in known:
-        shown = ", ".join((*TRAINERS, *OURS))
+        shown = ", ".join((*OPTIMIZERS, SPECTRON))
         raise InputError(f"--optimizer {name}: choose one of {shown}, or a name of transformers' optim")
 
 
-def make_optimizer(
+def optimizer_of(
     model: nn.Module, name: str, lr: float, weight_decay: float, per_layer: bool, options: dict[str, Any]
 ) -> Optimizer | None:
-    """One of our optimisers over the model, or None where the Trainer makes its own.
+    """The optimiser over the model, or None where the Trainer makes its own.
 
     Raises:
-        InputError: an option that the optimiser has not, or per-layer steps of what only the Trainer can make.
+        InputError: an option that the optimiser has not, or per-layer steps of what looks at more than one parameter.
     """
-    if per_layer:
-        return PerLayer(_plain_groups(model, weight_decay), _single(name, lr))
-    if name not in OURS:
+    if per_layer and name not in ALONE:
+        raise InputError(f"--per-layer with --optimizer {name}: choose {', '.join(ALONE)}")
+    if name == SPECTRON:
+        try:
+            return Spectron(model, lr, **{"weight_decay": weight_decay, **options})
+        except TypeError as error:
+            raise InputError(f"--optimizer-option: {name} {str(error).partition(') ')[2]}") from None
+    if name not in OPTIMIZERS:
         if options:
             raise InputError(f"--optimizer-option {next(iter(options))}: {name} takes none here")
         return None
-    if name == "spectron":
-        options = {"weight_decay": weight_decay, **options}
-    elif not {"rank", "rank_ratio"} & set(options):
-        options = {"rank_ratio": 0.25, **options}
-    try:
-        given = model if name == "spectron" else hidden_groups(model, weight_decay)
-        return OURS[name](given, lr=lr, **options)
-    except TypeError as error:
-        raise InputError(f"--optimizer-option: {name} {str(error).partition(') ')[2] or error}") from None
-
-
-def _plain_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _single(name: str, lr: float) -> Callable[[dict[str, Any]], Optimizer]:
-    """Makes the optimiser of one parameter."""
-    if name == "adamw":
-        return lambda group: torch.optim.AdamW([{**group, "lr": lr}])
-    if name in ("adamw-8bit", "adamw-4bit"):
-        from eckart.extras import require
-
-        optim = require("torchao.optim", extra="quant")
-        kind = optim.AdamW8bit if name == "adamw-8bit" else optim.AdamW4bit
-        made: Callable[[dict[str, Any]], Optimizer] = lambda group: kind([{**group, "lr": lr}])  # noqa: E731
-        return made
-    raise InputError(f"--per-layer with --optimizer {name}: choose adamw, adamw-8bit or adamw-4bit")
+    groups = hidden_groups(model, weight_decay)
+    if per_layer:
+        return PerLayer(groups, lambda group: make_optimizer(name, [group], lr, options))
+    return make_optimizer(name, groups, lr, options)
 
 
 class Checkpoints(TrainerCallback):
@@ -207,7 +183,7 @@ def trainer_of(
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=math.ceil(0.1 * given["steps"]),
         bf16=given["bf16"],
-        optim=TRAINERS.get(given["optimizer"], given["optimizer"]) if optimizer is None else "adamw_torch",
+        optim=given["optimizer"] if optimizer is None else "adamw_torch",
         eval_strategy="steps",
         eval_steps=given["eval_steps"],
         save_strategy="steps",
