@@ -35,6 +35,7 @@ RECOVERY = (
     "robust_altmin",
     "ranking",
 )
+DEFAULTS = "tests/recovery/test_defaults.py"
 TESTS = {
     "linalg": ["tests/linalg"],
     "recovery": ["tests/recovery"],
@@ -55,16 +56,17 @@ NEAR = {  # test files that are enough for a source file, first those that are l
         "streaming": ["tests/linalg/test_streaming.py", "tests/recovery/test_streaming.py"],
     },
     "recovery": {
-        key: ["tests/recovery/test_completion.py", "tests/recovery/test_ranking.py"] for key in RECOVERY
+        key: [DEFAULTS, "tests/recovery/test_completion.py", "tests/recovery/test_ranking.py"]
+        for key in RECOVERY
     }
-    | {key: ["tests/recovery/test_streaming.py"] for key in ("_stream", "streaming")}
+    | {key: [DEFAULTS, "tests/recovery/test_streaming.py"] for key in ("_stream", "streaming")}
     | {
-        key: ["tests/recovery/test_table.py", "tests/recovery/test_subgm.py"]
+        key: [DEFAULTS, "tests/recovery/test_table.py", "tests/recovery/test_subgm.py"]
         for key in ("subgm", "_measured", "_table")
     }
     | {
-        "matrix_sensing_gd": ["tests/recovery/test_matrix_sensing_gd.py"],
-        "hidden": ["tests/recovery/test_ranking.py"],
+        "matrix_sensing_gd": [DEFAULTS, "tests/recovery/test_matrix_sensing_gd.py"],
+        "hidden": [DEFAULTS, "tests/recovery/test_ranking.py"],
     },
 }
 SWAPS: dict[type, type] = {

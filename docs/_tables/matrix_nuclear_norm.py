@@ -62,6 +62,7 @@ def blocks() -> Blocks:
 def cost(case: str) -> str:
     names = {
         "column norms": "matrix nuclear norm",
+        "the plain form": "the same, in the operations of the authors' code",
         "entropy, Gram": "matrix entropy (smaller Gram matrix, float64)",
         "nuclear norm": "exact nuclear norm (singular values)",
         "entropy, SVD": "the paper's entropy (SVD of the d×d covariance)",

@@ -556,6 +556,7 @@ def test_an_empty_batch_is_no_mistake() -> None:
         ({"dt_min": 0.0}, r"dt_min=0\.0, dt_max=0\.1: give 0 < dt_min"),
         ({"dt_min": 0.2}, r"dt_min=0\.2, dt_max=0\.1: give 0 < dt_min <= dt_max"),
         ({"bandlimit": -1.0}, r"bandlimit=-1\.0: give a positive number"),
+        ({"bandlimit": 0.0}, r"bandlimit=0\.0: give a positive number"),
         ({"dropout": 1.0}, r"dropout=1\.0: give a number in \[0, 1\)"),
         ({"max_length": 0}, "max_length=0: give a positive length"),
         ({"norm": "batch"}, "norm='batch': choose one of layer, rms"),

@@ -229,3 +229,7 @@ def test_a_careful_step_after_refactoring_is_bounded_by_the_factors() -> None:
     )
     E, _ = gradient(operator, (F @ G.mT).flatten() - y, torch.full_like(y, 1 / 35), F, G)
     torch.testing.assert_close(end.F, F - 0.5 / wide * E)
+
+
+def test_a_step_size_with_nothing_said() -> None:
+    assert StepSize() == StepSize("normalized_geometric", 0.3, 0.98, 0.5, "spectral")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from eckart.metrics import (
     TwoNN,
     alpha_req,
     anisotropy,
+    effective_rank,
+    energy_rank,
     linear_cka,
     measure_states,
     normalised_states,
@@ -223,3 +226,31 @@ def test_means_over_texts() -> None:
     loose = TwoNN(discard=0.4)
     loose.update(h)
     torch.testing.assert_close(loose.compute(), two_nn(h, discard=0.4).mean())
+
+
+def test_options_left_out() -> None:
+    for function, options in {
+        alpha_req: {"first": 1, "last": None, "normalise": True},
+        two_nn: {"discard": 0.1},
+        energy_rank: {"energy": 0.9, "normalise": True},
+        effective_rank: {"power": 1.0, "normalise": True},
+    }.items():
+        parameters = inspect.signature(function).parameters
+        assert {n: p.default for n, p in parameters.items() if n not in ("hidden", "mask")} == options
+
+
+def test_eigenvalues_of_zero_take_no_part_in_the_slope() -> None:
+    """Two directions of eight: α = log₂ of the quotient of their eigenvalues."""
+    h = torch.nn.functional.pad(spectrum_of(np.array([5.0, 2.0]), 8), (0, 4))
+    assert alpha_req(h, normalise=False) == pytest.approx(math.log2(2.5))
+    assert alpha_req(torch.cat([h, h.new_zeros(3, 6)]), normalise=False) == pytest.approx(math.log2(2.5))
+
+
+@pytest.mark.parametrize("discard", [0.0, 0.3, 0.5])
+def test_two_nn_leaves_out_the_largest_share_and_always_the_last(discard: float) -> None:
+    h, n = points(10, 3), 10
+    near = torch.cdist(h, h).fill_diagonal_(torch.inf).sort(1).values
+    x = (near[:, 1] / near[:, 0]).log().sort().values
+    kept = min(math.floor(n * (1 - discard) + 1e-9), n - 1)
+    y = -torch.log(1 - torch.arange(1, kept + 1) / n)
+    torch.testing.assert_close(two_nn(h, discard=discard), (x[:kept] * y).sum() / (x[:kept] ** 2).sum())

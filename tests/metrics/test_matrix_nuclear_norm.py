@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -137,3 +138,38 @@ def test_a_text_without_a_score_leaves_the_gradient_of_the_others_alone() -> Non
 def test_another_number_of_columns_is_refused(D: object) -> None:
     with pytest.raises(ValueError, match=f"D = {D}: give a whole number of columns"):
         matrix_nuclear_norm(states(4, 4), D=D)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [1, 40, 108, 2**17], ids=lambda block: f"blocks of {block}")
+@pytest.mark.parametrize("D", [None, 2, 500])
+def test_without_a_gradient_blocks_of_rows_give_the_same(
+    block: int, D: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of 9 × 12: several in a block, one, a few rows, a single row; NaN in the padding changes nothing."""
+    monkeypatch.setattr(sys.modules[matrix_nuclear_norm.__module__], "BLOCK", block)
+    h = torch.stack([states(9, 12, seed=seed) + 3 * seed for seed in range(6)]).view(2, 3, 9, 12)
+    mask = torch.arange(9) < torch.tensor([[9, 4, 2], [1, 0, 7]]).unsqueeze(-1)
+    for real in (None, mask, mask.long()):
+        x = h if real is None else torch.where(mask.unsqueeze(-1), h, torch.nan)
+        for per_token in (True, False):
+            values = matrix_nuclear_norm(x, real, D=D, per_token=per_token)
+            wanted = matrix_nuclear_norm(x.clone().requires_grad_(), real, D=D, per_token=per_token)
+            torch.testing.assert_close(values, wanted.detach(), equal_nan=True, **CLOSE)
+            assert values.isnan().sum() == (0 if real is None else 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_blocks_are_widened_before_the_mean_is_taken(dtype: torch.dtype) -> None:
+    h = (states(300, 20) + 40).to(dtype)
+    value = matrix_nuclear_norm(h)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, matrix_nuclear_norm(h.double()).float(), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_normalised_is_nan_in_blocks_too() -> None:
+    h = torch.stack([states(6, 9)] * 4)
+    h[1] = 1.0
+    h[2, 3, 4] = torch.inf
+    h[3, 2] = h[3, [0, 1, 3, 4, 5]].mean(0)
+    assert matrix_nuclear_norm(h).isnan().tolist() == [False, True, True, True]
+    assert matrix_nuclear_norm(h[:, :0]).isnan().all() and matrix_nuclear_norm(h[:0]).shape == (0,)

@@ -87,6 +87,13 @@ def measure(
         int,
         option("N", "Tokens at the start of each text that do not count, such as attention sinks."),
     ] = 0,
+    cka: Annotated[
+        bool,
+        flag(
+            "--cka",
+            help="Also compare all layers, of each model and of each two, by linear CKA: cka.csv, cka.svg.",
+        ),
+    ] = False,
     batch_size: Annotated[int, option("N", "Texts in memory at a time.")] = 16,
     output: Annotated[
         Path | None,
@@ -108,7 +115,7 @@ def measure(
     for name in names:
         if name not in (*USUAL, *FURTHER):
             raise InputError(f"unknown metric {name!r}: {hint(name, (*USUAL, *FURTHER))}")
-    Settings(names, numbers, split, max_length, limit, skip_first, window)
+    Settings(names, numbers, split, max_length, limit, skip_first, window, cka)
     if output is not None:
         check_directory(output, overwrite, inputs_of(model or (), data))
     for directory in model or (None,):
@@ -132,6 +139,7 @@ def measure(
                 batch_size=batch_size,
                 skip_first=skip_first,
                 window=window,
+                cka=cka,
                 output=output,
                 overwrite=overwrite,
                 on_text=on_text,
@@ -153,6 +161,11 @@ def measure(
     what = f"windows of {max_length:,} tokens" if window else "texts"
     told = [f"Means over {models[0].texts:,} {what} of {measurement.data} with their 95 % intervals."]
     told += [f"Note: {note}." for note in measurement.notes]
+    for pair in measurement.likeness:
+        two = f"layers {pair.layers[0]} and {pair.layers[-1]} of {pair.model}", pair.cka[0][-1]
+        if pair.model != pair.other:
+            two = f"the last layers of {pair.model} and {pair.other}", pair.cka[-1][-1]
+        told.append("CKA of {}: {:.3f}".format(*two))
     if output is not None:
         told.append(f"Written: {output}")
     return Answer(measurement.to_dict(), (rows, *told))

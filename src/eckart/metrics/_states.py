@@ -79,7 +79,7 @@ def read_states(
     Raises:
         InputError: no floating-point tensor of at least two dimensions, or a mask of another type, shape or values.
     """
-    real = _checked(hidden, mask)
+    real = checked(hidden, mask)
     if hidden.shape[-2] == 0:
         hidden, real = (
             hidden.new_zeros(*hidden.shape[:-2], 1, hidden.shape[-1]),
@@ -95,13 +95,30 @@ def read_states(
     mean = x.sum(-2, keepdim=True) / count.clamp(min=1)[..., None, None]
     x = x - mean
     length = torch.where(real, torch.linalg.vector_norm(x, dim=-1), 0.0)
-    typical = torch.linalg.vector_norm(mean, dim=(-2, -1)) + length.sum(-1) / count.clamp(min=1)
-    floor = ROUNDING * torch.finfo(x.dtype).eps * typical
-    usable = (length > floor.unsqueeze(-1)) & length.isfinite()
-    valid = (count > 1) & (usable | ~real).all(-1)
+    usable, valid = measurable(length, mean.squeeze(-2), real, count)
     kept = usable & valid.unsqueeze(-1)
     z = x / torch.where(kept, length, 1.0).unsqueeze(-1)
-    return States(torch.where(kept.unsqueeze(-1), z, 0.0), real, count, valid)
+    return States(z.masked_fill_(~kept.unsqueeze(-1), 0.0), real, count, valid)
+
+
+def measurable(
+    length: Float[Tensor, "*batch n"],
+    mean: Float[Tensor, "*batch d"],
+    real: Bool[Tensor, "*batch n"],
+    count: Int[Tensor, "*batch"],
+) -> tuple[Bool[Tensor, "*batch n"], Bool[Tensor, "*batch"]]:
+    """Which tokens are more than rounding away from the mean token, and which texts have two tokens and only such.
+
+    Args:
+        length: distances from the mean token, 0 for padding.
+        mean: the mean token.
+        real: the rows that are tokens.
+        count: of each text, tokens.
+    """
+    typical = torch.linalg.vector_norm(mean, dim=-1) + length.sum(-1) / count.clamp(min=1)
+    floor = ROUNDING * torch.finfo(length.dtype).eps * typical
+    usable = (length > floor.unsqueeze(-1)) & (length < torch.inf)
+    return usable, (count > 1) & (usable | ~real).all(-1)
 
 
 def normalised_states(
@@ -129,7 +146,8 @@ def normalised_states(
     return torch.where(known, states.matrix, torch.nan)[..., : hidden.shape[-2], :]
 
 
-def _checked(hidden: Tensor, mask: Tensor | None) -> Bool[Tensor, "*batch n"]:
+def checked(hidden: Tensor, mask: Tensor | None) -> Bool[Tensor, "*batch n"]:
+    """The rows that are tokens; anything that is no hidden states or no mask is refused."""
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
         kind = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__
         raise InputError(f"hidden is {kind}: give a tensor of real floating-point numbers")

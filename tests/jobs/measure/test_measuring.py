@@ -20,6 +20,7 @@ from tiny_models import bert_config, gpt2_config, save_bert, save_gpt2, save_rev
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     BertModel,
     FNetConfig,
@@ -33,7 +34,7 @@ from transformers import (
 
 from eckart import metrics
 from eckart.data.read import read_data
-from eckart.data.splits import PARTS
+from eckart.data.splits import PARTS, sample
 from eckart.errors import InputError
 from eckart.jobs.measure import measuring as room
 from eckart.jobs.measure.layer_scores import Moments
@@ -382,6 +383,83 @@ def test_texts_without_a_score_are_noted_or_refused(gpt2: Path, tmp_path: Path) 
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("film", "book", "bad")))
     with pytest.raises(InputError, match="none of 3 texts has a score"):
         measure(gpt2, path, **SMALL)
+
+
+def test_metrics_that_need_more_tokens_say_so(gpt2: Path, tmp_path: Path) -> None:
+    """Two tokens suffice for an entropy, three for a slope of eigenvalues, four for two neighbours each."""
+    path = tmp_path / "short.jsonl"
+    words = ("film", "the book", "a long book", "a very long book", "the film was very good")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    names = ["matrix_entropy", "alpha_req", "two_nn"]
+    found = measure(gpt2, path, **SMALL, metrics=names)
+    skipped = {name: found.models[0].at()[name].skipped for name in names}
+    assert skipped == {"matrix_entropy": 1, "alpha_req": 2, "two_nn": 3}
+    for note, (name, least) in zip(
+        found.notes[-3:], {"score": 2, "alpha_req": 3, "two_nn": 4}.items(), strict=True
+    ):
+        count = skipped.get(name, skipped["matrix_entropy"])
+        assert f"{count} of 5 texts have no {name}, with fewer than {least} tokens" in note
+
+
+# How alike layers are
+
+
+def test_cka_is_that_of_the_mean_states(bert: Path, gpt2: Path, reviews: Path, tmp_path: Path) -> None:
+    settings = SMALL | {"metrics": ["stable_rank"], "skip_first": 1, "cka": True}
+    found = measure([gpt2, bert], reviews, **settings, output=tmp_path / "out")
+    means = []
+    for path in (gpt2, bert):
+        model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+        read = read_data(reviews, labelled=False)
+        inputs = [text for part in PARTS for text in read.splits[part].inputs]
+        chosen = [inputs[i] for i in sample(None, len(inputs), 20, seed=0)]
+        with torch.no_grad():
+            texts = [tokenizer(text, truncation=True, max_length=32, return_tensors="pt") for text in chosen]
+            states = [model(**text, output_hidden_states=True).hidden_states for text in texts]
+        means.append([torch.stack([s[i][0, 1:].mean(0) for s in states]) for i in range(len(states[0]))])
+    assert [(pair.model, pair.other) for pair in found.likeness] == [
+        *((str(gpt2), str(gpt2)), (str(gpt2), str(bert)), (str(bert), str(bert)))
+    ]
+    for pair, (one, two) in zip(found.likeness, ((0, 0), (0, 1), (1, 1)), strict=True):
+        wanted = metrics.LinearCKA()
+        wanted.update(means[one], means[two])
+        torch.testing.assert_close(torch.tensor(pair.cka).double(), wanted.compute(), rtol=1e-4, atol=1e-5)
+    rows = read_csv(tmp_path / "out" / "cka.csv")
+    assert list(rows[0]) == ["model", "layer", "other", "other_layer", "cka"]
+    between = [row for row in rows if row["model"] != row["other"]]
+    assert [(int(r["layer"]), int(r["other_layer"])) for r in between] == [
+        (a, b) for a in range(len(means[0])) for b in range(len(means[1]))
+    ]
+    assert float(between[1]["cka"]) == pytest.approx(found.likeness[1].cka[0][1])
+    picture = ElementTree.parse(tmp_path / "out" / "cka.svg").getroot()
+    maps = [group for group in picture.iter() if "mark-rect role-mark" in group.get("class", "")]
+    assert [len(list(map)) for map in maps] == [len(pair.rows()) for pair in found.likeness]
+    assert (
+        json.loads((tmp_path / "out" / "measure.json").read_text())["cka"][1]["cka"]
+        == found.likeness[0].cka[0][1]
+    )
+    again = measure([gpt2, bert], reviews, **settings, output=tmp_path / "out")
+    assert again.likeness == found.likeness
+
+
+def test_many_texts_are_compared_in_parts(gpt2: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    update = metrics.LinearCKA.update
+    monkeypatch.setattr(
+        metrics.LinearCKA, "update", lambda self, a, b: (seen.append(len(a[0])), update(self, a, b))
+    )
+    monkeypatch.setattr("eckart.jobs.measure.likeness.AT_ONCE", 8)
+    (pair,) = measure(gpt2, reviews, **SMALL, cka=True).likeness
+    assert seen == [7, 7, 6]
+    assert [line[i] for i, line in enumerate(pair.cka)] == pytest.approx([1.0] * len(pair.layers))
+
+
+def test_cka_needs_four_texts_with_tokens(gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("bad", *TEXTS[:2], TEXTS[3])))
+    assert len(measure(gpt2, path, **SMALL, cka=True).likeness) == 1
+    with pytest.raises(InputError, match="--cka: 3 texts have a token that counts: give at least 4"):
+        measure(gpt2, path, **SMALL, cka=True, skip_first=1)
 
 
 def test_progress_goes_over_all_models(bert: Path, gpt2: Path, texts: Path) -> None:

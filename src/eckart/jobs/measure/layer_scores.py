@@ -30,6 +30,7 @@ def measure_model(
     layers: Layers = "all",
     skip_first: int = 0,
     on_batch: Callable[[Int[Tensor, " b"], Mapping[str, Float[Tensor, " b"]]], None] | None = None,
+    on_means: Callable[[list[Float[Tensor, "b _"]]], None] | None = None,
 ) -> ModelScores:
     """Measure the hidden states of one model over batches of token ids, one batch in memory at a time.
 
@@ -45,6 +46,7 @@ def measure_model(
             those after the model's final norm.
         skip_first: tokens at the start of each text that do not count, such as attention sinks.
         on_batch: called after every batch with the tokens that count of each text, and its metrics in the last layer.
+        on_means: called after every batch with the mean state of each text in every layer, 0 without a token.
 
     Raises:
         InputError: no batches, an unknown metric, a layer that is not there, a mask of another shape, a model that
@@ -58,7 +60,11 @@ def measure_model(
     model.eval()
     try:
         for ids, mask in batches:
-            numbers, width, counts, values = _measure_batch(model, ids, mask, metrics, layers, skip_first)
+            numbers, width, counts, values, means = _measure_batch(
+                model, ids, mask, metrics, layers, skip_first, on_means is not None
+            )
+            if on_means is not None:
+                on_means(means)
             moments.add(values)
             tokens, texts = tokens + int(counts.sum()), texts + len(counts)
             if on_batch is not None:
@@ -73,9 +79,15 @@ def measure_model(
 
 @torch.no_grad()
 def _measure_batch(
-    model: nn.Module, ids: Tensor, mask: Tensor, metrics: Sequence[str], layers: Layers, skip_first: int
-) -> tuple[list[int], int, Int[Tensor, " b"], Float[Tensor, "layers metrics b"]]:
-    """Layers, width, tokens that count, and the values of one batch; its hidden states go when this returns."""
+    model: nn.Module,
+    ids: Tensor,
+    mask: Tensor,
+    metrics: Sequence[str],
+    layers: Layers,
+    skip_first: int,
+    averaged: bool,
+) -> tuple[list[int], int, Int[Tensor, " b"], Float[Tensor, "layers metrics b"], list[Float[Tensor, "b _"]]]:
+    """Layers, width, tokens that count, values and mean states of one batch; its hidden states go when this returns."""
     if ids.dim() != 2 or mask.shape != ids.shape:
         raise InputError(
             f"a batch has ids {tuple(ids.shape)} and a mask {tuple(mask.shape)}: give both as (texts, tokens)"
@@ -86,7 +98,7 @@ def _measure_batch(
     numbers = _numbers(layers, len(states) - 1)
     counted = mask & (mask.cumsum(1) > skip_first)
     counts = counted.sum(1)
-    found = []
+    found, means = [], []
     for number in numbers:
         state = states[number]
         values = measure_states(state, counted, metrics)
@@ -98,7 +110,10 @@ def _measure_batch(
         bound = (counts.clamp(max=state.shape[-1]) / counts).sqrt()
         values |= {f"{metric}_relative": values[metric] / bound for metric in metrics if metric in BOUNDED}
         found.append(torch.stack([values[column] for column in columns(metrics)]))
-    return numbers, states[-1].shape[-1], counts.cpu(), torch.stack(found).cpu()
+        if averaged:
+            real = torch.where(counted.unsqueeze(-1), state, 0.0)
+            means.append((real.sum(1) / counts.clamp(min=1).unsqueeze(1)).float().cpu())
+    return numbers, states[-1].shape[-1], counts.cpu(), torch.stack(found).cpu(), means
 
 
 def known_metrics(metrics: Sequence[str]) -> list[str]:

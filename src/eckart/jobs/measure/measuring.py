@@ -22,6 +22,7 @@ from eckart.files import atomic_write, locked, remove_owned
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
+from eckart.jobs.measure.likeness import likenesses
 from eckart.jobs.measure.scores import (
     MODELS,
     OWNED,
@@ -34,6 +35,9 @@ from eckart.jobs.measure.settings import ABOUT, Settings, check_directory, input
 from eckart.quiet import quiet
 from eckart.tasks.encode import check_length, load_tokenizer, token_blocks
 from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
+
+NEEDS = {"alpha_req": 3, "two_nn": 4}
+"""Tokens that differ which a text needs for a metric, where two do not suffice."""
 
 __all__ = ["METRICS", "Measurement", "ModelScores", "measure", "measure_model"]
 
@@ -54,6 +58,7 @@ def measure(
     batch_size: int = 16,
     skip_first: int = 0,
     window: bool = False,
+    cka: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     on_text: Callable[[int, int], None] | None = None,
@@ -79,7 +84,9 @@ def measure(
         skip_first: tokens at the start of each text that do not count.
         window: join the texts and cut them into windows of exactly ``max_length`` tokens, so that all have one length;
             no special tokens then but the one that ends a text.
-        output: directory for measure.csv, texts.csv, measure.svg and measure.json.
+        cka: also compare every layer with every other, of the same model and of the others, by linear CKA of the
+            mean states of the texts, which stay in memory: texts × layers × width numbers.
+        output: directory for measure.csv, texts.csv, measure.svg and measure.json; cka.csv and cka.svg with ``cka``.
         overwrite: begin anew where ``output`` holds something.
         on_text: called with how many texts are done and how many there are, those of all models together.
 
@@ -98,6 +105,7 @@ def measure(
         limit,
         skip_first,
         window,
+        cka,
     )
     directory = None if output is None else Path(output)
     if directory is not None:
@@ -114,7 +122,8 @@ def measure(
             there = read_earlier(directory / ABOUT, "measurement", lambda found: dict(found["settings"]))
             check_same(directory, "measurement", there, about, {"texts": "the texts have changed"})
         done = _measure_all(checkpoints, texts, settings, batch_size, directory, about, overwrite, on_text)
-        measurement = Measurement(read.name, done, [*notes, *_notes(done)], about)
+        likeness = likenesses(done) if cka else []
+        measurement = Measurement(read.name, done, [*notes, *_notes(done)], about, likeness)
         if directory is not None:
             measurement.write(directory)
     return measurement
@@ -208,6 +217,7 @@ def _measure_checkpoint(
     tokens = torch.zeros(len(items), dtype=torch.int32)
     values = torch.zeros(len(names), len(items))
     order: list[int] = []
+    states: list[Tensor] = []
     pads = (getattr(model.config, "pad_token_id", None), tokenizer.pad_token_id, 0)
     pad = next(token for token in pads if token is not None and token >= 0)
 
@@ -222,6 +232,12 @@ def _measure_checkpoint(
         values[:, rows] = torch.stack(list(found.values())).float()
         on_text(len(order), len(items))
 
+    def on_means(means: list[Tensor]) -> None:
+        if not states:
+            states.extend(mean.new_zeros(len(items), mean.shape[1]) for mean in means)
+        for state, mean in zip(states, means, strict=True):
+            state[order[-len(mean) :]] = mean
+
     with _naming(checkpoint):
         scores = measure_model(
             model.to(device()),
@@ -231,6 +247,7 @@ def _measure_checkpoint(
             layers=settings.layers,
             skip_first=settings.skip_first,
             on_batch=on_batch,
+            on_means=on_means if settings.cka else None,
         )
     if not any(score.n for score in scores.at().values()):
         raise InputError(
@@ -239,7 +256,7 @@ def _measure_checkpoint(
         )
     vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
     held = {"tokens": tokens} | dict(zip(names, values, strict=True))
-    return replace(scores, values=held, vocabulary=vocabulary)
+    return replace(scores, values=held, vocabulary=vocabulary, states=states)
 
 
 @contextmanager
@@ -285,8 +302,11 @@ def _notes(models: Sequence[ModelScores]) -> Iterator[str]:
             "of the other scores grow with the width where texts are longer than it"
         )
     for scores in models:
-        if skipped := max(score.skipped for score in scores.at().values()):
-            yield (
-                f"{scores.model}: {skipped:,} of {scores.texts:,} texts have no score, with fewer than two tokens that "
-                "differ, and are left out"
-            )
+        last = list(scores.at().values())
+        for name, least in {"score": 2, **NEEDS}.items():
+            skipped = [s.skipped for s in last if name == (s.metric if s.metric in NEEDS else "score")]
+            if any(skipped):
+                yield (
+                    f"{scores.model}: {max(skipped):,} of {scores.texts:,} texts have no {name}, with fewer than "
+                    f"{least} tokens that differ, and are left out"
+                )

@@ -1,4 +1,4 @@
-"""The picture of a measurement: one panel for each metric, one line for each model from its embeddings to its end."""
+"""The pictures of a measurement: metrics from the embeddings to the last layer, and how alike the layers are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eckart.jobs.charts import alt, svg
+from eckart.jobs.measure.likeness import Likeness
 
 ACROSS, SPAN, RISE = 3, 230, 150
 PLACES = "datum.value == 0 ? 'embeddings' : datum.value == 1 ? 'last' : 'middle'"
@@ -27,6 +28,38 @@ def draw(data: str, rows: Sequence[Mapping[str, Any]]) -> str:
         title={"text": head, "subtitle": words}
     )
     return svg(chart, f"{head}: {words}, from the embeddings to the last layer")
+
+
+def draw_likeness(data: str, pairs: Sequence[Likeness]) -> str:
+    """Heat maps of CKA, one for each model and each pair of models, the first layer at the bottom left.
+
+    Args:
+        data: name of the data set.
+        pairs: what `likenesses` gave.
+    """
+    head, words = f"Layers over {data}", "Linear CKA of the mean states of the texts, 0 the embeddings"
+    chart = alt.concat(*map(_map, pairs), columns=ACROSS, spacing=28).properties(
+        title={"text": head, "subtitle": words}
+    )
+    return svg(chart, f"{head}: {words}")
+
+
+def _map(pair: Likeness) -> Any:
+    place = {"sort": None, "axis": alt.Axis(labelAngle=0, labelOverlap=True, ticks=False, titleLimit=SPAN)}
+    return (
+        alt.Chart(alt.Data(values=pair.rows()))
+        .mark_rect()
+        .encode(
+            x=alt.X("other_layer:O", title=pair.other, **place),
+            y=alt.Y("layer:O", title=pair.model, scale=alt.Scale(reverse=True), **place),
+            color=alt.Color(
+                "cka:Q",
+                scale=alt.Scale(domain=[0, 1], scheme="blues", clamp=True),
+                legend=alt.Legend(title="CKA"),
+            ),
+        )
+        .properties(width=SPAN, height=SPAN)
+    )
 
 
 def _panel(rows: Sequence[Mapping[str, Any]], metric: str, models: list[str]) -> Any:

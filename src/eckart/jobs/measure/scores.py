@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,8 +16,12 @@ from eckart.escapes import cells
 from eckart.files import atomic_write
 from eckart.jobs.measure.settings import ABOUT
 
+if TYPE_CHECKING:
+    from eckart.jobs.measure.likeness import Likeness
+
 TABLE, TEXTS, PICTURE, MODELS = "measure.csv", "texts.csv", "measure.svg", "models"
-OWNED = (TABLE, TEXTS, PICTURE, ABOUT, f"{MODELS}/{'[0-9a-f]' * 64}.safetensors")
+CKA, MAP = "cka.csv", "cka.svg"
+OWNED = (TABLE, TEXTS, PICTURE, CKA, MAP, ABOUT, f"{MODELS}/{'[0-9a-f]' * 64}.safetensors")
 """Files of a measurement, those of the models by the SHA-256 of each."""
 
 
@@ -57,6 +61,7 @@ class ModelScores:
         scores: of every layer and metric, in that order.
         values: of each text in the order read, its tokens and its metrics in the last layer; of `measure` only.
         vocabulary: SHA-256 of the tokenizer's; of `measure` only.
+        states: mean state of each text in every layer, (texts, width); of `measure` with ``cka`` only.
     """
 
     model: str
@@ -67,6 +72,7 @@ class ModelScores:
     scores: list[Score]
     values: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     vocabulary: str = field(default="", repr=False)
+    states: Sequence[Tensor] = field(default=(), repr=False)
 
     @property
     def layers(self) -> list[int]:
@@ -79,19 +85,21 @@ class ModelScores:
         return {score.metric: score for score in self.scores if score.layer == layer}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the values of single texts, ready for JSON; None for what is not a number."""
-        plain = asdict(replace(self, values={}))
-        del plain["values"]
+        """Everything but the values and states of single texts, ready for JSON; None for what is not a number."""
+        plain = asdict(replace(self, values={}, states=()))
+        del plain["values"], plain["states"]
         plain["scores"] = [{name: _plain(x) for name, x in score.items()} for score in plain["scores"]]
         return plain
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any], values: Mapping[str, Tensor]) -> ModelScores:
+    def from_dict(
+        cls, plain: dict[str, Any], values: Mapping[str, Tensor], states: Sequence[Tensor] = ()
+    ) -> ModelScores:
         """What `to_dict` was made from."""
         rows: list[dict[str, Any]] = [
             {name: math.nan if x is None else x for name, x in row.items()} for row in plain["scores"]
         ]
-        return cls(**plain | {"scores": [Score(**row) for row in rows], "values": values})
+        return cls(**plain | {"scores": [Score(**row) for row in rows], "values": values, "states": states})
 
 
 @dataclass(frozen=True)
@@ -103,21 +111,26 @@ class Measurement:
         models: in the order given.
         notes: what to know before comparing them.
         settings: what decides the numbers besides the models.
+        likeness: CKA of the layers of each pair of models, where it was asked for.
     """
 
     data: str
     models: list[ModelScores]
     notes: list[str]
     settings: dict[str, Any]
+    likeness: list[Likeness] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """What measure.json holds."""
         models = [scores.to_dict() for scores in self.models]
-        return {"data": self.data, "models": models, "notes": self.notes, "settings": self.settings}
+        plain = {"data": self.data, "models": models, "notes": self.notes, "settings": self.settings}
+        return plain | (
+            {"cka": [row for pair in self.likeness for row in pair.rows()]} if self.likeness else {}
+        )
 
     def write(self, directory: Path) -> None:
-        """Write measure.csv, texts.csv, measure.svg and measure.json, each whole."""
-        from eckart.jobs.measure.picture import draw
+        """Write measure.csv, texts.csv, measure.svg, measure.json and what there is of CKA, each whole."""
+        from eckart.jobs.measure.picture import draw, draw_likeness
 
         with atomic_write(directory / TABLE) as path, path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
@@ -134,6 +147,13 @@ class Measurement:
                     table.writerow(cells((scores.model, text, *map(_plain, row))))
         with atomic_write(directory / PICTURE) as path:
             path.write_text(draw(self.data, self._points()), encoding="utf-8")
+        if self.likeness:
+            with atomic_write(directory / CKA) as path, path.open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file)
+                pairs = [row for pair in self.likeness for row in pair.rows()]
+                table.writerows([list(pairs[0]), *(list(row.values()) for row in pairs)])
+            with atomic_write(directory / MAP) as path:
+                path.write_text(draw_likeness(self.data, self.likeness), encoding="utf-8")
         with atomic_write(directory / ABOUT) as path:
             path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -158,7 +178,8 @@ def keep(path: Path, scores: ModelScores) -> None:
     from safetensors.torch import save_file
 
     with atomic_write(path) as file:
-        save_file(dict(scores.values), file, metadata={"scores": json.dumps(scores.to_dict())})
+        states = {f"states.{i}": state.contiguous() for i, state in enumerate(scores.states)}
+        save_file(dict(scores.values) | states, file, metadata={"scores": json.dumps(scores.to_dict())})
 
 
 def kept(path: Path) -> ModelScores | None:
@@ -169,7 +190,12 @@ def kept(path: Path) -> ModelScores | None:
         with safe_open(path, framework="pt") as file:
             plain = json.loads(file.metadata()["scores"])
             names = dict.fromkeys(["tokens", *(score["metric"] for score in plain["scores"])])
-            return ModelScores.from_dict(plain, {name: file.get_tensor(name) for name in names})
+            states = sum(name.startswith("states.") for name in set(file.keys()))
+            return ModelScores.from_dict(
+                plain,
+                {name: file.get_tensor(name) for name in names},
+                [file.get_tensor(f"states.{i}") for i in range(states)],
+            )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
 

@@ -25,6 +25,7 @@ class Settings:
     limit: int
     skip_first: int
     window: bool
+    cka: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str) and self.layers not in ("all", "last"):
