@@ -25,6 +25,7 @@ from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_ru
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
+from eckart.tasks.pretrained import base_name
 from eckart.tasks.trainer import Recipe, evaluate, make_trainer
 
 if TYPE_CHECKING:
@@ -285,13 +286,14 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
     base: Any = model.get_base_model()
-    if job.model is not None:
-        model.peft_config["default"].base_model_name_or_path = job.model
+    name = base_name(job.model)
+    if name is not None:
+        model.peft_config["default"].base_model_name_or_path = name
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        model_card(model, job.model, metrics, directory).save(folder / CARD)
+        model_card(model, name, metrics, directory).save(folder / CARD)
     remove_owned(directory, [_SAVED])

@@ -198,12 +198,13 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     """
     from eckart.jobs.federate.lora import final_adapter
     from eckart.tasks.instruments import device
+    from eckart.tasks.pretrained import base_name
     from eckart.tasks.trainer import evaluate
 
     model = final_adapter(task, state, plan.seed).to(device())
     config: Any = model.peft_config["default"]
     if plan.model is not None:
-        config.base_model_name_or_path = plan.model
+        config.base_model_name_or_path = base_name(plan.model)
     metrics = {
         "strategy": plan.strategy,
         "options": plan.options,
