@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def linear_of(out: int = 6, width: int = 9, dtype: torch.dtype = DOUBLE) -> nn.L
 
 def network(seed: int = 0, widths: tuple[int, ...] = (8, 6, 5, 3)) -> nn.Sequential:
     torch.manual_seed(seed)
-    layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
     return convert(nn.Sequential(*layers[:-1], nn.ReLU(), layers[-1]), "maestro", target_modules=r"\d+")
 
 

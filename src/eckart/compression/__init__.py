@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from eckart.face import lazy
 
 if TYPE_CHECKING:
+    from eckart.compression import loram
     from eckart.compression._compress import COMPRESSORS, compress, compressor
     from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
     from eckart.compression._layers import FactorizedEmbedding, FactorizedLinear
@@ -51,6 +52,7 @@ __all__ = [
     "fuse",
     "gather",
     "load",
+    "loram",
     "merge",
     "report",
     "save",
@@ -79,6 +81,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "nothing",
         "saves": "two thin layers for each linear layer, and a bias",
         "summary": "Keep the leading directions of each layer's outputs, their mean included.",
+    },
+    {
+        "slug": "loram",
+        "name": "LoRAM",
+        "family": "compression",
+        "paper": "Zhang et al., 2025",
+        "arxiv": "2502.13533",
+        "knob": "ratio",
+        "trains": "a LoRA on a pruned model, for `eckart adapt --loram`",
+        "saves": "the LoRA of the large model, and what was pruned",
+        "summary": "Train a LoRA on a model with fewer neurons and heads, use it with the whole one.",
     },
     {
         "slug": "modegpt",

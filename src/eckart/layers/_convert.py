@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -190,20 +191,14 @@ def _method(method: str) -> type[StructuredLayer]:
 
 def _required(cls: type[StructuredLayer], options: dict[str, Any]) -> dict[str, Any]:
     """The options, refused where the class has none of that name or lacks the rank."""
-    known = set(cls.__init__.__annotations__) - {
-        "in_features",
-        "out_features",
-        "bias",
-        "seed",
-        "device",
-        "dtype",
-        "return",
-    }
+    parameters = inspect.signature(cls).parameters
+    given_here = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = given_here - {"seed", "device", "dtype"}
     for name in options:
         if name not in known:
             raise InputError(
                 f"{name}={options[name]!r}: {cls.slug} has the options {', '.join(sorted(known))}"
             )
-    if "r" not in options and "r" not in (cls.__init__.__kwdefaults__ or {}):
+    if "r" not in options and parameters["r"].default is inspect.Parameter.empty:
         raise InputError(f"r is missing: give the rank of the {cls.slug} layers")
     return options

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class OrderedDropout:
         self.layers: dict[str, MaestroLayer] = {}
         self._handles: list[Any] = []
 
-    def attach(self, model: nn.Module, optimizer: Optimizer, *, steps: int | None = None) -> Self:
+    def attach(self, model: nn.Module, optimizer: Optimizer, *, steps: int | None = None) -> OrderedDropout:
         """Begin to act whenever the optimiser steps.
 
         Args:

@@ -74,7 +74,7 @@ def _convert(weights: Path, directory: Path) -> None:
     source: Any = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
     with quiet():
         loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        config = loaded.config
+        config: Any = loaded.config
         vars(config).pop("quantization_config", None)
         with torch.device("meta"):
             model = LlamaForCausalLM(config)
