@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 from eckart.face import lazy
 
 if TYPE_CHECKING:
-    from eckart.compression import loram
     from eckart.compression._compress import COMPRESSORS, compress, compressor
     from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
     from eckart.compression._layers import FactorizedEmbedding, FactorizedLinear
+    from eckart.compression._loram_files import load_pruned, save_pruned
     from eckart.compression._method import LayerRow
     from eckart.compression._report import Report
     from eckart.compression._saving import load, merge, report, save
     from eckart.compression._statistics import Statistics, gather
     from eckart.compression.afm import AFM, fuse
+    from eckart.compression.loram import Pruning
     from eckart.compression.lord import LoRD
     from eckart.compression.modegpt import MoDeGPT
     from eckart.compression.pela import PELA, Distillation
@@ -42,6 +43,7 @@ __all__ = [
     "LoRD",
     "MoDeGPT",
     "PlainSVD",
+    "Pruning",
     "Report",
     "Statistics",
     "TrainedRankPruning",
@@ -52,10 +54,11 @@ __all__ = [
     "fuse",
     "gather",
     "load",
-    "loram",
+    "load_pruned",
     "merge",
     "report",
     "save",
+    "save_pruned",
     "train_low_rank",
 ]
 
