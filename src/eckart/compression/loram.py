@@ -15,18 +15,17 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from eckart.compression._census import find_blocks, install
+from eckart.compression._criteria import CRITERIA, Criterion
 from eckart.errors import InputError
 from eckart.linalg.pruned import kept_indices, least, put, query_rows, smallest_entries, take
 
 Model = TypeVar("Model", bound=nn.Module)
-Criterion = Literal["magnitude", "random", "taylor", "unstructured", "semi"]
-CRITERIA = ("magnitude", "random", "taylor", "unstructured", "semi")
 PROJECTIONS = {
     "mlp.gate_proj": ("mlp", 0),
     "mlp.up_proj": ("mlp", 0),
@@ -156,11 +155,9 @@ def _blocks(model: nn.Module, layers: tuple[int, int] | None) -> dict[str, Any]:
     """The blocks that may be pruned, by name."""
     blocks = find_blocks(model)
     for name, block in blocks.items():
+        inside = dict(block.named_modules())
         for ending in PROJECTIONS:
-            if (
-                type(getattr(block.get_submodule(ending.split(".")[0]), ending.split(".")[1], None))
-                is not nn.Linear
-            ):
+            if type(inside.get(ending)) is not nn.Linear:
                 raise InputError(
                     f"{name} has no plain linear layer {ending}: LoRAM prunes blocks like Llama's"
                 )

@@ -22,6 +22,8 @@ from eckart.files import atomic_directory, atomic_write, locked, remove_owned
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
+from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
@@ -38,6 +40,8 @@ DEFAULT_BUDGET = "0.5%"
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
 OWNED = (
+    ALIGNED,
+    PRUNING,
     METRICS,
     RUN,
     CARD,
@@ -69,6 +73,7 @@ class Job:
     seed: int
     save_every: int
     validate_every: int
+    loram: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """The values as run.json gives them back."""
@@ -92,6 +97,7 @@ def finetune(
     seed: int = 0,
     save_every: int | None = None,
     validate_every: int | None = None,
+    loram: LoRAM | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_step: Callable[[int, int], None] | None = None,
@@ -118,6 +124,7 @@ def finetune(
         seed: of the data order, the head, the adapters and dropout.
         save_every: steps between checkpoints; a tenth of all when None.
         validate_every: steps between scores on the validation split; a tenth of all when None.
+        loram: train on a pruned base, and write the adapter of the whole one.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
         on_step: called after every step with how many are done and how many there are.
@@ -145,6 +152,8 @@ def finetune(
     lr, head_lr, options = plain(lr), plain(head_lr), {k: plain(v) for k, v in (options or {}).items()}
     config = get_config(method)
     refuse_taken(options)
+    if loram is not None:
+        check_loram(loram, config.slug)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     with locked(directory):
@@ -167,6 +176,7 @@ def finetune(
             seed=seed,
             save_every=save_every or every,
             validate_every=validate_every or every,
+            loram=None if loram is None else asdict(loram),
         )
         if earlier is not None:
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
@@ -179,9 +189,30 @@ def _run(
     job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
+    pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
+    adapted = _adapted(task, job)
+    if fresh:
+        remove_owned(directory, OWNED)
+        with atomic_write(directory / RUN) as file:
+            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    if pruned is not None and pruned.changes():
+        del adapted
+        pruned.change()
+        adapted = _adapted(task, job)
+    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
+    told: dict[str, Any] = {"seconds": round(seconds, 1), "resumed_at_step": begun}
+    if pruned is not None:
+        adapted, more = pruned.recover(adapted)
+        told |= more
+    metrics = _metrics(adapted, task, job, history) | told
+    _finish(adapted, task, job, directory, metrics)
+    return metrics
+
+
+def _adapted(task: Task, job: Job) -> PeftModel:
     from eckart.adapters import adapt
 
-    adapted = adapt(
+    return adapt(
         task.fresh_model(job.seed),
         job.method,
         budget=job.budget,
@@ -190,14 +221,6 @@ def _run(
         seed=job.seed,
         **job.options,
     )
-    if fresh:
-        remove_owned(directory, OWNED)
-        with atomic_write(directory / RUN) as file:
-            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
-    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
-    metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
-    _finish(adapted, task, job, directory, metrics)
-    return metrics
 
 
 class _Follow(TrainerCallback):
@@ -296,4 +319,4 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         model_card(model, name, metrics, directory).save(folder / CARD)
-    remove_owned(directory, [_SAVED])
+    remove_owned(directory, [_SAVED, ALIGNED])
