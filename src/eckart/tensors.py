@@ -1,12 +1,13 @@
-"""Safetensors files read with care: every tensor whole and of finite numbers."""
+"""Safetensors files read with care: every tensor whole and of finite numbers; and the state of what trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eckart.errors import InputError, first_line
+from eckart.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,3 +51,31 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; PyTorch does not ask this of numbers of eight bits."""
     tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
     return bool(tensor.isfinite().all())
+
+
+def save_state(path: str | Path, state: Mapping[str, Tensor], step: int) -> None:
+    """Write tensors and the step that they are of, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as file:
+        save_file({name: value.contiguous() for name, value in state.items()}, file, {"step": str(step)})
+
+
+def load_state(path: str | Path, shown: str) -> tuple[dict[str, Tensor], int]:
+    """What `save_state` wrote.
+
+    Args:
+        path: the file.
+        shown: whose state the message says it is.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+            return state, int((file.metadata() or {}).get("step", 0))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"the state {path} of {shown} cannot be read ({error})") from None

@@ -129,13 +129,17 @@ def test_names_choose_layers() -> None:
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("lora", {"r": 2}, "method='lora': choose one of lost, low-rank, sltrain"),
+        ("lora", {"r": 2}, "method='lora': choose one of lost, low-rank, maestro, sltrain"),
         ("sltrain", {"r": 17}, r"model\.layers\.0\.self_attn\.q_proj: r=17: a layer of shape \(16, 16\)"),
         ("lost", {"r": 16}, r"q_proj: r=16: a layer of shape \(16, 16\) takes a whole number from 1 to 15"),
         ("low-rank", {"r": 17}, "r=17"),
         ("sltrain", {}, "r is missing: give the rank of the sltrain layers"),
         ("lost", {"r": 2, "rho": 0.1}, r"rho=0\.1: lost has the options activation, columns"),
-        ("low-rank", {"r": 2, "target_modules": ["q"]}, r"target_modules=\['q'\] matches no linear layer"),
+        (
+            "low-rank",
+            {"r": 2, "target_modules": ["q"]},
+            r"target_modules=\['q'\] matches no layer that can be replaced",
+        ),
         ("low-rank", {"r": 2, "target_modules": "(q"}, r"target_modules='\(q': no regular expression"),
         ("low-rank", {"r": 2, "target_modules": ["norm"]}, "norm is a LlamaRMSNorm: only nn.Linear"),
     ],

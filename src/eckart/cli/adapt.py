@@ -33,7 +33,9 @@ from eckart.cli.options import (
     option,
 )
 from eckart.cli.words import fields, limits, options, targets
+from eckart.compression._criteria import CRITERIA
 from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.loram_options import pruning
 from eckart.tasks.optimizers import check_optimizer
 
 
@@ -89,6 +91,19 @@ def adapt(
     validate_every: Annotated[
         int | None, option("N", "Steps between scores on the validation split; likewise.", OUTPUT)
     ] = None,
+    loram: Annotated[
+        float | None,
+        option("RATIO", "Train on a base with this share pruned, write the adapter of the whole.", METHOD),
+    ] = None,
+    loram_criterion: Annotated[
+        str, option("NAME", f"Pruned by {', '.join(CRITERIA)}.", METHOD)
+    ] = "magnitude",
+    loram_align: Annotated[
+        int, option("N", "Steps in which all of the pruned base is trained first.", METHOD)
+    ] = 0,
+    loram_int8: Annotated[
+        bool, flag("--loram-int8", help="Keep the pruned base in eight bits.", panel=METHOD)
+    ] = False,
     resume: Annotated[
         bool,
         flag("--resume", help="Go on with the run that the output directory holds.", panel=OUTPUT),
@@ -112,6 +127,7 @@ def adapt(
     check_optimizer(optimizer)
     refuse_taken(given)
     check_method(method, given, budget)
+    pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     find_model(model)
     check_source(data, form)
@@ -137,6 +153,7 @@ def adapt(
                 seed=seed,
                 save_every=save_every,
                 validate_every=validate_every,
+                loram=pruned,
                 resume=resume,
                 overwrite=overwrite,
                 on_task=tell_task,

@@ -56,7 +56,11 @@ def adapters() -> list[str]:
 
 Model = Annotated[
     str | None,
-    option("MODEL", "Model directory or hub name; the built-in MiniLM when left out.", MODEL_AND_DATA),
+    option(
+        "MODEL",
+        "Model directory or hub name, or smollm2 (extra demo-lm); the built-in MiniLM when left out.",
+        MODEL_AND_DATA,
+    ),
 ]
 Data = Annotated[
     str | None,

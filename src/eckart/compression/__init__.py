@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from eckart.compression._compress import COMPRESSORS, compress, compressor
     from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
     from eckart.compression._layers import FactorizedEmbedding, FactorizedLinear
+    from eckart.compression._loram_files import load_pruned, save_pruned
     from eckart.compression._method import LayerRow
     from eckart.compression._report import Report
     from eckart.compression._saving import load, merge, report, save
     from eckart.compression._statistics import Statistics, gather
     from eckart.compression.afm import AFM, fuse
+    from eckart.compression.loram import Pruning
     from eckart.compression.lord import LoRD
     from eckart.compression.modegpt import MoDeGPT
     from eckart.compression.pela import PELA, Distillation
@@ -41,6 +43,7 @@ __all__ = [
     "LoRD",
     "MoDeGPT",
     "PlainSVD",
+    "Pruning",
     "Report",
     "Statistics",
     "TrainedRankPruning",
@@ -51,9 +54,11 @@ __all__ = [
     "fuse",
     "gather",
     "load",
+    "load_pruned",
     "merge",
     "report",
     "save",
+    "save_pruned",
     "train_low_rank",
 ]
 
@@ -79,6 +84,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "nothing",
         "saves": "two thin layers for each linear layer, and a bias",
         "summary": "Keep the leading directions of each layer's outputs, their mean included.",
+    },
+    {
+        "slug": "loram",
+        "name": "LoRAM",
+        "family": "compression",
+        "paper": "Zhang et al., 2025",
+        "arxiv": "2502.13533",
+        "knob": "ratio",
+        "trains": "a LoRA on a pruned model, for `eckart adapt --loram`",
+        "saves": "the LoRA of the large model, and what was pruned",
+        "summary": "Train a LoRA on a model with fewer neurons and heads, use it with the whole one.",
     },
     {
         "slug": "modegpt",

@@ -12,9 +12,12 @@ from eckart.face import lazy
 
 if TYPE_CHECKING:
     from eckart.layers._convert import convert, structured_layers, to_dense, trained_parameters
-    from eckart.layers._structured import StructuredLinear
+    from eckart.layers._cutting import cut, prune, recalibrate
+    from eckart.layers._structured import StructuredLayer, StructuredLinear
     from eckart.layers.lost import LOSTLinear
     from eckart.layers.low_rank import LowRankLinear
+    from eckart.layers.maestro import MaestroConv2d, MaestroLinear
+    from eckart.layers.ordered_dropout import OrderedDropout
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
@@ -27,6 +30,9 @@ __all__ = [
     "S4D",
     "LOSTLinear",
     "LowRankLinear",
+    "MaestroConv2d",
+    "MaestroLinear",
+    "OrderedDropout",
     "S4DBlock",
     "S4DConfig",
     "S4DForSequenceClassification",
@@ -35,9 +41,13 @@ __all__ = [
     "S4DRecurrence",
     "S4DTrainer",
     "SLTrainLinear",
+    "StructuredLayer",
     "StructuredLinear",
     "convert",
+    "cut",
     "param_groups",
+    "prune",
+    "recalibrate",
     "structured_layers",
     "to_dense",
     "trained_parameters",
@@ -54,6 +64,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "two factors and a few whole columns of each layer",
         "saves": "the same, and which columns",
         "summary": "Low-rank factors and a few dense columns, both designed by one SVD of the start.",
+    },
+    {
+        "slug": "maestro",
+        "name": "Maestro",
+        "family": "layers",
+        "paper": "Horváth, Laskaridis, Rajput & Wang, 2024",
+        "arxiv": "2308.14929",
+        "knob": "gp_lambda",
+        "trains": "two factors of each linear layer or convolution, their ranks in order of importance",
+        "saves": "the same, and which ranks are left",
+        "summary": "Factors of full rank, trained so that they can be cut to any size without training again.",
     },
     {
         "slug": "s4d",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 import eckart.layers.lost
 import eckart.layers.low_rank
+import eckart.layers.maestro
 import eckart.layers.sltrain  # noqa: F401  the classes enter the table
 from eckart.errors import InputError
-from eckart.layers._structured import STRUCTURED, StructuredLinear, build_layer
+from eckart.layers._structured import STRUCTURED, StructuredLayer, build_layer, sides
 from eckart.linalg.random import counter_key
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,14 +31,14 @@ def convert(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """Replace a model's linear layers by structured ones, to pretrain it.
+    """Replace a model's linear layers (with "maestro" its convolutions too) by structured ones, to pretrain it.
 
     A transformers model remembers what was replaced: `save_pretrained` writes it into config.json, and
     `from_pretrained` makes the same layers again.
 
     Args:
         model: changed in place. Structures that start from a dense weight start from the one it has now.
-        method: ``"sltrain"``, ``"lost"`` or ``"low-rank"``.
+        method: ``"sltrain"``, ``"lost"``, ``"low-rank"`` or ``"maestro"``.
         target_modules: a regular expression that matches a layer's whole name, or the ends of names such as
             ``["q_proj", "v_proj"]``; None: every linear layer whose name contains attn, attention or mlp.
         seed: everything random follows from it and the layer's name.
@@ -50,15 +52,16 @@ def convert(
             all; the model is then as it was.
     """
     cls = _method(method)
-    found = targets(model, target_modules)
-    for name, linear in found.items():
+    kinds = cls.kinds()
+    found = targets(model, target_modules, kinds)
+    for name, module in found.items():
         try:
-            cls.check(linear.in_features, linear.out_features, **_required(cls, options))
+            cls.check(*sides(module), **_required(cls, options))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     made = {
-        name: cls.from_linear(linear, counter_key(method, seed, name), **options)
-        for name, linear in found.items()
+        name: kinds[type(module)].from_module(module, counter_key(method, seed, name), **options)
+        for name, module in found.items()
     }
     for name, layer in made.items():
         install(model, name, layer.train(model.get_submodule(name).training))
@@ -67,7 +70,7 @@ def convert(
 
 
 def to_dense(model: Model) -> Model:
-    """Replace a model's structured layers by linear ones that give the same numbers, in place.
+    """Replace a model's structured layers by stock ones that give the same numbers, in place.
 
     Raises:
         InputError: a layer that is not linear; the model is then as it was.
@@ -75,11 +78,11 @@ def to_dense(model: Model) -> Model:
     made = {}
     for name, layer in structured_layers(model).items():
         try:
-            made[name] = layer.to_linear()
+            made[name] = layer.to_module()
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    for name, linear in made.items():
-        install(model, name, linear.train(model.training))
+    for name, module in made.items():
+        install(model, name, module.train(model.training))
     remember(model)
     return model
 
@@ -93,42 +96,51 @@ def trained_parameters(
         InputError: as `convert`.
     """
     cls = _method(method)
-    found = targets(model, target_modules)
+    found = targets(model, target_modules, cls.kinds())
     given = _required(cls, options)
     before = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    replaced = sum(linear.weight.numel() for linear in found.values())
-    counts = (cls.count(linear.in_features, linear.out_features, **given) for linear in found.values())
+    replaced = sum(a * b for a, b in map(sides, found.values()))
+    counts = (cls.count(*sides(module), **given) for module in found.values())
     return before - replaced + sum(counts)
 
 
-def structured_layers(model: nn.Module) -> dict[str, StructuredLinear]:
+def structured_layers(model: nn.Module) -> dict[str, StructuredLayer]:
     """Name → structured layer."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, StructuredLinear)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, StructuredLayer)}
 
 
-def targets(model: nn.Module, target_modules: str | Sequence[str] | None) -> dict[str, nn.Linear]:
-    """Name → linear layer that `convert` would replace.
+def targets(
+    model: nn.Module, target_modules: str | Sequence[str] | None, kinds: Collection[type[nn.Module]]
+) -> dict[str, Any]:
+    """Name → layer that `convert` would replace.
+
+    Args:
+        model: holds the layers.
+        target_modules: as in `convert`.
+        kinds: the types that the method replaces.
 
     Raises:
         InputError: none, or one that cannot be replaced: another kind of layer, or a weight that is shared.
     """
     matches = _matcher(target_modules)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    found = {}
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
         if not matches(name):
             continue
-        if type(module) is not nn.Linear:
+        if type(module) not in kinds:
             if isinstance(target_modules, str | None) or any(True for _ in module.children()):
                 continue
-            raise InputError(f"{name} is a {type(module).__name__}: only nn.Linear layers can be replaced")
+            known = " and ".join(f"nn.{kind.__name__}" for kind in kinds)
+            raise InputError(f"{name} is a {type(module).__name__}: only {known} layers can be replaced")
         if uses[id(module.weight)] > 1:
             raise InputError(f"{name} shares its weight with another layer: leave it out of target_modules")
         found[name] = module
     if not found:
-        some = [name for name, m in model.named_modules() if type(m) is nn.Linear][:5]
+        some = [name for name, m in model.named_modules() if type(m) in kinds][:5]
         raise InputError(
-            f"target_modules={target_modules!r} matches no linear layer: the model has {', '.join(some) or 'none'}"
+            f"target_modules={target_modules!r} matches no layer that can be replaced: the model has "
+            f"{', '.join(some) or 'none'}"
         )
     return found
 
@@ -171,28 +183,22 @@ def rebuild(model: nn.Module, modules: dict[str, dict[str, Any]]) -> None:
         install(model, name, build_layer(spec, dense.weight.device, dense.weight.dtype))
 
 
-def _method(method: str) -> type[StructuredLinear]:
+def _method(method: str) -> type[StructuredLayer]:
     if method not in STRUCTURED:
         raise InputError(f"method={method!r}: choose one of {', '.join(sorted(STRUCTURED))}")
     return STRUCTURED[method]
 
 
-def _required(cls: type[StructuredLinear], options: dict[str, Any]) -> dict[str, Any]:
+def _required(cls: type[StructuredLayer], options: dict[str, Any]) -> dict[str, Any]:
     """The options, refused where the class has none of that name or lacks the rank."""
-    known = set(cls.__init__.__annotations__) - {
-        "in_features",
-        "out_features",
-        "bias",
-        "seed",
-        "device",
-        "dtype",
-        "return",
-    }
+    parameters = inspect.signature(cls).parameters
+    given_here = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = given_here - {"seed", "device", "dtype"}
     for name in options:
         if name not in known:
             raise InputError(
                 f"{name}={options[name]!r}: {cls.slug} has the options {', '.join(sorted(known))}"
             )
-    if "r" not in options:
+    if "r" not in options and parameters["r"].default is inspect.Parameter.empty:
         raise InputError(f"r is missing: give the rank of the {cls.slug} layers")
     return options

@@ -1,4 +1,4 @@
-"""A linear layer whose weight has a structure: what all of them share, and the table of them."""
+"""Layers whose weight has a structure: what all of them share, and the tables of them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,86 @@ from torch.nn import functional as F
 
 from eckart.errors import InputError
 
-Layer = TypeVar("Layer", bound="type[StructuredLinear]")
-STRUCTURED: dict[str, type[StructuredLinear]] = {}
-"""Slug → class of every structured layer."""
+Layer = TypeVar("Layer", bound="type[StructuredLayer]")
+STRUCTURED: dict[str, type[StructuredLayer]] = {}
+"""Slug → class of every method: what takes the place of a linear layer."""
+PARTS: dict[str, type[StructuredLayer]] = {}
+"""Slug → class of what takes the place of other layers under one of these methods."""
 
 
-def register_layer(slug: str) -> Callable[[Layer], Layer]:
-    """Enter a class into `STRUCTURED`."""
+def register_layer(slug: str, *, part: bool = False) -> Callable[[Layer], Layer]:
+    """Enter a class into `STRUCTURED`, or into `PARTS`."""
 
     def enter(cls: Layer) -> Layer:
-        if slug in STRUCTURED:
+        if slug in STRUCTURED or slug in PARTS:
             raise InputError(f"layer {slug!r} is registered twice: give one of the two another slug")
         cls.slug = slug
-        STRUCTURED[slug] = cls
+        (PARTS if part else STRUCTURED)[slug] = cls
         return cls
 
     return enter
 
 
-class StructuredLinear(nn.Module):
+class StructuredLayer(nn.Module):
+    """A layer that takes the place of a stock one, and says in JSON what it is.
+
+    Attributes:
+        options: of the structure; with the sizes they make an equal layer.
+    """
+
+    slug: ClassVar[str]
+    options: dict[str, Any]
+
+    @classmethod
+    def kinds(cls) -> dict[type[nn.Module], type[StructuredLayer]]:
+        """Stock layer → the class that takes its place under this method."""
+        return {nn.Linear: cls}
+
+    @classmethod
+    def from_module(cls, module: Any, key: int, **options: Any) -> StructuredLayer:
+        """The layer that takes a stock layer's place before training.
+
+        Args:
+            module: gives sizes, type, device and bias, and what else the structure starts from.
+            key: 63 bits that everything random follows from.
+            options: of the class.
+
+        Raises:
+            InputError: an option out of its range for this layer.
+        """
+        raise NotImplementedError
+
+    def to_module(self) -> nn.Module:
+        """The stock layer that gives the same numbers.
+
+        Raises:
+            InputError: there is none.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, in_features: int, out_features: int, **options: Any) -> None:
+        """Refuse options that no layer with a weight of this size can have.
+
+        Raises:
+            InputError: the option, its value and the remedy.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def count(cls, in_features: int, out_features: int, **options: Any) -> int:
+        """Trained numbers of a layer with a weight of this size, without its bias."""
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        """What makes an equal layer to load into, as JSON: slug, sizes and options."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Make again what no checkpoint holds, once the weights are loaded."""
+
+
+class StructuredLinear(StructuredLayer):
     """y = x Wᵀ + b with a structured W (out, in); with a frozen base, y = x W₀ᵀ + x Wᵀ + b.
 
     A subclass gives ``branch``, x through its structure, ``structured_weight`` where that is linear, ``from_linear``
@@ -39,8 +100,6 @@ class StructuredLinear(nn.Module):
     Attributes:
         weight: W₀ (out, in), frozen, in the fine-tuning form; None where the layer is trained from scratch.
     """
-
-    slug: ClassVar[str]
 
     def __init__(
         self,
@@ -74,18 +133,11 @@ class StructuredLinear(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def check(cls, in_features: int, out_features: int, **options: Any) -> None:
-        """Refuse options that no layer of this size can have.
+    def from_module(cls, module: Any, key: int, **options: Any) -> StructuredLayer:
+        return cls.from_linear(module, key, **options)
 
-        Raises:
-            InputError: the option, its value and the remedy.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def count(cls, in_features: int, out_features: int, **options: Any) -> int:
-        """Trained numbers of a layer of this size, without its bias."""
-        raise NotImplementedError
+    def to_module(self) -> nn.Module:
+        return self.to_linear()
 
     def branch(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """x through the structure, without base and bias."""
@@ -98,9 +150,6 @@ class StructuredLinear(nn.Module):
             InputError: the branch is not linear.
         """
         raise NotImplementedError
-
-    def restore(self) -> None:
-        """Make again what no checkpoint holds, once the weights are loaded."""
 
     def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
         """y = x W_effᵀ + b."""
@@ -140,7 +189,6 @@ class StructuredLinear(nn.Module):
         return linear
 
     def spec(self) -> dict[str, Any]:
-        """What makes an equal layer to load into, as JSON: slug, sizes and options."""
         sizes = {"in_features": self.in_features, "out_features": self.out_features}
         return {"method": self.slug, **sizes, "bias": self.bias is not None, **self.options}
 
@@ -152,7 +200,7 @@ class StructuredLinear(nn.Module):
 
 def build_layer(
     spec: dict[str, Any], device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> StructuredLinear:
+) -> StructuredLayer:
     """The layer that a spec describes, its values to be loaded.
 
     Raises:
@@ -160,9 +208,16 @@ def build_layer(
     """
     given = dict(spec)
     slug = given.pop("method", None)
-    if slug not in STRUCTURED:
-        raise InputError(f"structured layer {slug!r} is not known: choose one of {', '.join(STRUCTURED)}")
-    return STRUCTURED[slug](**given, device=device, dtype=dtype)
+    known = STRUCTURED | PARTS
+    if slug not in known:
+        raise InputError(f"structured layer {slug!r} is not known: choose one of {', '.join(known)}")
+    return known[slug](**given, device=device, dtype=dtype)
+
+
+def sides(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a stock layer's weight as a matrix; a convolution's is (out, in · height · width)."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight[0].numel(), len(weight)
 
 
 def cast_for(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

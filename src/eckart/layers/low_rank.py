@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eckart.errors import InputError
 from eckart.layers._structured import StructuredLinear, check_rank, register_layer
+from eckart.linalg.ordered import balanced_factors
 
 
 @register_layer("low-rank")
@@ -68,13 +68,10 @@ class LowRankLinear(StructuredLinear):
         )
         if weight.device.type == "meta":
             return layer
-        if not bool(weight.isfinite().all()):
-            raise InputError("the layer's weight holds NaN or infinity: start from a finite one")
+        found = balanced_factors(weight, options["r"])
         with torch.no_grad():
-            u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-            root = s[: options["r"]].sqrt()
-            layer.lora_A.copy_(root[:, None] * vh[: len(root)])
-            layer.lora_B.copy_(u[:, : len(root)] * root)
+            layer.lora_A.copy_(found.first)
+            layer.lora_B.copy_(found.second)
             if layer.bias is not None:
                 layer.bias.copy_(linear.bias)
         return layer

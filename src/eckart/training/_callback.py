@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from eckart.errors import InputError
 
-if TYPE_CHECKING:
-    from eckart.training._base import Rule
+
+class Attachable(Protocol):
+    """What acts on a model while its optimiser steps: a `Rule`, or a layer's own procedure."""
+
+    @property
+    def slug(self) -> str:
+        """Its name in files and messages."""
+
+    def attach(self, model: Any, optimizer: Any, *, steps: int | None = None) -> Any:
+        """Begin to act."""
+
+    def detach(self) -> None:
+        """Stop."""
+
+    def save(self, path: str | Path) -> None:
+        """Write its state."""
+
+    def load(self, path: str | Path) -> None:
+        """Read its state."""
 
 
 class RuleCallback(TrainerCallback):
@@ -27,7 +44,7 @@ class RuleCallback(TrainerCallback):
         resume_from: the checkpoint that is resumed, where the training arguments do not name it.
     """
 
-    def __init__(self, rule: Rule, resume_from: str | Path | None = None) -> None:
+    def __init__(self, rule: Attachable, resume_from: str | Path | None = None) -> None:
         self.rule, self.resume_from = rule, resume_from
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from two_processes import launch
 
 SMALL = {"vocabulary": 300, "length": 32, "steps": 4, "eval_steps": 2, "save_steps": 2, "clip": 0.5}
-METHOD = {"method": "sltrain", "options": {"r": 4, "sparsity": 0.1}, "optimizer": "dct-adamw"}
+METHODS = {
+    "sltrain": {"options": {"r": 4, "sparsity": 0.1}, "optimizer": "dct-adamw"},
+    "maestro": {"options": {"gp_lambda": 0.01, "threshold": 0.5, "shrink_every": 2}},
+}
 
 
 def work(arguments: dict[str, Any]) -> None:
@@ -27,10 +30,13 @@ def launched(**arguments: Any) -> None:
     launch(__file__, json.dumps(arguments))
 
 
-def test_two_processes_train_as_one_does_and_resume(corpus: Path, arch: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_train_as_one_does_and_resume(
+    method: str, corpus: Path, arch: Path, tmp_path: Path
+) -> None:
     from eckart.jobs.pretrain.pretraining import pretrain
 
-    given = {"arch": str(arch), "data": str(corpus), **SMALL, **METHOD}
+    given = {"arch": str(arch), "data": str(corpus), **SMALL, "method": method, **METHODS[method]}
     one = pretrain(output=tmp_path / "one", batch=4, **given)
     launched(output=str(tmp_path / "two"), batch=2, **given)
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from eckart.errors import InputError
+from eckart.layers import cut, structured_layers
 
 METHODS = {
     "full": {},
     "sltrain": {"r": 4, "sparsity": 0.1},
     "lost": {"r": 4, "activation": "identity"},
     "low-rank": {"r": 4},
+    "maestro": {"gp_lambda": 0.01, "threshold": 0.01, "shrink_every": 2},
 }
 
 
@@ -71,12 +73,17 @@ def test_dense_export_gives_the_same_numbers_with_stock_layers(method: str, run:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "options"), [("adamw", {}), ("dct-adamw", {"rank": 3, "error_feedback": "int8"})]
+    ("method", "optimizer", "options"),
+    [
+        ("sltrain", "adamw", {}),
+        ("sltrain", "dct-adamw", {"rank": 3, "error_feedback": "int8"}),
+        ("maestro", "adamw", {}),
+    ],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
-    optimizer: str, options: dict[str, Any], run: Any, tmp_path: Path
+    method: str, optimizer: str, options: dict[str, Any], run: Any, tmp_path: Path
 ) -> None:
-    shared = {"method": "sltrain", "options": METHODS["sltrain"], "steps": 6}
+    shared = {"method": method, "options": METHODS[method], "steps": 6}
     shared |= {"optimizer": optimizer, "optimizer_options": options}
     whole = run(output=tmp_path / "whole", **shared)
     with pytest.raises(Stop):
@@ -115,6 +122,22 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
     assert run(steps=6, resume=True).loss == whole.loss
 
 
+def test_ranks_that_maestro_drops_are_not_written(run: Any, tmp_path: Path) -> None:
+    options = {"gp_lambda": 0.0, "threshold": 1.0, "shrink_every": 2}
+    report = run(method="maestro", options=options, per_layer=True, clip=0, bf16=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    layers = structured_layers(model).values()
+    assert all(len(layer.low_rank) == layer.rank <= 16 for layer in layers)
+    assert min(layer.rank for layer in layers) < 10
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    assert {"generator", "sweep", "position", "drawn", "ranks"} == set(
+        load_file(checkpoint / "rule-maestro.safetensors")
+    )
+    half = cut(model, 0.85)
+    assert half.num_parameters() < report.parameters
+
+
 def test_accumulated_passes_are_one_larger_batch(run: Any, tmp_path: Path) -> None:
     run(output=tmp_path / "a", batch=4, clip=0)
     run(output=tmp_path / "b", batch=2, accumulate=2, clip=0)
@@ -147,8 +170,15 @@ def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any
         ({"lr": math.nan}, "--lr nan: give a positive number"),
         ({"clip": -1.0}, r"--clip -1\.0: give a positive number"),
         ({"per_layer": True, "accumulate": 2}, "--per-layer with --accumulate 2"),
+        (
+            {"method": "maestro", "options": {"gp": 1}},
+            "--option gp: maestro has the options gp_lambda, hierarchical, r, sampling, shrink_every, threshold",
+        ),
+        ({"method": "maestro", "options": {"threshold": -1}}, "threshold=-1: give a number from 0 up"),
+        ({"method": "maestro", "options": {"shrink_every": 9}}, "shrink_every=9: the training ends after 4"),
+        ({"method": "maestro", "options": {"r": 17}}, "r=17: a layer of shape"),
         ({"per_layer": True}, "--per-layer with --clip 1: the norm"),
-        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, sltrain"),
+        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, sltrain"),
         ({"optimizer": "sgdm"}, "--optimizer sgdm: choose one of adamw, adamw-8bit"),
         ({"options": {"r": 4}}, "--option r: the full model has no options"),
         (

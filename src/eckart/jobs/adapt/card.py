@@ -9,7 +9,7 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from eckart.escapes import code, markdown, shell
-from eckart.hub import full_name
+from eckart.tasks.pretrained import base_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,7 +47,7 @@ def model_card(
     """
     config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
-        base_model=full_name(base) or "sentence-transformers/all-MiniLM-L6-v2",
+        base_model=base_name(base) or "sentence-transformers/all-MiniLM-L6-v2",
         library_name="peft",
         pipeline_tag=_PIPELINES[metrics["kind"]],
         tags=["eckart", "adapter", metrics["method"]],
@@ -75,7 +75,7 @@ what was added.
 ## Load it
 
 ```python
-{_snippet(model, task, full_name(base), directory.resolve()).strip()}
+{_snippet(model, task, base_name(base), directory.resolve()).strip()}
 ```
 
 PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with

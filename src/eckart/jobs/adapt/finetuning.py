@@ -20,14 +20,16 @@ from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
-from eckart.hub import full_name
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
+from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
 from eckart.tasks.optimizers import check_optimizer, check_resumable
+from eckart.tasks.pretrained import base_name
 from eckart.tasks.trainer import Recipe, evaluate, make_trainer
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ DEFAULT_BUDGET = "0.5%"
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
 OWNED = (
+    ALIGNED,
+    PRUNING,
     METRICS,
     RUN,
     CARD,
@@ -73,6 +77,7 @@ class Job:
     validate_every: int
     optimizer: str
     optimizer_options: dict[str, Any]
+    loram: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """The values as run.json gives them back."""
@@ -98,6 +103,7 @@ def finetune(
     seed: int = 0,
     save_every: int | None = None,
     validate_every: int | None = None,
+    loram: LoRAM | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_task: Callable[[dict[str, Any]], None] | None = None,
@@ -128,6 +134,7 @@ def finetune(
         seed: of the data order, the head, the adapters and dropout.
         save_every: steps between checkpoints; a tenth of all when None.
         validate_every: steps between scores on the validation split; a tenth of all when None.
+        loram: train on a pruned base, and write the adapter of the whole one.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
@@ -167,6 +174,8 @@ def finetune(
         raise InputError(
             f"target_modules is {target_modules!r}, but {config.slug} adapts no layer: leave it out"
         )
+    if loram is not None:
+        check_loram(loram, config.slug)
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     with locked(directory):
@@ -191,6 +200,7 @@ def finetune(
             validate_every=validate_every or every,
             optimizer=optimizer,
             optimizer_options=of_optimizer,
+            loram=None if loram is None else asdict(loram),
         )
         if earlier is not None:
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
@@ -205,12 +215,33 @@ def _run(
     job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
+    pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
+    adapted = _adapted(task, job)
+    if fresh:
+        remove_owned(directory, OWNED)
+        with atomic_write(directory / RUN) as file:
+            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    if pruned is not None and pruned.changes():
+        del adapted
+        pruned.change()
+        adapted = _adapted(task, job)
+    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
+    told: dict[str, Any] = {"seconds": round(seconds, 1), "resumed_at_step": begun}
+    if pruned is not None:
+        adapted, more = pruned.recover(adapted)
+        told |= more
+    metrics = _metrics(adapted, task, job, history) | told
+    _finish(adapted, task, job, directory, metrics)
+    return metrics
+
+
+def _adapted(task: Task, job: Job) -> PeftModel:
     from eckart.adapters import adapt, get_config
 
     sizes = get_config(job.method).for_task(
         target_modules=job.target_modules or task.default_targets, max_length=task.max_length
     )
-    adapted = adapt(
+    return adapt(
         task.fresh_model(job.seed),
         job.method,
         budget=job.budget,
@@ -218,14 +249,6 @@ def _run(
         seed=job.seed,
         **{**sizes, **job.options},
     )
-    if fresh:
-        remove_owned(directory, OWNED)
-        with atomic_write(directory / RUN) as file:
-            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
-    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
-    metrics = _metrics(adapted, task, job, history) | {"seconds": round(seconds, 1), "resumed_at_step": begun}
-    _finish(adapted, task, job, directory, metrics)
-    return metrics
 
 
 class _Follow(TrainerCallback):
@@ -319,7 +342,7 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
     base: Any = model.get_base_model()
     if job.model is not None:
-        model.peft_config["default"].base_model_name_or_path = full_name(job.model)
+        model.peft_config["default"].base_model_name_or_path = base_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
@@ -327,4 +350,4 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         model_card(model, task, job.model, metrics, directory).save(folder / CARD)
-    remove_owned(directory, [_SAVED])
+    remove_owned(directory, [_SAVED, ALIGNED])

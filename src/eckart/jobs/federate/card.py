@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.escapes import code, markdown
-from eckart.hub import full_name
+from eckart.tasks.pretrained import base_name
 
 if TYPE_CHECKING:
     from eckart.jobs.federate.plan import Plan
@@ -27,7 +27,7 @@ def model_card(plan: Plan, metrics: dict[str, Any], directory: Path) -> str:
         directory: where the card will be.
     """
     front = {
-        "base_model": full_name(plan.model) or "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model": base_name(plan.model) or "sentence-transformers/all-MiniLM-L6-v2",
         "library_name": "peft",
         "tags": ["eckart", "federated", "lora", plan.strategy],
     }

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from eckart.errors import InputError
 from eckart.escapes import named_cells
 from eckart.files import atomic_directory, atomic_write
-from eckart.hub import full_name
 from eckart.jobs.federate.card import model_card
 from eckart.jobs.federate.page import page
 
@@ -200,12 +199,13 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     """
     from eckart.jobs.federate.lora import final_adapter
     from eckart.tasks.instruments import device
+    from eckart.tasks.pretrained import base_name
     from eckart.tasks.trainer import evaluate
 
     model = final_adapter(task, state, plan.seed).to(device())
     config: Any = model.peft_config["default"]
     if plan.model is not None:
-        config.base_model_name_or_path = full_name(plan.model)
+        config.base_model_name_or_path = base_name(plan.model)
     metrics = {
         "strategy": plan.strategy,
         "options": plan.options,

@@ -25,7 +25,7 @@ class Pretrained:
 
     Attributes:
         method, arch, optimizer: as they were given.
-        parameters, trained: numbers of the model, and of those the trained ones.
+        parameters, trained: numbers of the model that is written, and of those the trained ones.
         steps, tokens: made, and seen.
         tokens_per_second: of all processes, without evaluation and saving.
         loss, perplexity, bits_per_byte: on the test split, which training never looks at, in nats and bits.
@@ -85,7 +85,7 @@ def pretrain(
         arch: ``"llama-2m"`` … ``"llama-7b"``, or the path of a config.json.
         output: the directory to make.
         data: a directory of text, Parquet or JSON lines, one such file, or ``"stdlib"``.
-        method: ``"full"``, or a structured layer: ``"sltrain"``, ``"lost"``, ``"low-rank"``.
+        method: ``"full"``, or a structured layer: ``"sltrain"``, ``"lost"``, ``"low-rank"``, ``"maestro"``.
         column: of the text in Parquet and JSON lines.
         tokenizer: a directory of one; None learns a byte-level BPE from the training documents.
         vocabulary: of a tokenizer that is learned.
@@ -105,7 +105,7 @@ def pretrain(
         seed: of the model, the supports and the order of the sequences.
         resume: go on from the last whole checkpoint.
         overwrite: replace what is in the directory.
-        options: of the structured layers, such as ``r`` and ``sparsity``.
+        options: of the structured layers, such as ``r`` and ``sparsity``; with Maestro those of `OrderedDropout`.
         optimizer_options: of the optimiser, such as ``rank``.
         on_step: called with (done, total).
 
@@ -169,11 +169,13 @@ def _run(
 ) -> Pretrained:
     from eckart.jobs.pretrain.architectures import check_arch, config_of
     from eckart.jobs.pretrain.preparation import RUNS, begin, check_same, prepare
+    from eckart.jobs.pretrain.regimes import finish, regime_of
     from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, optimizer_of, trainer_of
     from eckart.tasks.optimizers import check_resumable
 
     check_optimizer(given["optimizer"])
     check_arch(given["arch"])
+    regime, of_layers = regime_of(given["method"], given["options"], given["seed"])
     if resume:
         check_resumable(given["optimizer"])
         check_same(given, directory)
@@ -182,13 +184,19 @@ def _run(
     prepared = prepare(given, directory)
     ids = prepared.tokenizer
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
-    model = build(config, given["method"], given["seed"], given["options"])
+    model = build(config, given["method"], given["seed"], of_layers)
     names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
     optimizer = optimizer_of(model, *(given[name] for name in names))
-    trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step)
+    trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step, regime)
     start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
+    trained: Any = trainer.model
+    finish(regime, trained)
+    sizes = [(p.numel(), p.requires_grad) for p in trained.parameters()]
+    report = dataclasses.replace(
+        report, parameters=sum(n for n, _ in sizes), trained=sum(n for n, trains in sizes if trains)
+    )
     if trainer.is_world_process_zero():
         _write(given, directory, trainer, prepared.tokenizer, report)
     trainer.accelerator.wait_for_everyone()

@@ -17,10 +17,11 @@ from transformers.training_args import OptimizerNames
 
 from eckart.errors import InputError
 from eckart.files import atomic_write
-from eckart.layers import convert
+from eckart.layers import OrderedDropout, convert
 from eckart.layers._structured import STRUCTURED
 from eckart.optim import PerLayer, Spectron, hidden_groups
 from eckart.tasks.optimizers import OPTIMIZERS, make_optimizer
+from eckart.training._callback import RuleCallback
 
 FULL = "full"
 SPECTRON = "spectron"
@@ -159,6 +160,7 @@ def trainer_of(
     optimizer: Optimizer | None,
     splits: dict[str, Any],
     on_step: Callable[[int, int], None] | None,
+    regime: OrderedDropout | None,
 ) -> Pretrainer:
     """A Trainer: linear warm-up over a tenth of the steps, then a cosine to a tenth of the rate.
 
@@ -169,6 +171,7 @@ def trainer_of(
         optimizer: over it, or None where transformers makes one.
         splits: train and validation sequences.
         on_step: called with (done, total).
+        regime: what of the method acts in training, or None.
     """
     arguments = TrainingArguments(
         str(directory),
@@ -207,7 +210,7 @@ def trainer_of(
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         optimizers=(optimizer, None),
-        callbacks=[Checkpoints(), pace],
+        callbacks=[*(() if regime is None else (RuleCallback(regime),)), Checkpoints(), pace],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.pace = pace
