@@ -64,7 +64,7 @@ class Contender:
         from eckart.tasks.trainer import in_head
 
         if self.config is not None:
-            return get_peft_model(model, replace(self.config, seed=seed))
+            return get_peft_model(model, replace(cast("MethodConfig", self.config), seed=seed))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
         return model
