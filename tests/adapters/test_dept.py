@@ -2,10 +2,11 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
-from peft import PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tiny_models import bert_config, gpt2_config
 from torch import nn
 from transformers import (
@@ -29,6 +30,7 @@ from eckart.adapters import (
     saved_bytes,
     solve_budget,
     trainable_parameters,
+    walk,
 )
 from eckart.errors import InputError
 
@@ -324,6 +326,10 @@ def test_generation_with_and_without_a_cache(task, options):
 
 @pytest.mark.parametrize("task", [None, "SEQ_2_SEQ_LM"])
 def test_generation_of_an_encoder_and_decoder(task):
+    try:
+        get_peft_model(base("both"), LoraConfig(task_type=task, target_modules=["q"]))
+    except AttributeError:
+        pytest.skip("this PEFT wraps no such model of this transformers, whatever the adapter")
     model = adapted("both", task_type=task)
     given = {"input_ids": IDS, "attention_mask": MASK, "max_new_tokens": 6, "min_new_tokens": 6}
     found = model.generate(**given)
@@ -431,11 +437,9 @@ def test_compiles_whole(kind):
 def refused(make, *words):
     model = base("decoder")
     before = {name: (id(p), p.requires_grad) for name, p in model.named_parameters()}
-    with pytest.raises(InputError) as caught:
+    one_line = "^" + "".join(f"(?=.*{re.escape(word)})" for word in words) + r".*\Z"
+    with pytest.raises(InputError, match=one_line):
         make(model)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert all(word in message for word in words), message
     assert {name: (id(p), p.requires_grad) for name, p in model.named_parameters()} == before
     assert not any("eckart" in name for name, _ in model.named_modules())
     assert "generate" not in vars(model)
@@ -499,7 +503,7 @@ def test_what_there_is_nothing_to_merge_into():
     with pytest.raises(InputError, match="prompt"):
         export_lora(model, "nowhere")
     with pytest.raises(InputError, match="a prompt, which changes its input and no layer"):
-        eckart.training.ALLoRA().attach(model, torch.optim.SGD(prompt(model).parameters(), 0.1))
+        next(walk(model))  # as a rule does that is attached
     assert torch.equal(output(model), before)
 
 

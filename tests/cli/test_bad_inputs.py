@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eckart.adapters._registry import ADAPTERS
+from eckart.adapters._registry import ADAPTERS, PROMPTS
 from eckart.errors import InputError
 
 RUN = """
@@ -165,7 +165,7 @@ def constructors() -> Iterator[tuple[str, Callable[[], Any]]]:
         "target_modules": ("(", "[a"),
         "rank_pattern": ({"(": 2}, {"a": 0}, {"a": 2.5}, {"a": math.nan}),
     }
-    for slug, kind in sorted(ADAPTERS.items()):
+    for slug, kind in sorted([*ADAPTERS.items(), *PROMPTS.items()]):
         for name, values in bad.items():
             for value in values:
                 if name in kind.__dataclass_fields__:

@@ -285,7 +285,9 @@ def test_methods(run: Run) -> None:
     names = ("adapters", "compression", "federated", "layers", "metrics", "optim", "recovery", "training")
     families = [json.loads(run("methods", "--family", name, "--json")[1]) for name in names]
     assert [row for family in families for row in family] == rows
-    assert [row["slug"] for row in families[0]] == sorted(eckart.adapters.ADAPTERS)
+    assert [row["slug"] for row in families[0]] == sorted(
+        [*eckart.adapters.ADAPTERS, *eckart.adapters.PROMPTS]
+    )
     assert "unknown family 'adaptors'" in refusal(run("methods", "--family", "adaptors"))
 
 

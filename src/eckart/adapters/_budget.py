@@ -121,7 +121,8 @@ def solve_budget(model: nn.Module, config: C, budget: str | int) -> C:
     wanted = parse_budget(budget, count_parameters(model))
     if isinstance(config, PromptConfig):
         space = input_space(model)
-        return config.fitted(space, wanted.limit if wanted.unit == "parameters" else wanted.limit // 4)
+        limit = wanted.limit if wanted.unit == "parameters" else wanted.limit // 4
+        return cast(C, config.fitted(space, limit))
     shapes = target_shapes(model, config)
 
     def cost(candidate: AdapterConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from eckart.adapters._method import MethodConfig
 from eckart.errors import InputError
 from eckart.linalg.random import seeded_generator
-
-if TYPE_CHECKING:
-    from typing import Self
 
 
 @dataclass
@@ -58,7 +55,7 @@ class PromptConfig(MethodConfig):
     def for_task(cls, *, target_modules: str | list[str], max_length: int) -> dict[str, Any]:
         return {"max_length": max_length}
 
-    def fitted(self, space: InputSpace, limit: int | None = None) -> Self:
+    def fitted(self, space: InputSpace, limit: int | None = None) -> PromptConfig:
         """A copy in which every size that was left open is set.
 
         Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,6 @@ from eckart.adapters._prompts import InputSpace, Prompt, PromptConfig
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.random import seeded_generator
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _LONG_PROMPT = 100
 """Vectors of the prompt whose count is kept where nothing else sets the size. No longer one is made unasked: each is a
@@ -72,7 +69,7 @@ class DePTConfig(PromptConfig):
         if self.padding_side not in ("right", "left"):
             raise InputError(f"padding_side is {self.padding_side!r}: give 'right' or 'left'")
 
-    def fitted(self, space: InputSpace, limit: int | None = None) -> Self:
+    def fitted(self, space: InputSpace, limit: int | None = None) -> DePTConfig:
         width, positions = space.width, space.positions
         given, room = self.num_virtual_tokens, _MAX_LENGTH
         if positions is not None:
