@@ -106,7 +106,8 @@ def adapt(
     refuse_taken(given)
     check_method(method, given, budget)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
-    find_model(model)
+    if model is not None or data is None:  # else the data tell which one is meant
+        find_model(model, kind)
     check_source(data)
 
     from eckart.jobs.adapt.finetuning import finetune

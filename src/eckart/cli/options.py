@@ -56,7 +56,11 @@ def adapters() -> list[str]:
 
 Model = Annotated[
     str | None,
-    option("MODEL", "Model directory or hub name; the built-in MiniLM when left out.", MODEL_AND_DATA),
+    option(
+        "MODEL",
+        "Model directory or hub name; when left out a built-in one: MiniLM, for causal-lm a code model.",
+        MODEL_AND_DATA,
+    ),
 ]
 Data = Annotated[
     str | None,

