@@ -173,7 +173,8 @@ Source files of the standard library (licence: PSF-2.0), without test suites, ve
 ## Training
 
 {run["steps"]:,} updates of {RECIPE["batch"]} sequences of {RECIPE["length"]} tokens ({run["tokens"]:,} tokens),
-AdamW, bfloat16, on one core of a CPU. `log.csv` holds the losses. To repeat it, for about an hour:
+AdamW, bfloat16, on one core of a CPU. `log.csv` holds the losses. To repeat it (20 minutes of one
+core's time):
 
 ```bash
 eckart pretrain {recipe} --output run
