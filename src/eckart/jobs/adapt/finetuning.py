@@ -117,7 +117,7 @@ def finetune(
     checkpoints go.
 
     Args:
-        model: model directory or hub name; None for the built-in MiniLM.
+        model: model directory or hub name; None for a built-in one: MiniLM, for language modelling the code model.
         data: file, directory or hub name; None for Python's own docstrings.
         method: slug or alias, see `eckart.methods`.
         output: the directory to write.

@@ -72,7 +72,7 @@ def compare(
     ``output``.
 
     Args:
-        model: directory or hub name of a `transformers` model; the embedded MiniLM when None.
+        model: directory or hub name of a `transformers` model; an embedded one when None (see `find_model`).
         data: file, directory or hub name; the embedded docstrings of Python's standard library when None.
         methods: ``"all"``, ``"a,b,c"`` or a list. Head only, full fine-tuning and LoRA are always there.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"``, ``"1MB"`` saved, or a number of parameters.
@@ -121,7 +121,8 @@ def compare(
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
-    find_model(model)
+    if model is not None or data is None:  # else the data tell which one is meant
+        find_model(model, kind)
     check_source(data)
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")

@@ -58,7 +58,7 @@ def compress_model(
     While it runs, finished blocks lie in ``<output>.partial``; ``output`` appears whole at the end.
 
     Args:
-        model: model directory or hub name; None for the built-in MiniLM.
+        model: model directory or hub name; None for a built-in one: MiniLM, for language modelling the code model.
         data: file, directory or hub name, for calibration, healing and scores; None for Python's own docstrings.
         method: slug, see `eckart.methods`.
         output: the directory to write.

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Pretrained:
         steps, tokens: made, and seen.
         tokens_per_second: of all processes, without evaluation and saving.
         loss, perplexity, bits_per_byte: on the test split, which training never looks at, in nats and bits.
-        predicted, measured: bytes of memory by kind.
+        predicted, measured: bytes of memory by kind; empty where the model was sharded.
     """
 
     method: str
@@ -66,6 +67,7 @@ def pretrain(
     clip: float = 1.0,
     per_layer: bool = False,
     bf16: bool = False,
+    fsdp: bool = False,
     dense: bool = False,
     eval_steps: int = 250,
     save_steps: int = 250,
@@ -100,6 +102,8 @@ def pretrain(
         clip: largest norm of the gradient; 0 for none.
         per_layer: step inside the backward pass and free each gradient: one pass an update, no clipping, one process.
         bf16: mixed precision.
+        fsdp: of several processes each holds a share of weights, gradients and optimiser state (FSDP2), not a copy;
+            without checkpoints and without figures of memory.
         dense: write the trained model with ordinary linear layers.
         eval_steps, save_steps: every so many updates.
         seed: of the model, the supports and the order of the sequences.
@@ -117,7 +121,7 @@ def pretrain(
     given |= {"options": dict(options or {}), "optimizer_options": dict(optimizer_options or {})}
     given["tokenizer"] = None if tokenizer is None else str(tokenizer)
     directory = Path(output)
-    _check(given)
+    _check(given, resume)
     if not resume and _first():
         check_output(directory, overwrite=overwrite)
     try:
@@ -130,7 +134,7 @@ def pretrain(
         raise
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _check(given: Mapping[str, Any], resume: bool) -> None:
     for name in ("length", "steps", "batch", "accumulate", "eval_steps", "save_steps", "vocabulary"):
         least = 2 if name == "length" else 1
         if not isinstance(given[name], int) or given[name] < least:
@@ -146,6 +150,13 @@ def _check(given: Mapping[str, Any]) -> None:
     if given["per_layer"] and given["clip"] > 0:
         raise InputError(
             f"--per-layer with --clip {given['clip']:g}: the norm of all gradients is never known; pass --clip 0"
+        )
+    if given["fsdp"] and resume:
+        raise InputError("--fsdp with --resume: a sharded run keeps no checkpoints; start it again")
+    if given["fsdp"] and given["optimizer"] in ("galore-torch", "apollo", "muon", "spectron"):
+        raise InputError(
+            f"--fsdp with --optimizer {given['optimizer']}: it needs whole matrices; choose adamw, dct-adamw, trion or "
+            "galore, or leave --fsdp out"
         )
     if given["per_layer"] and _world() > 1:
         raise InputError(
@@ -170,12 +181,17 @@ def _run(
     from eckart.jobs.pretrain.architectures import check_arch, config_of
     from eckart.jobs.pretrain.preparation import RUNS, begin, check_same, prepare
     from eckart.jobs.pretrain.regimes import finish, regime_of
+    from eckart.jobs.pretrain.sharding import check_trainer, gathered, shard
     from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, optimizer_of, trainer_of
     from eckart.tasks.optimizers import check_resumable
 
     check_optimizer(given["optimizer"])
     check_arch(given["arch"])
     regime, of_layers = regime_of(given["method"], given["options"], given["seed"])
+    if regime is not None and given["fsdp"]:
+        raise InputError(
+            f"--fsdp with --method {given['method']}: its ranks cannot be shared out; leave it out"
+        )
     if resume:
         check_resumable(given["optimizer"])
         check_same(given, directory)
@@ -184,37 +200,39 @@ def _run(
     prepared = prepare(given, directory)
     ids = prepared.tokenizer
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
-    model = build(config, given["method"], given["seed"], of_layers)
+    make = partial(build, config, given["method"], given["seed"], of_layers)
+    model = make()
+    if given["fsdp"]:
+        shard(model)
     names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
     optimizer = optimizer_of(model, *(given[name] for name in names))
     trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step, regime)
+    if given["fsdp"]:
+        check_trainer(trainer)
     start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
-    trained: Any = trainer.model
-    finish(regime, trained)
-    sizes = [(p.numel(), p.requires_grad) for p in trained.parameters()]
-    report = dataclasses.replace(
-        report, parameters=sum(n for n, _ in sizes), trained=sum(n for n, trains in sizes if trains)
-    )
-    if trainer.is_world_process_zero():
-        _write(given, directory, trainer, prepared.tokenizer, report)
+    whole = gathered(trainer.model, make) if given["fsdp"] else trainer.model
+    if whole is not None:
+        finish(regime, whole)
+        sizes = [(p.numel(), p.requires_grad) for p in whole.parameters()]
+        report = dataclasses.replace(
+            report, parameters=sum(n for n, _ in sizes), trained=sum(n for n, trains in sizes if trains)
+        )
+        if trainer.is_world_process_zero():
+            _write(given, directory, whole, trainer.state.log_history, prepared.tokenizer, report)
     trainer.accelerator.wait_for_everyone()
     return report
 
 
 def _report(given: Mapping[str, Any], trainer: Any, prepared: Any) -> Pretrained:
     from eckart.jobs.pretrain.corpus import bits_per_byte
-    from eckart.jobs.pretrain.memory import measured, predicted
-    from eckart.jobs.pretrain.training import inner_optimizer
 
-    model, optimizer = trainer.model, inner_optimizer(trainer)
+    model = trainer.model
     loss = float(trainer.evaluate(prepared.splits["test"], metric_key_prefix="test")["test_loss"])
-    batch = trainer.data_collator([prepared.splits["train"][0]] * given["batch"])["input_ids"]
-    ids = batch.to(model.device)
+    held = {"predicted": {}, "measured": {}} if given["fsdp"] else _memory(given, trainer, prepared)
     numbers = [p.numel() for p in model.parameters()]
     steps = trainer.state.global_step
-    shared = {"per_layer": given["per_layer"], "autocast": trainer.mixed}
     return Pretrained(
         method=given["method"],
         arch=given["arch"],
@@ -227,26 +245,42 @@ def _report(given: Mapping[str, Any], trainer: Any, prepared: Any) -> Pretrained
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=bits_per_byte(loss, prepared.stored["test"]),
-        predicted=predicted(
-            model, optimizer, batch=given["batch"], length=given["length"], **shared
-        ).to_dict(),
-        measured=measured(model, optimizer, ids, **shared).to_dict(),
+        **held,
     )
 
 
+def _memory(given: Mapping[str, Any], trainer: Any, prepared: Any) -> dict[str, dict[str, int]]:
+    from eckart.jobs.pretrain.memory import measured, predicted
+    from eckart.jobs.pretrain.training import inner_optimizer
+
+    model, optimizer = trainer.model, inner_optimizer(trainer)
+    batch = trainer.data_collator([prepared.splits["train"][0]] * given["batch"])["input_ids"]
+    shared = {"per_layer": given["per_layer"], "autocast": trainer.mixed}
+    sizes = {"batch": given["batch"], "length": given["length"]}
+    return {
+        "predicted": predicted(model, optimizer, **sizes, **shared).to_dict(),
+        "measured": measured(model, optimizer, batch.to(model.device), **shared).to_dict(),
+    }
+
+
 def _write(
-    given: Mapping[str, Any], directory: Path, trainer: Any, tokenizer: Any, report: Pretrained
+    given: Mapping[str, Any],
+    directory: Path,
+    model: Any,
+    history: list[dict[str, Any]],
+    tokenizer: Any,
+    report: Pretrained,
 ) -> None:
     """Model and tokenizer, the log as CSV, the report, and a config.yaml that repeats the run."""
     import yaml
 
     from eckart.layers import to_dense
 
-    model = to_dense(trainer.model) if given["dense"] else trainer.model
+    model = to_dense(model) if given["dense"] else model
     with atomic_directory(directory / MODEL, overwrite=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    rows = [row for row in trainer.state.log_history if "loss" in row or "eval_loss" in row]
+    rows = [row for row in history if "loss" in row or "eval_loss" in row]
     columns = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
     with atomic_write(directory / LOG) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")

@@ -189,7 +189,7 @@ def trainer_of(
         optim=given["optimizer"] if optimizer is None else "adamw_torch",
         eval_strategy="steps",
         eval_steps=given["eval_steps"],
-        save_strategy="steps",
+        save_strategy="no" if given["fsdp"] else "steps",
         save_steps=given["save_steps"],
         save_total_limit=2,
         logging_steps=max(1, given["eval_steps"] // 10),
