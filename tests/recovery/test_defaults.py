@@ -6,6 +6,7 @@ import inspect
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -216,3 +217,11 @@ def test_the_first_block_of_a_centred_stream_has_no_say_in_its_drift() -> None:
     tops = (pca.block_rayleigh_.max(1))[1 : len(ends)]
     late = tops[len(tops) // 2 :]
     assert pca._drift() == pytest.approx(tops.max() / late.min()) and tops.argmax() == 0
+
+
+def test_names_that_are_all_unknown_have_no_score() -> None:
+    rng = np.random.default_rng(0)
+    clicks = pd.DataFrame({"user": rng.integers(0, 9, 60), "item": rng.integers(0, 7, 60)}).drop_duplicates()
+    model = MatrixCompletion(2, implicit=True, random_state=0).fit(clicks)
+    scores = model.ranking_scores(clicks.assign(user=100 + clicks.user), k=3)
+    assert scores.pop("users") == 0 and all(math.isnan(score) for score in scores.values())
