@@ -242,7 +242,8 @@ def main() -> None:
         }
         print(f"{room}: {report['killed']} of {len(chosen)} killed\n", flush=True)
         if arguments.file is None:
-            kept[room] = {"seed": arguments.seed, **report}
+            first = kept.get(room, {}).get("killed before", report["killed"])
+            kept[room] = {"seed": arguments.seed, "killed before": first, **report}
             RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
