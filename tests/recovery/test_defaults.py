@@ -225,3 +225,16 @@ def test_names_that_are_all_unknown_have_no_score() -> None:
     model = MatrixCompletion(2, implicit=True, random_state=0).fit(clicks)
     scores = model.ranking_scores(clicks.assign(user=100 + clicks.user), k=3)
     assert scores.pop("users") == 0 and all(math.isnan(score) for score in scores.values())
+
+
+def test_an_outlier_is_beyond_five_deviations_by_the_median() -> None:
+    """Dense noise, and errors of 2 to 12 of its deviations."""
+    rng = np.random.default_rng(0)
+    A, y = gaussian(psd(8, 1), 500)
+    y = y + 0.05 * rng.normal(size=500)
+    y[:40] += 0.05 * np.linspace(2, 12, 40)
+    model = RobustLowRank(1, random_state=0, validation_fraction=0).fit(A, y)
+    rest = np.abs(y - np.einsum("mij,ij->m", A, model.matrix_))
+    deviation = np.median(rest) / 0.6744897501960817
+    assert ((rest > 5.5 * deviation) & (rest < 9.5 * deviation)).sum() > 5
+    np.testing.assert_array_equal(model.outlier_mask_, rest > 5 * deviation)
