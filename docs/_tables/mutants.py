@@ -18,7 +18,14 @@ def blocks() -> Blocks:
         for room, r in rooms.items()
     ]
     alive = "".join(f"- `{told}`\n" for r in rooms.values() for told in r["survived"])
+    fresh = "".join(
+        f"Of {r['fresh']['sample']} fresh places of `{room}` {r['fresh']['killed']} were noticed; not "
+        f"{', '.join(f'`{told}`' for told in r['fresh']['survived'])}.\n"
+        for room, r in rooms.items()
+        if "fresh" in r
+    )
     return {
+        "fresh": fresh,
         "mutants": table(("room", "places", "sample", "noticed before", "noticed now"), lines),
         "survivors": alive,
     }
