@@ -1,11 +1,11 @@
-"""Matrix completion of up to ten million ratings beside cmfrec and implicit: held-out error, processor time, memory.
+"""Matrix completion of up to ten million ratings beside cmfrec and implicit: held-out error and processor time.
 
     python benchmarks/completion_peers.py [--draws 10800000]
 
 The ratings are made here: 3.5 + b_i + b'_j + u_i · v_j + .5 ε of rank 10, users and items of very unequal activity; a
-tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and its own process;
-memory is what its peak adds to that of the data. cmfrec's λ is the best of 1, 3 and 10 on what is held out, implicit's
-error is not one of ratings. Arms that are not installed are left out. Rows: benchmarks/results/completion_peers.json.
+tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and a process of its own.
+cmfrec has three λ, implicit's error is not one of ratings. Arms that are not installed are left out. Rows go to
+benchmarks/results/completion_peers.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -84,16 +83,15 @@ def measure(arm: str, draws: int) -> dict[str, Any]:
     seen, held, shape = ratings(draws)
     if arm != "eckart":
         importlib.import_module(ARMS[arm] or "")
-    peak, before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before = time.process_time()
     found = fit(arm, seen, held, shape)
-    spent, more = time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    spent = time.process_time() - before
     error = None if found is None else float(np.sqrt(np.nanmean((found - held[2]) ** 2)))
     return {
         "arm": arm,
         "ratings": len(seen[2]) + len(held[2]),
         "held-out RMSE": error,
         "processor seconds": spent,
-        "MiB": more / 1024,
     }
 
 

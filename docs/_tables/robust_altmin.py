@@ -32,6 +32,7 @@ def blocks() -> Blocks:
     )
     return {
         "ranking": ranking(),
+        "peers": peers(),
         "solvers": table(
             ("regressions", "error after 11 iterations", "factor of an iteration"),
             [
@@ -57,3 +58,18 @@ def ranking() -> str:
     names = next(iter(found.values()))
     lines = [(name, *(f"{mean(arms[name]['ndcg']):.4f}" for arms in found.values())) for name in names]
     return table(("nDCG@10", *found), lines)
+
+
+def peers() -> str:
+    found = rows("completion_peers", "benchmarks")
+    lines = [
+        (
+            {"eckart": "eckart, its defaults", "implicit": "implicit 0.7.3 ALS, 15 iterations"}.get(
+                r["arm"], f"{r['arm'].replace(' ', ', λ = ')}"
+            ),
+            "" if r["held-out RMSE"] is None else f"{r['held-out RMSE']:.4f}",
+            f"{r['processor seconds']:.1f}",
+        )
+        for r in found
+    ]
+    return f"{found[0]['ratings']:,} ratings:\n\n" + table(("", "held-out RMSE", "processor s"), lines)
