@@ -3,7 +3,7 @@
     python benchmarks/completion_peers.py [--draws 10800000]
 
 The ratings are made here: 3.5 + b_i + b'_j + u_i · v_j + .5 ε of rank 10, users and items of very unequal activity; a
-tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and a process of its own.
+tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and its own process.
 cmfrec has three λ, implicit's error is not one of ratings. Arms that are not installed are left out. Rows go to
 benchmarks/results/completion_peers.json.
 """
