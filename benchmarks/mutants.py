@@ -242,7 +242,10 @@ def main() -> None:
         }
         print(f"{room}: {report['killed']} of {len(chosen)} killed\n", flush=True)
         if arguments.file is None:
-            kept[room] = {"seed": arguments.seed, **report}
+            earlier = {
+                name: kept[room][name] for name in ("killed before", "fresh") if name in kept.get(room, {})
+            }
+            kept[room] = {"seed": arguments.seed, "killed before": report["killed"], **earlier, **report}
             RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

@@ -70,9 +70,11 @@ def main() -> None:
     users, items = (table[name].astype("category").cat.codes.to_numpy() for name in ("userId", "movieId"))
     shape = int(users.max()) + 1, int(items.max()) + 1
     rows = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    given = table.rating.to_numpy(np.float32)
     for kind, values in (
-        ("ratings as counts", table.rating.to_numpy(np.float32)),
+        ("ratings as counts", given),
         ("clicks", np.ones(len(table), np.float32)),
+        ("ratings of 4 and more as counts", np.where(given >= 4, given, 0)),
     ):
         for name, rank in rankers():
             scores = []
@@ -80,7 +82,7 @@ def main() -> None:
                 held = np.random.default_rng(split).random(len(table)) < 0.2
                 train, test = (
                     sp.csr_matrix((values[part], (users[part], items[part])), shape=shape)
-                    for part in (~held, held)
+                    for part in (~held & (values > 0), held & (values > 0))
                 )
                 scores.append(ranking_scores(rank(train), test))
             rows.setdefault(kind, {})[name] = {m: [s[m] for s in scores] for m in ("ndcg", "recall", "map")}

@@ -54,15 +54,28 @@ def blocks() -> Blocks:
         "layers": table(
             ("", "layer", "matrix nuclear norm", "matrix entropy", "effective rank", "stable rank"), layers
         ),
+        "plain-form": plain_form(),
         "short-texts": cost("n = 256"),
         "long-texts": cost("n = d"),
     }
 
 
+def plain_form() -> str:
+    lines = [
+        (
+            f"{r['tokens']:,} × {r['width']:,}",
+            f"{r['ms']:.2f}",
+            f"{r['plain form, ms']:.2f}",
+            f"{r['x plain form']:.2f}",
+        )
+        for r in rows("column_norms", "benchmarks")
+    ]
+    return table(("tokens × width", "ms", "plain form, ms", "ratio"), lines)
+
+
 def cost(case: str) -> str:
     names = {
         "column norms": "matrix nuclear norm",
-        "the plain form": "the same, in the operations of the authors' code",
         "entropy, Gram": "matrix entropy (smaller Gram matrix, float64)",
         "nuclear norm": "exact nuclear norm (singular values)",
         "entropy, SVD": "the paper's entropy (SVD of the d×d covariance)",

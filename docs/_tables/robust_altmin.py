@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from _rows import Blocks, result, row, rows, short, table
 
 
@@ -29,6 +31,8 @@ def blocks() -> Blocks:
         for solver, name in (("cg", "CG"), ("cholesky", "Cholesky"))
     )
     return {
+        "ranking": ranking(),
+        "peers": peers(),
         "solvers": table(
             ("regressions", "error after 11 iterations", "factor of an iteration"),
             [
@@ -47,3 +51,25 @@ def blocks() -> Blocks:
         + f"\nPeak memory at ten million ratings {gib:.1f} GiB, the data and their generation included. "
         f"Over k from 8 to 64 the exponents are {by_rank}.\n",
     }
+
+
+def ranking() -> str:
+    found = result("ranking", "benchmarks")
+    names = next(iter(found.values()))
+    lines = [(name, *(f"{mean(arms[name]['ndcg']):.4f}" for arms in found.values())) for name in names]
+    return table(("nDCG@10", *found), lines)
+
+
+def peers() -> str:
+    found = rows("completion_peers", "benchmarks")
+    lines = [
+        (
+            {"eckart": "eckart, its defaults", "implicit": "implicit 0.7.3 ALS, 15 iterations"}.get(
+                r["arm"], f"{r['arm'].replace(' ', ', λ = ')}"
+            ),
+            "" if r["held-out RMSE"] is None else f"{r['held-out RMSE']:.4f}",
+            f"{r['processor seconds']:.1f}",
+        )
+        for r in found
+    ]
+    return f"{found[0]['ratings']:,} ratings:\n\n" + table(("", "held-out RMSE", "processor s"), lines)

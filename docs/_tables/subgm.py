@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, listed, rows, short, table
+from _rows import Blocks, listed, row, rows, short, table
 
 
 def blocks() -> Blocks:
@@ -20,5 +20,26 @@ def blocks() -> Blocks:
         )
         + f"\nAt {shares[3]:.0%} outliers over-estimating the rank seven-fold, r′ = 20 = d, multiplies the error by "
         f"{full / exact:.1f}, and the square loss by {square / full:,.0f}.\n",
+        "genes": genes(),
         "starts": f"α = {listed(r['alpha'] for r in starts)} end at {floors}.\n",
     }
+
+
+def genes() -> str:
+    found = rows("gene_expression", "benchmarks")
+    cases = list(dict.fromkeys((r["data"], r["failed probes"]) for r in found))
+    lines = [
+        (
+            name,
+            *(
+                f"{row('gene_expression', 'benchmarks', **of(case), **{'filled by': name})['error']:.2f}"
+                for case in cases
+            ),
+        )
+        for name in dict.fromkeys(r["filled by"] for r in found)
+    ]
+    return table(("filled by", *(f"{data}, {failed:.0%} failed" for data, failed in cases)), lines)
+
+
+def of(case: tuple[str, float]) -> dict[str, object]:
+    return {"data": case[0], "failed probes": case[1]}

@@ -233,3 +233,10 @@ def test_a_careful_step_after_refactoring_is_bounded_by_the_factors() -> None:
 
 def test_a_step_size_with_nothing_said() -> None:
     assert StepSize() == StepSize("normalized_geometric", 0.3, 0.98, 0.5, "spectral")
+
+
+def test_a_start_that_fits_exactly_is_the_end_even_without_a_tolerance() -> None:
+    """A step of no length is as short as a bound of zero."""
+    operator = IdentityOperator((5, 7))
+    end = factored_descent(operator, (U @ V.mT).flatten(), U, V, eta=0.1, tol=0.0, max_iter=50)
+    assert end.converged and len(end.losses) == 2 and end.losses[-1] == 0

@@ -6,6 +6,7 @@ import inspect
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -216,3 +217,24 @@ def test_the_first_block_of_a_centred_stream_has_no_say_in_its_drift() -> None:
     tops = (pca.block_rayleigh_.max(1))[1 : len(ends)]
     late = tops[len(tops) // 2 :]
     assert pca._drift() == pytest.approx(tops.max() / late.min()) and tops.argmax() == 0
+
+
+def test_names_that_are_all_unknown_have_no_score() -> None:
+    rng = np.random.default_rng(0)
+    clicks = pd.DataFrame({"user": rng.integers(0, 9, 60), "item": rng.integers(0, 7, 60)}).drop_duplicates()
+    model = MatrixCompletion(2, implicit=True, random_state=0).fit(clicks)
+    scores = model.ranking_scores(clicks.assign(user=100 + clicks.user), k=3)
+    assert scores.pop("users") == 0 and all(math.isnan(score) for score in scores.values())
+
+
+def test_an_outlier_is_beyond_five_deviations_by_the_median() -> None:
+    """Dense noise, and errors of 2 to 12 of its deviations."""
+    rng = np.random.default_rng(0)
+    A, y = gaussian(psd(8, 1), 500)
+    y = y + 0.05 * rng.normal(size=500)
+    y[:40] += 0.05 * np.linspace(2, 12, 40)
+    model = RobustLowRank(1, random_state=0, validation_fraction=0).fit(A, y)
+    rest = np.abs(y - np.einsum("mij,ij->m", A, model.matrix_))
+    deviation = np.median(rest) / 0.6744897501960817
+    assert ((rest > 5.5 * deviation) & (rest < 9.5 * deviation)).sum() > 5
+    np.testing.assert_array_equal(model.outlier_mask_, rest > 5 * deviation)

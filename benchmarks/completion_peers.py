@@ -1,0 +1,122 @@
+"""Matrix completion of up to ten million ratings beside cmfrec and implicit: held-out error and processor time.
+
+    python benchmarks/completion_peers.py [--draws 10800000]
+
+The ratings are made here: 3.5 + b_i + b'_j + u_i · v_j + .5 ε of rank 10, users and items of very unequal activity; a
+tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and its own process.
+cmfrec has three λ, implicit's error is not one of ratings. Arms that are not installed are left out. Rows go to
+benchmarks/results/completion_peers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from _harness import save, table
+
+from eckart.recovery import MatrixCompletion
+
+RANK, NOISE = 10, 0.5
+Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
+ARMS = {
+    "eckart": None,
+    "cmfrec 1": "cmfrec",
+    "cmfrec 3": "cmfrec",
+    "cmfrec 10": "cmfrec",
+    "implicit": "implicit",
+}
+
+
+def ratings(draws: int) -> tuple[Triplets, Triplets, tuple[int, int]]:
+    """What is seen, what is held out, and the shape."""
+    rng = np.random.default_rng(0)
+    m, n = max(draws // 150, 50), max(draws // 600, 20)
+    u, v = (rng.normal(size=(size, RANK)).astype(np.float32) / RANK**0.25 for size in (m, n))
+    a, b = (rng.normal(0, 0.4, size).astype(np.float32) for size in (m, n))
+    share = 1 / np.arange(1, n + 1) ** 0.7
+    cols = rng.choice(n, draws, p=share / share.sum())
+    rows = np.minimum((rng.random(draws) ** 1.5 * m).astype(np.int64), m - 1)
+    key = np.unique(rows * n + cols)
+    rows, cols = key // n, key % n
+    values = NOISE * rng.normal(size=len(key)).astype(np.float32) + 3.5 + a[rows] + b[cols]
+    for part in np.array_split(np.arange(len(key)), max(1, len(key) // 2**20)):
+        values[part] += np.einsum("ij,ij->i", u[rows[part]], v[cols[part]])
+    held = rng.random(len(key)) < 0.1
+    seen, kept = ((rows[part], cols[part], values[part].astype(np.float32)) for part in (~held, held))
+    return seen, kept, (m, n)
+
+
+def fit(arm: str, seen: Triplets, held: Triplets, shape: tuple[int, int]) -> np.ndarray | None:
+    """Predictions of what is held out."""
+    if arm == "eckart":
+        model = MatrixCompletion(RANK, random_state=0, dtype="float32").fit(seen, shape=shape)
+        return model.predict(held[0], held[1])
+    if arm == "implicit":
+        import scipy.sparse as sp
+        from implicit.als import AlternatingLeastSquares
+
+        counts = sp.csr_matrix((seen[2], seen[:2]), shape=shape)
+        AlternatingLeastSquares(RANK, iterations=15, num_threads=1, random_state=0).fit(
+            counts, show_progress=False
+        )
+        return None
+    import pandas as pd
+    from cmfrec import CMF
+
+    frame = pd.DataFrame(dict(zip(("UserId", "ItemId", "Rating"), seen, strict=True)))
+    model = CMF(k=RANK, lambda_=float(arm.split()[1]), nthreads=1, verbose=False, use_float=True).fit(frame)
+    return model.predict(held[0], held[1])
+
+
+def measure(arm: str, draws: int) -> dict[str, Any]:
+    """One arm, in this process."""
+    torch.set_num_threads(1)
+    seen, held, shape = ratings(draws)
+    if arm != "eckart":
+        importlib.import_module(ARMS[arm] or "")
+    before = time.process_time()
+    found = fit(arm, seen, held, shape)
+    spent = time.process_time() - before
+    error = None if found is None else float(np.sqrt(np.nanmean((found - held[2]) ** 2)))
+    return {
+        "arm": arm,
+        "ratings": len(seen[2]) + len(held[2]),
+        "held-out RMSE": error,
+        "processor seconds": spent,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--draws", type=int, default=10_800_000, help="entries drawn, some of them twice")
+    parser.add_argument("--arm", choices=ARMS, help="this arm alone, its row as JSON")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.arm:
+        print(json.dumps(measure(arguments.arm, arguments.draws)))
+        return
+    rows = []
+    for arm, package in ARMS.items():
+        if package and importlib.util.find_spec(package) is None:
+            continue
+        command = [sys.executable, __file__, "--draws", str(arguments.draws), "--arm", arm]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    table(rows)
+    save("completion_peers", rows)
+
+
+if __name__ == "__main__":
+    main()
