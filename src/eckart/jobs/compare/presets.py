@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ def seconds(text: str | float) -> float:
     Raises:
         InputError: it is none, or not positive.
     """
+    if not isinstance(text, str) and 0 < text < math.inf:
+        return float(text)
     match = _MEASURE.fullmatch(str(text))
     if match is None or match[2].lower() not in _TIME_UNITS or not float(match[1]):
         raise InputError(f"time is {str(text)!r}: give one such as 90s, 10m or 2h")
