@@ -50,7 +50,9 @@ def study(
         tuned = [] if method == "trivial" else rates if len(rates) > 1 else []
         for lr in tuned:
             name = f"tune/{method}/{lr:g}"
-            rows.append(run | {"run_id": name, "stage": "tune", "lr": lr, "validation_score": 0.7, "steps": 30})
+            rows.append(
+                run | {"run_id": name, "stage": "tune", "lr": lr, "validation_score": 0.7, "steps": 30}
+            )
         for seed, value in enumerate(values):
             name = f"final/{method}/seed={seed}"
             right = hard < value
@@ -60,7 +62,10 @@ def study(
             score = float(scores[name].mean()) if math.isfinite(value) else math.nan
             final = {"run_id": name, "stage": "final", "seed": seed, "score": score}
             final |= {"ci_low": score - 0.04, "ci_high": score + 0.04}
-            final |= {"lr": math.nan if method == "trivial" else rate, "steps": 0 if method == "trivial" else 60}
+            final |= {
+                "lr": math.nan if method == "trivial" else rate,
+                "steps": 0 if method == "trivial" else 60,
+            }
             final |= {} if math.isfinite(value) else {"status": "diverged"}
             rows.append(run | final | columns)
     return pd.DataFrame(rows), Examples(scores)
@@ -133,7 +138,10 @@ def test_a_winner_that_lost_a_run_is_not_used() -> None:
 def test_the_head_alone_can_be_the_answer() -> None:
     told = said(BASE | {"svfit": 0.65, "lora": 0.66, "head-only": 0.75, "full": 0.7})
     assert told[0].startswith("Use HEAD-ONLY: ")
-    assert "The head alone is ahead of SVFIT and LORA." in told or "The head alone is ahead of LORA and SVFIT." in told
+    assert (
+        "The head alone is ahead of SVFIT and LORA." in told
+        or "The head alone is ahead of LORA and SVFIT." in told
+    )
 
 
 def test_full_fine_tuning_is_no_candidate_and_is_judged_against_every_arm() -> None:
@@ -165,9 +173,13 @@ def test_limits_take_candidates_out() -> None:
 
 
 def test_lower_is_better() -> None:
-    results, examples = study({"lora": 0.6, "bone": 0.8, "full": 0.9, "head-only": 0.4}, metric="bits_per_token")
+    results, examples = study(
+        {"lora": 0.6, "bone": 0.8, "full": 0.9, "head-only": 0.4}, metric="bits_per_token"
+    )
     judgement = judge(results, examples)
-    assert re.match(r"Use BONE: bits per token 2\.\d+, ahead of the 2 others, of LORA by 0\.\d+ bits", answer(judgement))
+    assert re.match(
+        r"Use BONE: bits per token 2\.\d+, ahead of the 2 others, of LORA by 0\.\d+ bits", answer(judgement)
+    )
     board = judgement.board.set_index("method")
     assert board.loc["lora", "to_best"] > 0 > board.loc["bone", "to_lora"]
     assert list(judgement.board["method"])[:2] == ["full", "bone"]
@@ -176,7 +188,9 @@ def test_lower_is_better() -> None:
 def test_a_study_under_way_says_what_is_missing() -> None:
     results, examples = study(BASE | {"svfit": 0.85})
     tuned = results[(results["stage"] == "tune") & (results["method"] == "lora")]
-    waiting = pd.concat([results, tuned.assign(method="nola", label="NOLA", run_id=[f"n{i}" for i in range(3)])])
+    waiting = pd.concat(
+        [results, tuned.assign(method="nola", label="NOLA", run_id=[f"n{i}" for i in range(3)])]
+    )
     told = answer(judge(waiting, examples))
     assert told.startswith("Not enough data yet: SVFIT leads") and "NOLA is still to be tested" in told
     dropped = sentences(judge(waiting, examples, Terms(dropped={"nola": "place 5 of 6"})))

@@ -383,7 +383,9 @@ def test_predictions_groups_and_limits(output: Path, toy: ToyTask) -> None:
     assert "Over your limits: " in about["advice"] and "LoRA (--max-bytes)" in about["advice"]
 
 
-def test_runs_that_do_not_fit_into_the_time_are_not_begun(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_do_not_fit_into_the_time_are_not_begun(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from eckart.jobs.compare import race
 
     clock = [0.0]

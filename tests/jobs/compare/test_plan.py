@@ -63,9 +63,10 @@ def peaked(best: dict[str, float], heights: dict[str, float] | None = None) -> A
     return score
 
 
-def work_off(plan: Plan, score: Any = peaked(BEST), records: dict[str, Any] | None = None) -> list[Any]:
+def work_off(plan: Plan, score: Any = None, records: dict[str, Any] | None = None) -> list[Any]:
     """Every run of a plan in the order in which one worker does them."""
     records = {} if records is None else records
+    score = score or peaked(BEST)
     order = []
     while runs := plan(records):
         order.append(runs[0])
@@ -122,7 +123,11 @@ def test_a_longer_run_whose_best_rate_is_at_an_end_tries_the_next() -> None:
 
 def test_halves_go_on_and_the_baselines_always_do() -> None:
     names = [f"m{i:02d}" for i in range(15)]
-    heights = {name: 0.9 - i / 100 for i, name in enumerate(names)} | {"lora": 0.1, "full": 0.1, "head-only": 0.1}
+    heights = {name: 0.9 - i / 100 for i, name in enumerate(names)} | {
+        "lora": 0.1,
+        "full": 0.1,
+        "head-only": 0.1,
+    }
     records: dict[str, Any] = {}
     race = plan("full", "lora", *names)
     done = work_off(race, peaked(BEST, heights), records)
@@ -133,7 +138,10 @@ def test_halves_go_on_and_the_baselines_always_do() -> None:
     told = race.dropped(records)
     assert set(told) == set(names[5:])
     assert told["m14"].startswith("after tuning runs of 10 steps: place 15 of 16")
-    assert told["m05"] == "after tuning runs of 30 steps: place 6 of 9 on the validation split, of which 5 went on"
+    assert (
+        told["m05"]
+        == "after tuning runs of 30 steps: place 6 of 9 on the validation split, of which 5 went on"
+    )
     few = work_off(plan("lora", *names[: FEW - 1]))
     assert {r.parameters["method"] for r in few if r.parameters["stage"] == "final"} >= set(names[: FEW - 1])
 
@@ -216,7 +224,14 @@ def test_adding_seeds_adds_runs_and_repeats_none() -> None:
 
 
 def test_times_and_limits() -> None:
-    assert [seconds(text) for text in ("90s", "10m", "1.5 h", "2min", 30, "45")] == [90, 600, 5400, 120, 30, 45]
+    assert [seconds(text) for text in ("90s", "10m", "1.5 h", "2min", 30, "45")] == [
+        90,
+        600,
+        5400,
+        120,
+        30,
+        45,
+    ]
     assert limits_of_use("4GB", "1.5MB", "2x") == {"memory": 4000, "bytes": 1.5e6, "step-time": 2}
     assert limits_of_use(None, None, 1.25) == {"step-time": 1.25}
     for call in (lambda: seconds("soon"), lambda: seconds("0s"), lambda: seconds("-1m")):
