@@ -62,7 +62,7 @@ REFUSED = {
     "compare --methods lora,bonne": "unknown method 'bonne': did you mean 'bone'?",
     "compare --budget much": "budget 'much' is not understood",
     "compare --steps 0": "steps is 0: give a positive number",
-    "compare --timeout nan": "timeout is nan: give a positive number",
+    "compare --time nan": "time is 'nan': give one such as 90s, 10m or 2h",
     "compare --lr fast": "--lr fast: write numbers",
     "compare --model ./none": "--model ./none: no such directory",
     "compare --data none.csv": "--data none.csv: no such file or directory",
