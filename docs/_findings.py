@@ -26,8 +26,8 @@ def pairing() -> list[str]:
     wrong = max(r["wrong use"] for r in rows("paired-comparison", rule="pooled"))
     return [
         f"Compared example by example, an arm 6 points ahead of nine others is named in {percent(now['use'])} % of "
-        f"simulated studies with three seeds; by intervals that must not meet in {percent(before['use'])} %. A wrong one "
-        f"is named in at most {percent(wrong)} % ([paired comparison](paired-comparison.md))."
+        f"simulated studies with three seeds; by intervals that must not meet in {percent(before['use'])} %. A wrong "
+        f"one is named in at most {percent(wrong)} % ([paired comparison](paired-comparison.md))."
     ]
 
 

@@ -14,6 +14,7 @@ CASES = {
     "ahead": "one ahead",
     "two tie": "two ahead, equal",
     "spread": "evenly spread over",
+    "normal": "normal, of deviation",
 }
 
 
@@ -42,10 +43,21 @@ def blocks() -> Blocks:
         )
         for r in rows("paired-comparison", part="coverage")
     ]
+    raced = [
+        (
+            case(r["arms"], r["points"]),
+            r["rule"],
+            f"{percent(r['wrong use'])} %",
+            f"{r['set']:.1f}",
+            f"{r['runs']:.1f}",
+        )
+        for r in rows("paired-comparison", part="race")
+    ]
     known, unknown = (row("paired-comparison", part="clusters", **{"groups known": k}) for k in (True, False))
     return {
         "power": table(("ten arms", "seeds", *RULES.values()), lines),
         "coverage": table(("seeds", "examples", "variances", "one pair", "all nine at once"), covered),
+        "race": table(("ten arms", "rule", "wrong use", "arms left", "final runs"), raced),
         "clusters": f"Where examples come in 98 groups that a method does alike on, the interval covers in "
         f"{percent(known['one pair'])} % of studies when the groups are known and in {percent(unknown['one pair'])} % "
         "when they are not.\n",

@@ -61,7 +61,7 @@ REFUSED = {
     "adapt --output x --config none.yaml": "--config none.yaml cannot be read",
     "compare --methods lora,bonne": "unknown method 'bonne': did you mean 'bone'?",
     "compare --budget much": "budget 'much' is not understood",
-    "compare --steps 0": "steps is 0: give a positive number",
+    "compare --steps 0": "steps is 0: give at least 1",
     "compare --time nan": "time is 'nan': give one such as 90s, 10m or 2h",
     "compare --lr fast": "--lr fast: write numbers",
     "compare --model ./none": "--model ./none: no such directory",
