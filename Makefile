@@ -26,10 +26,10 @@ lowest_EXTRAS  := all,dev
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-compare: $(VENV)/compare.installed ## compare all methods on the built-in model and data (16 to 17 minutes on two cores)
+compare: $(VENV)/compare.installed ## race all methods on the built-in model and data (ten minutes)
 	$(BIN)/eckart compare $(ARGS)
 
-quick: $(VENV)/compare.installed ## a first impression of the same in 3 to 4 minutes
+quick: $(VENV)/compare.installed ## a first impression of the same in under two minutes
 	$(BIN)/eckart compare --quick --output eckart-quick $(ARGS)
 
 test: export OMP_NUM_THREADS = 1

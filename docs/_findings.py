@@ -20,6 +20,17 @@ def comparison() -> list[str]:
     ]
 
 
+def pairing() -> list[str]:
+    settings = {"part": "power", "arms": "ahead", "points": 6.0, "seeds": 3}
+    before, now = (row("paired-comparison", rule=rule, **settings) for rule in ("meet", "pooled"))
+    wrong = max(r["wrong use"] for r in rows("paired-comparison", rule="pooled"))
+    return [
+        f"Compared example by example, an arm 6 points ahead of nine others is named in {percent(now['use'])} % of "
+        f"simulated studies with three seeds; by intervals that must not meet in {percent(before['use'])} %. A wrong "
+        f"one is named in at most {percent(wrong)} % ([paired comparison](paired-comparison.md))."
+    ]
+
+
 def costs() -> list[str]:
     def against_peft(arm: str) -> list[float]:
         return [r["x PEFT"] for r in rows("step_time", "benchmarks", arm=arm)]
@@ -155,6 +166,7 @@ def findings() -> str:
     """The list, by subject."""
     subjects = {
         "Which method": comparison,
+        "How methods are told apart": pairing,
         "Time, memory, bytes": costs,
         "Matrix recovery": recovery,
         "Metrics of hidden states": metrics,

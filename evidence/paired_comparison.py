@@ -14,9 +14,11 @@ import argparse
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from benchmarks._harness import table
+from eckart.jobs.compare.judgement import look_level
 from eckart.jobs.compare.paired import LEVEL, Scores, holm
 from evidence._record import Rows
 
@@ -29,7 +31,7 @@ ARMS = 10
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """How many studies."""
-    parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--studies", type=int, default=400)
 
 
 def studies(
@@ -110,19 +112,63 @@ def meet(right: np.ndarray) -> tuple[int, list[int]]:
 RULES = {"meet": meet, "own": own, "pooled": pooled}
 
 
+def truth(kind: str, points: float) -> np.ndarray:
+    """By how many points each arm is ahead; the first is never behind."""
+    ahead = np.zeros(ARMS)
+    ahead[: 2 if kind == "two tie" else 1] = points
+    if kind == "spread":
+        return np.linspace(points, 0, ARMS)
+    return points * norm.isf((np.arange(ARMS) + 0.5) / ARMS) if kind == "normal" else ahead
+
+
+def race(right: np.ndarray, level: float) -> tuple[int, list[int], int]:
+    """Seed by seed from two on, arms dropped that are told from the best, until one is left: best, rest, runs."""
+    arms, seeds, _ = right.shape
+    alive, runs, have = set(range(arms)), 0, np.zeros((arms, seeds), dtype=bool)
+    best, left = 0, list(range(1, arms))
+    for seed in range(seeds):
+        have[list(alive), seed] = True
+        runs += len(alive)
+        if seed == 0:
+            continue
+        means = np.where(have, right.mean(axis=2), np.nan)
+        examples = {(a, k): right[a, k] for a, k in zip(*np.nonzero(have), strict=True)}
+        study = Scores(means, examples, np.zeros(arms))
+        best = int(study.placed().argmax())
+        rivals = {a: study.difference(best, a) for a in range(arms) if a != best}
+        judged = holm({a: found for a, found in rivals.items() if found is not None}, level)
+        left = [a for a, found in judged.items() if found.told <= 0]
+        alive = {best, *left}
+        if not left:
+            break
+    return best, left, runs
+
+
+def races(count: int) -> Rows:
+    """The race over at most five seeds beside the grid of five: what it names wrongly, what is left, and its runs."""
+    found: Rows = []
+    for kind, points in (("equal", 0.0), ("two tie", 8.0), ("ahead", 6.0), ("normal", 3.0)):
+        sums = np.zeros(6)
+        for right in studies(np.random.default_rng(19), count, truth(kind, points), 5, 735):
+            for place, (best, left, runs) in enumerate(
+                (race(right, look_level(4)), (*pooled(right), 5 * ARMS))
+            ):
+                wrong = not left and (kind in ("equal", "two tie") or best != 0)
+                sums[3 * place : 3 * place + 3] += (wrong, 1 + len(left), runs)
+        for rule, (wrong, size, runs) in zip(("race", "grid"), (sums / count).reshape(2, 3), strict=True):
+            row = {"part": "race", "arms": kind, "points": points, "rule": rule}
+            found.append(row | {"wrong use": wrong, "set": size, "runs": runs})
+    return found
+
+
 def power(count: int) -> Rows:
     """How often each rule names the best arm alone, how often a wrong one, and how many arms it leaves."""
     cases = [("equal", 0.0, 3), ("equal", 0.0, 5), ("ahead", 4.0, 3), ("ahead", 4.0, 5)]
     cases += [("ahead", 6.0, 2), ("ahead", 6.0, 3), ("ahead", 6.0, 5), ("ahead", 12.0, 3)]
-    cases += [("two tie", 8.0, 3), ("spread", 3.0, 3)]
+    cases += [("two tie", 8.0, 3), ("spread", 3.0, 3), ("normal", 3.0, 3)]
     found: Rows = []
     for kind, points, seeds in cases:
-        ahead = np.zeros(ARMS)
-        ahead[:1] = points
-        if kind == "two tie":
-            ahead[:2] = points
-        if kind == "spread":
-            ahead = np.linspace(points, 0, ARMS)
+        ahead = truth(kind, points)
         counts = {rule: np.zeros(3) for rule in RULES}
         for right in studies(np.random.default_rng(7), count, ahead, seeds, 735):
             for name, rule in RULES.items():
@@ -178,7 +224,8 @@ def clustered(count: int) -> Rows:
 
 def run(options: argparse.Namespace) -> Rows:
     """Simulate, and print one table a part."""
-    found = power(options.studies) + coverage(options.studies) + clustered(options.studies)
-    for part in ("power", "coverage", "clusters"):
+    count = options.studies
+    found = power(count) + races(count) + coverage(count) + clustered(count)
+    for part in ("power", "race", "coverage", "clusters"):
         table([row for row in found if row["part"] == part])
     return found

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import eckart
 from benchmarks._harness import table
-from eckart.jobs.compare.advice import advice, leaderboard
+from eckart.jobs.compare.advice import advice
+from eckart.jobs.compare.examples import read_examples
+from eckart.jobs.compare.leaderboard import leaderboard
 from evidence._record import Rows
 
 COLUMNS = (
@@ -52,4 +54,4 @@ def run(options: argparse.Namespace) -> Rows:
     board = leaderboard(results)
     rows = [{name: row[name] for name in COLUMNS} for row in board.to_dict("records")]
     table(rows)
-    return [*rows, {"advice": advice(results)}]
+    return [*rows, {"advice": advice(results, read_examples(options.output / "examples.parquet"))}]

@@ -77,7 +77,9 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
         COMPARE,
         {
             **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
-            "--timeout": POSITIVE,
+            "--time": ("soon", "0s", "-1m", "nan"),
+            **dict.fromkeys(("--max-memory", "--max-bytes"), ("lots", "0MB", "-1")),
+            "--max-step-time": ("fast", "0", "2s"),
             "--budget": BUDGET,
             "--target-modules": PATTERN,
             "--data": PATH,

@@ -221,7 +221,7 @@ limit: {train: 100, test: 50}
 target-modules: [query, value]
 batch_size: 4
 quick: true
-timeout: 1.5
+time: 90s
 """
     )
     assert "enough" in refusal(run("compare", "--config", config))
@@ -234,7 +234,7 @@ timeout: 1.5
         "target_modules": ["query", "value"],
         "batch_size": 4,
         "quick": True,
-        "timeout": 1.5,
+        "time": "90s",
     }
     assert {name: given[name] for name in expected} == expected
     refusal(run("compare", "--config", config, "--lr", "1e-3,2e-3", "--target-modules", r".*\.(query|key)"))
@@ -469,7 +469,7 @@ def test_compare_prints_the_leaderboard(run: Run, bert: Path, reviews: Path, tmp
     assert "report.html" in out
     assert (tmp_path / "results/report.html").is_file()
     told = json.loads(run(*words, "--json")[1])
-    assert {row["method"] for row in told["leaderboard"]} == {"head-only", "full", "lora", "svfit"}
+    assert {row["method"] for row in told["leaderboard"]} == {"head-only", "full", "lora", "svfit", "trivial"}
     assert all(re.search(re.escape(f"{100 * row['score']:.1f}%"), out) for row in told["leaderboard"])
     assert "unknown method" in refusal(run(*words[:5], "--methods", "svfitt", "--output", tmp_path / "z"))
     assert load_file(tmp_path / "results/adapters/svfit/adapter_model.safetensors")

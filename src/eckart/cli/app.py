@@ -25,11 +25,12 @@ from eckart.cli.methods import methods
 from eckart.cli.options import flag
 from eckart.cli.pretrain import pretrain
 from eckart.cli.recover import complete, eigenvector
+from eckart.cli.report import report
 from eckart.cli.run import run
 from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
-    "Choose a method and train": (compare, adapt, pretrain, federate, methods),
+    "Choose a method and train": (compare, report, adapt, pretrain, federate, methods),
     "Make models smaller": (compress,),
     "Look into models": (inspect, measure),
     "Use an adapter elsewhere": (merge, export, run),

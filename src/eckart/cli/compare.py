@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -164,6 +164,7 @@ def compare(
     from eckart.jobs.compare.judgement import judge
     from eckart.jobs.compare.leaderboard import QUANTITIES, metric_of
     from eckart.jobs.compare.reading import read_study, read_terms
+    from eckart.jobs.compare.tables import standing
 
     terms = read_terms(read_study(output / "compare.json"))
     judgement = judge(results, read_examples(output / "examples.parquet"), terms)
@@ -178,7 +179,7 @@ def compare(
         "learning rate",
         "state",
     )
-    for row in board.to_dict("records"):
+    for row, entry in zip(board.to_dict("records"), board.itertuples(), strict=True):
         rows.add_row(
             row["label"],
             metric.show(row["score"]) if row["seeds"] else "-",
@@ -188,7 +189,7 @@ def compare(
             ),
             *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
-            standing(row),
+            standing(entry),
         )
     value = {
         "leaderboard": json.loads(board.to_json(orient="records")),
@@ -199,15 +200,6 @@ def compare(
     }
     why = [f"{names}: {reason}" for names, reason in _reasons(board, terms.dropped)]
     return Answer(value, (told[0], rows, *told[1:], *why, f"Report: {output / 'report.html'}"))
-
-
-def standing(row: Mapping[str, Any]) -> str:
-    """What an arm is, in a word or two, as its numbers on the board say."""
-    if row["state"] != "complete":
-        return str(row["state"])
-    if row["collapsed"]:
-        return "collapsed"
-    return f"over --max-{row['over_limit']}" if row["over_limit"] else "ruled out" if row["ruled_out"] else ""
 
 
 def _reasons(board: pd.DataFrame, dropped: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -67,7 +67,7 @@ Data = Annotated[
     str | None,
     option(
         "DATA",
-        "File, directory or hub name; Python's own docstrings, by package, when left out.",
+        "File, directory or hub name; Python's own docstrings when left out.",
         MODEL_AND_DATA,
     ),
 ]

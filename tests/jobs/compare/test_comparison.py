@@ -401,7 +401,7 @@ def test_runs_that_do_not_fit_into_the_time_are_not_begun(
 
     monkeypatch.setattr(Runner, "do", slow)
     results = compare(**SMALL | {"output": output, "time": "1m"})
-    assert len(results) == 5 + 1 and clock[0] == 50, "a sixth would end with nothing left for the page"
+    assert len(results) == 4 + 1 and clock[0] == 40, "a run twice as long would end with no time for the page"
     about = json.loads((output / "compare.json").read_text())
     assert about["state"] == "timeout" and about["finished"]
     assert about["advice"].startswith("Not enough data yet: ")

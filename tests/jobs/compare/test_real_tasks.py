@@ -58,7 +58,9 @@ def test_classification(tmp_path: Path, save: Any, data: Any) -> None:
     model = save(tmp_path / "model")
     results = compare(str(model), str(data(tmp_path)), output=tmp_path / "out", max_length=16, **SMALL)
     final = results[results["stage"] == "final"].set_index("method")
-    assert list(final.index) == ["head-only", "full", "lora"]
+    assert set(final.index) == {"head-only", "full", "lora", "trivial"}
+    assert final.loc["trivial", "score"] == pytest.approx(0.5, abs=0.25)
+    final = final.drop("trivial")
     assert (final["status"] == "complete").all() and final["error"].eq("").all()
     assert final["score"].between(0, 1).all() and (final["metric"] == "accuracy").all()
     assert final.loc["lora", "trainable_parameters"] > 0 and (final["head_parameters"] > 0).all()
@@ -71,6 +73,7 @@ def test_language_modelling_scores_the_frozen_model_as_it_is(tmp_path: Path) -> 
     results = compare(str(model), str(prose(tmp_path)), output=tmp_path / "out", max_length=16, **SMALL)
     final = results[results["stage"] == "final"].set_index("method")
     assert (final["status"] == "complete").all()
+    assert final.loc["trivial", "label"] == "unigram" and 0 < final.loc["trivial", "score"] < 20
     assert (final["metric"] == "bits_per_token").all() and not final["greater_is_better"].any()
     assert final.loc["head-only", "steps"] == 0 and (final["head_parameters"] == 0).all()
     assert "head-only" not in set(results[results["stage"] == "tune"]["method"])

@@ -164,16 +164,12 @@ def test_a_study_that_another_works_on_is_not_deleted(tmp_path: Path) -> None:
     study.delete()
 
 
-def test_no_run_begins_after_the_deadline(tmp_path: Path) -> None:
+def test_runs_that_do_not_fit_are_passed_over(tmp_path: Path) -> None:
     study = Study(url(tmp_path), "s", maximize=True)
-    now = time.monotonic()
-    monotonic = iter([now, now, now + 10])
-    module_time, module.time = module.time, type("Clock", (), {"monotonic": lambda: next(monotonic)})
-    try:
-        assert not study.work(plan, done, deadline=now + 5)
-    finally:
-        module.time = module_time
-    assert len(study.records()) == 2
+    assert not study.work(plan, done, fits=lambda run: run.id != "run-1")
+    assert set(study.records()) == {run.id for run in RUNS} - {"run-1"}
+    assert study.work(plan, done)
+    assert len(study.records()) == len(RUNS)
 
 
 def test_how_runs_are_filed_in_optuna(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def compare(
         "max_length": max_length,
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
+        "plan": "race",
     }
     about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
     terms = Terms(look_level(seeds - 1), at_most, cost)

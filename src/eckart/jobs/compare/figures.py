@@ -24,14 +24,13 @@ LABELS = {
 """How the ticks of each kind of quantity are written."""
 
 
-def figures(metric: Metric, greater: bool, scale: tuple[float, float], best: Any) -> dict[str, Any]:
+def figures(metric: Metric, greater: bool, scale: tuple[float, float]) -> dict[str, Any]:
     """Every chart of the page, and the theme that its style sheet colours.
 
     Args:
         metric: of the scores.
         greater: whether a larger score is better.
         scale: the ends of the scale of scores on the leaderboard.
-        best: the leaderboard's best row, whose interval is shaded; None where there is none.
     """
     score = f"format(datum.value * {metric.scale:g}, '.6~g')"
     axes = {key: (item.label, LABELS[item.kind]) for key, item in QUANTITIES.items()}
@@ -41,11 +40,12 @@ def figures(metric: Metric, greater: bool, scale: tuple[float, float], best: Any
     )
     return {
         "config": theme(ink=INK, soft=SOFT, line=LINE, grid=GRID, paper=PAPER),
-        "interval": interval(scale, best).to_dict(),
+        "interval": interval(scale).to_dict(),
         "ticks": ticks(scale, score).to_dict(),
         "pareto": pareto().to_dict(),
         "axes": {key: _axis(*words) for key, words in axes.items()},
         "curves": curves().to_dict(),
+        "rates": rates(score, metric.name).to_dict(),
     }
 
 
@@ -63,7 +63,7 @@ def _scores(scale: tuple[float, float], **axis: Any) -> Any:
     )
 
 
-def interval(scale: tuple[float, float], best: Any) -> Any:
+def interval(scale: tuple[float, float]) -> Any:
     """A score with its interval in a row of the leaderboard; one outside the scale is an arrow at its end."""
     middle = alt.value(alt.expr("height / 2"))
     base = alt.Chart(alt.NamedData("rows")).encode(y=middle)
@@ -89,9 +89,6 @@ def interval(scale: tuple[float, float], best: Any) -> Any:
         )
         .properties(name="dot"),
     ]
-    if best is not None and best.ci_low <= best.ci_high:
-        band = alt.Chart(alt.NamedData("rows")).mark_rect(color=ACCENT, opacity=0.11)
-        layers.insert(0, band.encode(x=alt.datum(best.ci_low), x2=alt.datum(best.ci_high)))
     return _bare(alt.layer(*layers))
 
 
@@ -192,3 +189,22 @@ def curves() -> Any:
     )
     layers = [band, lines.add_params(zoom).properties(name="lines"), cursor]
     return alt.layer(*layers).add_params(focus, place).properties(width="container", height=310)
+
+
+def rates(labels: str, title: str) -> Any:
+    """Validation score against learning rate: a line for each method, and a ring at the rate that was chosen."""
+    axis = alt.Axis(title="learning rate", format="~e", tickCount=6)
+    base = alt.Chart(alt.NamedData("rows")).encode(
+        x=alt.X("lr:Q", scale=alt.Scale(type="log", nice=False), axis=axis),
+        y=alt.Y("score:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=title, labelExpr=labels)),
+        detail="id:N",
+        color=alt.Color("colour:N", scale=None),
+        description="label:N",
+    )
+    last = base.transform_filter("datum.last").mark_text(align="left", dx=6, fontSize=12, aria=False)
+    return alt.layer(
+        base.mark_line(strokeWidth=2, strokeJoin="round"),
+        base.mark_point(filled=True, size=36),
+        base.transform_filter("datum.chosen").mark_point(size=140, strokeWidth=2),
+        last.encode(text="label:N"),
+    ).properties(width="container", height=300, padding={"right": 110})

@@ -55,7 +55,10 @@ def begun(directory: Path, about: Mapping[str, Any]) -> str | None:
     _, asked, here = _identity({**about, "started": ""})
     names = [f"{part['model']} on {part['data']}" for part in (task, asked)]
     changed = f"are {names[0]} there and {names[1]} here" if names[0] != names[1] else "have changed"
-    check_same(directory, "comparison", there, here, {"fingerprint": f"model and data {changed}"})
+    told = {"fingerprint": f"model and data {changed}"}
+    if "plan" not in there:
+        told["plan"] = "it is of an earlier version, which planned its runs otherwise, and can only be read"
+    check_same(directory, "comparison", there, here, told)
     return started
 
 

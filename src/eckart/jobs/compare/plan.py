@@ -4,12 +4,12 @@ First the frozen floor. Then the learning rates of the head-only baseline: its b
 head. Then, by successive halving,
 
 1. every method at its learning rates for a short run; where the best is the largest or smallest tried, one more;
-2. the better half of the methods at their two best rates for a longer run;
-3. the better half of those on the test split, seed by seed. From two seeds on a method that is told apart from the best
-   is dropped, and the race ends when the answer stands or there are no more seeds.
+2. the better third of the methods at their two best rates for a longer run;
+3. the better third of those on the test split, seed by seed. From two seeds on a method that is told apart from the
+   best is dropped, and the race ends when the answer stands or there are no more seeds.
 
-The baselines are in every round. Methods that are no more than `FEW` are not halved. Rounds wait for one another, so
-that what is dropped does not depend on how many machines work; runs of a round are free to be done in any order.
+The baselines are in every round, and at least `FEW` methods go on. Rounds wait for one another, so that what is dropped
+does not depend on how many machines work; the runs of a round can be done in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Records = Mapping[str, Mapping[str, Any]]
 
 SCREEN_SHARE, TUNE_SHARE = 1 / 6, 1 / 2
 """Steps of a run of the first and of the second round as shares of a final run's."""
-FEW = 4
+KEPT = 1 / 3
+"""Share of the methods that goes on to the next round of tuning."""
+FEW = 3
 EXTENSIONS = 3
 """Learning rates tried beyond the given ones, at most."""
 FLOOR_STEPS = 6
@@ -104,10 +106,10 @@ class Plan:
         if not self._through(self.contenders, records, self._screening):
             return {}
         told: dict[str, str] = {}
-        second = self._halved(self.contenders, records, self.screen_steps, told)
+        second = self._best_of(self.contenders, records, self.screen_steps, told)
         if not self._through(second, records, self._tuning):
             return told
-        alive = self._halved(second, records, self.tune_steps, told)
+        alive = self._best_of(second, records, self.tune_steps, told)
         for seed in range(self.seeds):
             if not self._round_done(alive, seed, records):
                 break
@@ -125,10 +127,10 @@ class Plan:
         everyone = self.contenders
         if not self._through(everyone, records, self._screening):
             return [floor, *self._trials_of(everyone, records, self._screening, head_rate)]
-        second = self._halved(everyone, records, self.screen_steps)
+        second = self._best_of(everyone, records, self.screen_steps)
         if not self._through(second, records, self._tuning):
             return [floor, *self._trials_of(second, records, self._tuning, head_rate)]
-        alive = self._halved(second, records, self.tune_steps)
+        alive = self._best_of(second, records, self.tune_steps)
         finals: list[Run] = []
         for seed in range(self.seeds):
             finals += [run for c in alive if (run := self._final(c, seed, head_rate, records)) is not None]
@@ -204,21 +206,21 @@ class Plan:
                     runs.append((place, Run(name, {"stage": TUNE, "method": contender.name, **numbers})))
         return [run for _, run in sorted(runs, key=lambda item: item[0])]
 
-    def _halved(
+    def _best_of(
         self,
         contenders: Sequence[Contender],
         records: Records,
         steps: int,
         told: dict[str, str] | None = None,
     ) -> list[Contender]:
-        """The better half by the best validation score at so many steps, with the baselines, the best first."""
+        """The better ones by the best validation score at so many steps, with the baselines, the best first."""
         baselines = [c for c in contenders if c.name in (HEAD_ONLY, FULL)]
         others = [c for c in contenders if c not in baselines]
         best = {c.name: self._best(c, records, steps) for c in others}
         untuned = [c for c in others if len(c.learning_rates) < 2]
         tuned = [(self.rank(row), c) for c in others if (row := best[c.name]) is not None]
         order = untuned + [c for _, c in sorted(tuned, key=lambda item: item[0])]
-        keep = max(FEW, math.ceil(len(order) / 2)) if tuned else len(order)
+        keep = max(FEW, math.ceil(KEPT * len(order))) if tuned else len(order)
         for place, contender in enumerate(order):
             if place >= keep and contender.name not in ALWAYS and told is not None:
                 told[contender.name] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Preset:
 
 
 EMBEDDED = Preset(
-    steps=60, seeds=5, trials=3, batch_size=16, max_length=48, validation=240, test=None, time=600.0
+    steps=48, seeds=5, trials=3, batch_size=16, max_length=48, validation=200, test=None, time=600.0
 )
 """The data that comes with the library: ten minutes."""
 QUICK = Preset(
@@ -46,6 +47,8 @@ def seconds(text: str | float) -> float:
     Raises:
         InputError: it is none, or not positive.
     """
+    if not isinstance(text, str) and 0 < text < math.inf:
+        return float(text)
     match = _MEASURE.fullmatch(str(text))
     if match is None or match[2].lower() not in _TIME_UNITS or not float(match[1]):
         raise InputError(f"time is {str(text)!r}: give one such as 90s, 10m or 2h")

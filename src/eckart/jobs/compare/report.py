@@ -16,7 +16,7 @@ from eckart.files import atomic_write
 from eckart.jobs.compare import series, tables
 from eckart.jobs.compare.advice import sentences
 from eckart.jobs.compare.examples import read_examples
-from eckart.jobs.compare.judgement import Judgement, judge
+from eckart.jobs.compare.judgement import COSTS, Judgement, judge
 from eckart.jobs.compare.leaderboard import QUANTITIES, metric_of
 from eckart.jobs.compare.reading import read_results, read_study, read_table, read_terms
 
@@ -45,17 +45,22 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     folder = Path(directory)
     study = read_study(folder / "compare.json")
     rows = read_results(folder)
-    judgement = judge(rows, read_examples(folder / "examples.parquet"), read_terms(study))
+    examples = read_examples(folder / "examples.parquet")
+    judgement = judge(rows, examples, read_terms(study))
     board = judgement.board
     curves = folder / "curves.csv"
     data = _data(judgement, rows, read_table(curves) if curves.exists() else None)
     page = _render(
         **_words(study, judgement, rows),
         board=[
-            {"row": row, "arm": arm, "options": tables.pairs(row.options)}
+            tables.entry(row, study, metric_of(rows)) | {"row": row, "arm": arm}
             for row, arm in zip(board.itertuples(), data["arms"], strict=True)
         ],
         has_curves=bool(data["curves"]),
+        has_rates=bool(data["rates"]),
+        level=judgement.terms.level,
+        limits={key: QUANTITIES[key] for key in COSTS.values()},
+        disagreements=tables.disagreements(board, rows, examples),
         results_url=_download(folder / "results.csv", "text/csv"),
         study_url=_download(folder / "compare.json", "application/json"),
         data=_json(data),
@@ -85,7 +90,8 @@ def _data(judgement: Judgement, rows: pd.DataFrame, points: pd.DataFrame | None)
         "arms": series.arms(judgement, rows, metric),
         "fronts": series.fronts(board) if len(board) else {},
         "curves": [] if points is None else series.curves(board, rows, points),
-        "charts": figures(metric, greater, scale, series.best_of(judgement)),
+        "rates": series.rates(board, rows),
+        "charts": figures(metric, greater, scale),
     }
 
 

@@ -28,11 +28,6 @@ CURVES = {
 }
 
 
-def best_of(judgement: Judgement) -> Any:
-    """The best row of the board among those that could be the answer; None where none has a score."""
-    return None if judgement.best is None else judgement.rows[judgement.best]
-
-
 def score_range(board: pd.DataFrame) -> tuple[float, float]:
     """The ends of the scale of scores.
 
@@ -87,6 +82,18 @@ def arms(judgement: Judgement, rows: pd.DataFrame, metric: Metric) -> list[dict[
                 "intervalShown": metric.interval(row.ci_low, row.ci_high),
             }
         )
+    return found
+
+
+def rates(board: pd.DataFrame, rows: pd.DataFrame) -> list[list[Any]]:
+    """Points of validation score against learning rate: arm, rate, score, whether it was chosen."""
+    tuned = rows[(rows["stage"] == "tune") & np.isfinite(rows["validation_score"])]
+    found: list[list[Any]] = []
+    for row in board.itertuples():
+        mine = tuned[(tuned[ARM] == [row.method, row.label, row.budget]).all(axis=1)]
+        longest = mine.sort_values("steps", kind="stable").groupby("lr").tail(1).sort_values("lr")
+        for run in longest.itertuples():
+            found.append([row.Index, _number(run.lr), _number(run.validation_score), bool(run.lr == row.lr)])
     return found
 
 

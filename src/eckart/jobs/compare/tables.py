@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from eckart.jobs.compare.contenders import TRIVIAL
 from eckart.jobs.compare.leaderboard import QUANTITIES, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from eckart.jobs.compare.examples import Examples
 
 
 def pairs(value: Any) -> str:
@@ -24,6 +30,54 @@ def pairs(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(f"{key}={item}" for key, item in value.items() if item is not None)
+
+
+def standing(row: Any) -> str:
+    """What an arm of the board is, in a word or two; empty where it is a contender like others."""
+    if row.state != "complete":
+        return str(row.state)
+    if row.collapsed:
+        return "collapsed"
+    return f"over --max-{row.over_limit}" if row.over_limit else "ruled out" if row.ruled_out else ""
+
+
+def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """What the page says of one arm of the board."""
+    words = shlex.split(str(study.get("command") or ""))
+    command = ""
+    if words and row.method != TRIVIAL:
+        for option in ("--methods", "--output"):
+            if option in words:
+                del words[words.index(option) : words.index(option) + 2]
+        command = shlex.join([*words, "--methods", row.method, "--output", f"eckart-{row.method}"])
+    return {
+        "options": pairs(row.options),
+        "standing": standing(row),
+        "dropped": dict(study.get("dropped") or {}).get(row.method, ""),
+        "to_best": metric.change(row.to_best, row.to_best_low, row.to_best_high),
+        "to_lora": metric.change(row.to_lora, row.to_lora_low, row.to_lora_high),
+        "rate": f"{row.lr:.2g}" if math.isfinite(row.lr) else "–",
+        "command": command,
+    }
+
+
+def disagreements(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -> dict[str, Any]:
+    """Of each pair of arms the share of test examples that one gets right and the other not; accuracies only."""
+    done = rows[(rows["stage"] == "final") & rows["run_id"].isin(list(examples.scores))]
+    right: dict[str, np.ndarray] = {}
+    for row in board.itertuples():
+        mine = done[(done[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)]
+        if len(mine) and row.method != TRIVIAL and row.metric == "accuracy":
+            right[row.label] = np.mean([examples.scores[run] for run in mine["run_id"]], axis=0) >= 0.5
+    if len(right) < 2:
+        return {"labels": []}
+    table = np.array(list(right.values()))
+    counts = table.sum(axis=0)
+    cells = [["–" if a is b else f"{100 * (a & ~b).mean():.1f}" for b in table] for a in table]
+    several = {"all": len(table), "none": 0, "one": 1}
+    return {"labels": list(right), "rows": cells} | {
+        name: f"{100 * (counts == number).mean():.1f} %" for name, number in several.items()
+    }
 
 
 def date(text: Any) -> str:
@@ -39,12 +93,13 @@ def tuning(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict
     table = []
     for row in board.itertuples():
         mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
-        tuned = rows[mine & (rows["stage"] == "tune")].sort_values("lr", kind="stable")
+        tuned = rows[mine & (rows["stage"] == "tune")].sort_values(["lr", "steps"], kind="stable")
         if tuned.empty:
             continue
         trials = [
             {
                 "lr": f"{run.lr:.3g}",
+                "steps": f"{run.steps:.0f}" if math.isfinite(run.steps) else "",
                 "chosen": run.lr == row.lr,
                 "status": run.status,
                 "score": metric.show(run.validation_score) if math.isfinite(run.validation_score) else "",

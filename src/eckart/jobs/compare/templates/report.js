@@ -268,6 +268,7 @@
       visible.clear();
       boxes.filter((box) => box.checked).forEach((box) => visible.add(Number(box.value)));
       drawCurves();
+      drawRates();
     };
     const setAll = (on) => { boxes.forEach((box) => { box.checked = on; }); update(); };
     boxes.forEach((box) => box.addEventListener("change", update));
@@ -275,6 +276,52 @@
     byId("curves-all").addEventListener("click", () => setAll(true));
     byId("curves-none").addEventListener("click", () => setAll(false));
     update();
+  }
+
+  /* ---- score against learning rate ---- */
+
+  function drawRates() {
+    const host = byId("rates");
+    if (!host) return;
+    const arms = data.arms.filter((arm) => visible.has(arm.id));
+    const rows = arms.flatMap((arm) => {
+      const mine = data.rates.filter(([id]) => id === arm.id);
+      return mine.map(([id, lr, score, chosen], i) => ({ id, lr, score, chosen, label: arm.label, colour: arm.colour, last: i === mine.length - 1 }));
+    });
+    if (!rows.length) clear(host, "No method with several learning rates is chosen.");
+    else draw(host, { ...structuredClone(data.charts.rates), description: "Validation score against learning rate" }, rows);
+  }
+
+  /* ---- the user's limits ---- */
+
+  /* A slider runs over the values that the methods have; at its right end it limits nothing. */
+  function setUpLimits() {
+    const sliders = [...document.querySelectorAll("#limits input")];
+    const table = byId("leaderboard");
+    if (!table) return;
+    const values = (key) => [...new Set(data.arms.map((arm) => arm.values[key]).filter(known))].sort((a, b) => a - b);
+    for (const slider of sliders) {
+      slider.max = Math.max(values(slider.dataset.quantity).length - 1, 0);
+      slider.value = slider.max;
+    }
+    const apply = () => {
+      const over = new Set();
+      for (const slider of sliders) {
+        const key = slider.dataset.quantity;
+        const all = values(key);
+        const free = slider.value === slider.max;
+        const most = all[Number(slider.value)];
+        const at = data.arms.find((arm) => arm.values[key] === most);
+        slider.nextElementSibling.textContent = free || !at ? "any" : at.shown[key];
+        if (!free) data.arms.filter((arm) => known(arm.values[key]) && arm.values[key] > most).forEach((arm) => over.add(arm.id));
+      }
+      for (const row of table.tBodies[0].rows) row.classList.toggle("over", over.has(Number(row.querySelector("[data-arm]").dataset.arm)));
+      const left = data.arms.filter((arm) => arm.near && !over.has(arm.id)).map((arm) => arm.label);
+      byId("limits-answer").textContent = !over.size ? "" : left.length
+        ? `Within these limits and not told from the best: ${left.join(", ")}.`
+        : "Every method that cannot be told from the best is over a limit: run the command with --max-… to judge the others among themselves.";
+    };
+    sliders.forEach((slider) => slider.addEventListener("input", apply));
   }
 
   /* ---- tables ---- */
@@ -333,5 +380,6 @@
   setUpFilter();
   drawIntervals();
   if (byId("pareto")) { setUpPareto(); drawPareto(); }
+  setUpLimits();
   if (byId("curves")) setUpCurves();
 })();
