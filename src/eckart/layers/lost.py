@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.layers._structured import (
     StructuredLinear,
@@ -70,6 +71,7 @@ class LOSTLinear(StructuredLinear):
 
     selected_columns: Tensor
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.layers._structured import (
     StructuredLinear,
@@ -67,6 +68,7 @@ class SLTrainLinear(StructuredLinear):
     sparse_index: Tensor
     support_seed: Tensor
 
+    @checked
     def __init__(
         self,
         in_features: int,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.metrics._states import Mask, read_states
 
@@ -43,6 +44,7 @@ def anisotropy(
     return states.answer(torch.where(usable, (total - n) / (n * (n - 1)), torch.nan))
 
 
+@checked
 def two_nn(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,

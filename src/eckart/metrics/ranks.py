@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.linalg import spectrum
 from eckart.metrics._states import Mask, States, read_states
@@ -17,6 +18,7 @@ RANKME_SHARE = 1e-7
 """What RankMe adds to every share."""
 
 
+@checked
 def effective_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -48,6 +50,7 @@ def effective_rank(
     return states.answer(spectrum.effective_rank(states.singular_values.pow(power)))
 
 
+@checked
 def energy_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -75,6 +78,7 @@ def energy_rank(
     return states.answer(leading(states, energy))
 
 
+@checked
 def stable_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -100,6 +104,7 @@ def stable_rank(
     return states.answer(spectrum.stable_rank(states.singular_values))
 
 
+@checked
 def participation_ratio(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
