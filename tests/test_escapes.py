@@ -28,7 +28,7 @@ HOSTILE = (
     "# heading",
     "two\nlines\r\n| and | cells |\n```\n",
     "&lt; &amp;",
-    'a"b\'c',
+    "a\"b'c",
     "back\\slash",
     "\x1b[31mred\x1b[0m\x07",
     "right\u202eto left",
@@ -126,7 +126,9 @@ def test_ids_of_a_recovery_are_no_formulas(tmp_path: Path) -> None:
     from eckart.jobs.recover.recovering import complete
 
     users = ["=HYPERLINK(1)", "@me", "-5", "a", "b"]
-    lines = [f"{user},{item},{(i * j) % 5}" for i, user in enumerate(users) for j, item in enumerate("xyz", 1)]
+    lines = [
+        f"{user},{item},{(i * j) % 5}" for i, user in enumerate(users) for j, item in enumerate("xyz", 1)
+    ]
     (tmp_path / "ratings.csv").write_text("user,item,rating\n" + "\n".join(lines) + "\n")
     complete(tmp_path / "ratings.csv", output=tmp_path / "out", rank=1, test_share=0)
     written = pd.read_csv(tmp_path / "out/users.csv", dtype=str)["name"].tolist()

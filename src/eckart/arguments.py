@@ -90,8 +90,10 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("first", "last", "D", "cg_steps", "patience", "n_samples"), _COUNT),
     **dict.fromkeys(("oversample", "max_heavy", "shuffle_buffer", "switch_iter"), _COUNT_OR_NONE),
     **dict.fromkeys(("lora_alpha", "randlora_alpha", "scale", "dt_min", "dt_max"), _POSITIVE),
-    **dict.fromkeys(("galore_scale", "g_scale", "eta0", "delta", "heavy_factor", "incoherence"), _POSITIVE),
-    **dict.fromkeys(("lr", "weight_decay", "eps", "adamw_scale", "power"), _LEAST_0),
+    **dict.fromkeys(
+        ("galore_scale", "g_scale", "eta0", "delta", "heavy_factor", "incoherence", "power"), _POSITIVE
+    ),
+    **dict.fromkeys(("lr", "weight_decay", "eps", "adamw_scale"), _LEAST_0),
     **dict.fromkeys(("real_scale", "imag_scale", "growth_constant", "switch_tol", "tol", "reg"), _LEAST_0),
     **dict.fromkeys(("bandlimit", "p"), _BEYOND),
     **dict.fromkeys(("ratio", "energy", "rank_ratio", "decay"), _PART),

@@ -170,7 +170,9 @@ def test_a_vocabulary_that_grew_loads_again(tmp_path: Path) -> None:
     torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
 
 
-@pytest.mark.parametrize("train", [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3, 41]}])
+@pytest.mark.parametrize(
+    "train", [{"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [3, 41]}]
+)
 def test_a_vocabulary_that_grew_and_trains(tmp_path: Path, train: dict[str, Any]) -> None:
     """PEFT saves such an embedding under the names of all that is around it, each of which is held to the model."""
     llama().save_pretrained(tmp_path / "base")
@@ -186,7 +188,9 @@ def test_a_vocabulary_that_grew_and_trains(tmp_path: Path, train: dict[str, Any]
     again = PeftModel.from_pretrained(grown(), folder).eval()
     torch.testing.assert_close(again(TOKENS).logits, model(TOKENS).logits)
     state = load_file(folder / WEIGHTS)
-    inner = next(k for k in state if "embed_tokens.original_module" in k or "embed_tokens.token_adapter.base" in k)
+    inner = next(
+        k for k in state if "embed_tokens.original_module" in k or "embed_tokens.token_adapter.base" in k
+    )
     save_file(state | {inner: state[inner] + 1}, folder / WEIGHTS)
     refuse(folder, "changes the base model from row 0 on", grown())
     twin = next((key for key in state if ".modules_to_save." in key), None)

@@ -505,5 +505,7 @@ def test_an_id_is_text_whatever_it_looks_like() -> None:
     assert fits[2].row_ids_.tolist() == [1, 2, 3]
     for model in fits[1:]:
         for users in (["1", "3"], [1, 3], [1.0, 3.0]):
-            np.testing.assert_array_equal(model.predict(users, ["a", "b"]), fits[0].predict(["1", "3"], ["a", "b"]))
+            np.testing.assert_array_equal(
+                model.predict(users, ["a", "b"]), fits[0].predict(["1", "3"], ["a", "b"])
+            )
         assert len(set(model.predict(["4", "01"], ["a", "a"]))) == 1, "unknown, both"

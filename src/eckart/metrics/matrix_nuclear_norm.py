@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.arguments import checked
-from eckart.errors import InputError
 from eckart.metrics._states import Mask, States, read_states
 
 
@@ -42,8 +41,6 @@ def matrix_nuclear_norm(
 
     Source: Li, Xia, Chang & Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", arXiv:2410.10672.
     """
-    if D is not None and (not isinstance(D, int) or isinstance(D, bool) or D < 1):
-        raise InputError(f"D = {D}: give a whole number of columns, at least 1, or None for min(n, d)")
     states = read_states(hidden, mask, normalise)
     return states.answer(column_norms(states, D, per_token))
 

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.arguments import checked
-from eckart.errors import InputError
 from eckart.metrics._states import Mask, States, read_states
 
 
@@ -67,8 +66,6 @@ def schatten_norm(
     Raises:
         InputError: p not above 0, hidden states or a mask of the wrong type or shape.
     """
-    if not p > 0:
-        raise InputError(f"p = {p}: give a number above 0, or math.inf for the spectral norm")
     states = read_states(hidden, mask, normalise)
     return states.answer(schatten(states, p, per_token))
 

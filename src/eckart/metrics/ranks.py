@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from eckart.arguments import checked
-from eckart.errors import InputError
 from eckart.linalg import spectrum
 from eckart.metrics._states import Mask, States, read_states
 from eckart.metrics.entropy import collision
@@ -42,10 +41,6 @@ def effective_rank(
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
-    if not 0 < power < math.inf:
-        raise InputError(
-            f"power = {power}: give a number above 0, such as 1 (Roy & Vetterli) or 2 (exp of the entropy)"
-        )
     states = read_states(hidden, mask, normalise)
     return states.answer(spectrum.effective_rank(states.singular_values.pow(power)))
 
@@ -72,8 +67,6 @@ def energy_rank(
     Raises:
         InputError: energy outside (0, 1], hidden states or a mask of the wrong type or shape.
     """
-    if not 0 < energy <= 1:
-        raise InputError(f"energy = {energy}: give a share above 0 and at most 1, such as 0.9")
     states = read_states(hidden, mask, normalise)
     return states.answer(leading(states, energy))
 

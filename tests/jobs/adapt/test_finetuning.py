@@ -112,7 +112,10 @@ def test_card_tells_the_run_and_its_snippet_runs(
 
 
 def test_names_in_a_card_are_only_names(
-    files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    files: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A relative model is written down as an absolute one, and the card's example is one of the task's."""
     monkeypatch.chdir(tmp_path)

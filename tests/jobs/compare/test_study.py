@@ -155,7 +155,9 @@ def test_a_study_that_another_works_on_is_not_deleted(tmp_path: Path) -> None:
     study, other = (Study(url(tmp_path), "s", maximize=True) for _ in range(2))
     claim = other.claim(RUNS[3])
     assert claim is not None
-    with pytest.raises(InputError, match="--overwrite: another worker is doing run-3: wait for it or stop it"):
+    with pytest.raises(
+        InputError, match="--overwrite: another worker is doing run-3: wait for it or stop it"
+    ):
         study.delete()
     claim.finish(done(claim))
     assert other.records() == {"run-3": {"i": 3}}
