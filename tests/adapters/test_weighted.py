@@ -157,6 +157,6 @@ def test_methods_of_pefts_get_no_hint_at_another(method: str) -> None:
 
 def test_experts_in_one_parameter_are_refused_with_the_way_out() -> None:
     with pytest.raises(
-        InputError, match="target_parameters: lora adapts layers, .* use PEFT's own LoraConfig"
+        InputError, match=r"target_parameters: lora adapts layers, .* use PEFT's own LoraConfig"
     ):
         eckart.adapt(Net(), "lora", r=2, target_parameters=["experts.gate_up_proj"])

@@ -21,7 +21,7 @@ class Factors(nn.Module):
         self.lora_A = nn.Parameter(3 * torch.randn(4, 10, generator=g))
         self.lora_B = nn.Parameter(torch.randn(8, 4, generator=g))
         self.head, self.bias = nn.Linear(8, 3, bias=False), nn.Parameter(torch.zeros(3))
-        nn.init.uniform_(self.head.weight, -0.35, 0.35, generator=g)
+        nn.init.normal_(self.head.weight, std=0.2, generator=g)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(x @ (self.lora_B @ self.lora_A).mT) + self.bias

@@ -10,7 +10,7 @@ from rule_cases import model, steps, trained
 
 import eckart
 from eckart.errors import InputError
-from eckart.training import LoRAGGPO, LoRAMGPO, IncreLoRA, Rule
+from eckart.training import IncreLoRA, LoRAGGPO, LoRAMGPO, Rule
 
 RULES = {
     "increlora": lambda: IncreLoRA(

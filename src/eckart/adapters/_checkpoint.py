@@ -112,8 +112,8 @@ def check_dtype(name: str, weight: Tensor) -> None:
     """
     if weight.dtype not in FLOATS:
         raise InputError(
-            f"the weight of layer {name} is of {weight.dtype}, to which nothing can be added: load the model in float32, "
-            "bfloat16 or float16, or quantise it by torchao or bitsandbytes"
+            f"the weight of layer {name} is of {weight.dtype}, to which nothing can be added: load the model in "
+            "float32, bfloat16 or float16, or quantise it by torchao or bitsandbytes"
         )
 
 
