@@ -44,6 +44,7 @@ _OUTSIDE_FORWARD = {
     "_init_weights",
     "init_weights",
     "tie_weights",
+    "fuse_projections",  # of diffusers, at a user's call
 }
 
 
