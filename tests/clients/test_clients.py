@@ -110,9 +110,10 @@ if accelerator.is_main_process:
 
 
 def test_accelerate_in_two_processes(gpt2: Path, start: Start, tmp_path: Path) -> None:
-    """`accelerate launch` starts several processes without GPUs by MPI alone, hence torchrun."""
-    before = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=before)
+    """Without GPUs `accelerate launch --cpu` starts several processes by MPI alone; with --multi_gpu it does by itself."""
+    options = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    before = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options)
+    done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
     assert done.returncode == 0, done.stderr[:3000]
     base = AutoModelForCausalLM.from_pretrained(gpt2)
     plain = base(TOKENS).logits
