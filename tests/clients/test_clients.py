@@ -110,8 +110,17 @@ if accelerator.is_main_process:
 
 
 def test_accelerate_in_two_processes(gpt2: Path, start: Start, tmp_path: Path) -> None:
-    """Without GPUs `accelerate launch --cpu` starts several processes by MPI alone; with --multi_gpu it does by itself."""
-    options = ("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    """Without GPUs `accelerate launch --cpu` needs MPI for several processes; --multi_gpu starts them by itself."""
+    options = (
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    )
     before = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options)
     done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
     assert done.returncode == 0, done.stderr[:3000]

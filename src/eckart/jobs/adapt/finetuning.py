@@ -289,14 +289,18 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
 
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
+    from eckart.adapters._export import save_as_lora
+
     base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = full_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        if not (lora := save_as_lora(model, folder)):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        model_card(model, task, job.model, metrics, directory).save(folder / CARD)
+        card = model_card(model, task, job.model, metrics, directory, written_as_lora=lora)
+        card.save(folder / CARD)
     remove_owned(directory, [_SAVED])
