@@ -30,6 +30,10 @@ def register_layer(slug: str) -> Callable[[Layer], Layer]:
     return enter
 
 
+Key = int
+"""A seed of 64 bits, as those that follow from a name are."""
+
+
 class StructuredLinear(nn.Module):
     """y = x Wᵀ + b with a structured W (out, in); with a frozen base, y = x W₀ᵀ + x Wᵀ + b.
 

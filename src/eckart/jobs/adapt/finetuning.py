@@ -174,13 +174,17 @@ def finetune(
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
             if (directory / METRICS).is_file():
                 return read_earlier(directory / METRICS, "run", dict[str, Any])
-        if on_task is not None:
-            on_task(task.describe())
-        return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
+        return _run(job, task, directory, fresh=earlier is None, on_task=on_task, on_step=on_step)
 
 
 def _run(
-    job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
+    job: Job,
+    task: Task,
+    directory: Path,
+    *,
+    fresh: bool,
+    on_task: Callable[[dict[str, Any]], None] | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
     from eckart.adapters import adapt
@@ -194,6 +198,8 @@ def _run(
         seed=job.seed,
         **job.options,
     )
+    if on_task is not None:
+        on_task(task.describe())
     if fresh:
         remove_owned(directory, OWNED)
         with atomic_write(directory / RUN) as file:
