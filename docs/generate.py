@@ -17,6 +17,8 @@ from _stubs import ROOMS, stub
 from _tables import PAGES, blocks
 
 import eckart
+from eckart.adapters._census import REASONS
+from eckart.arguments import RANGES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 DOCS = f"{PROJECT['urls']['Repository']}/blob/main/docs/"
@@ -176,15 +178,31 @@ def ladder() -> str:
     return f"\n{markdown(head, lines)}\nContext {about['context']}; {tokens}; {threads}.\n\n"
 
 
+def ranges() -> str:
+    """What numbers may be, from the table that all constructors and commands are held to."""
+    names: dict[str, list[str]] = {}
+    for name, allowed in RANGES.items():
+        names.setdefault(allowed.words, []).append(f"`{name}`")
+    lines = [(words, ", ".join(sorted(set(found), key=str.lower))) for words, found in names.items()]
+    return f"\n{markdown(('what it may be', 'options'), lines)}\n"
+
+
+def reasons() -> str:
+    """Why a layer cannot be adapted, from the census of a model."""
+    shown = {"parent": "the module above it", "max_norm": "…", "option": "scale_grad_by_freq or sparse"}
+    return "\n" + "".join(f"- {reason.format(**shown)};\n" for reason in REASONS.values()) + "\n"
+
+
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
-    shrinking = ROOT / "docs/commands/compress.md"
+    shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
+        refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
         shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},

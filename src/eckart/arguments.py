@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from eckart.errors import InputError
 
 PARAMETER_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+F = TypeVar("F", bound=Callable[..., Any])
+Kind = Literal["bool", "int", "float"]
 BYTE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(%|[a-z]*)\s*", re.IGNORECASE)
 
@@ -60,6 +64,7 @@ class Range:
     high: float = math.inf
     open_low: bool = False
     open_high: bool = False
+    infinite: bool = False
 
     def __contains__(self, value: object) -> bool:
         number: Any = value
@@ -72,14 +77,32 @@ _COUNT = Range("a whole number of at least 1", 1, LARGEST)
 _COUNT_OR_NONE = Range("a whole number of at least 0", 0, LARGEST)
 _POSITIVE = Range("a positive number", 0, open_low=True)
 _PART = Range("a share in (0, 1]", 0, 1, open_low=True)
+_SHARE = Range("a share in [0, 1)", 0, 1, open_high=True)
+_LEAST_0 = Range("a number of at least 0", 0)
+_BEYOND = Range("a positive number, or infinity", 0, open_low=True, infinite=True)
 RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("r", "rank", "mini_r", "equivalent_rank", "shards_per_vector"), _COUNT),
     **dict.fromkeys(("num_basis", "num_basis_B", "chunk_size", "num_bases", "max_length"), _COUNT),
     **dict.fromkeys(("r_lora", "private_rank", "num_virtual_tokens"), _COUNT_OR_NONE),
-    **dict.fromkeys(("lora_alpha", "randlora_alpha", "scale", "offset_lr_scale"), _POSITIVE),
-    **dict.fromkeys(("ratio", "energy"), _PART),
+    **dict.fromkeys(("d_model", "d_state", "n_ssm", "channels", "in_features", "out_features"), _COUNT),
+    **dict.fromkeys(("num_channels", "hidden_size", "num_hidden_layers", "num_labels"), _COUNT),
+    **dict.fromkeys(("vocab_size", "max_position", "update_gap", "max_shape", "ns_steps"), _COUNT),
+    **dict.fromkeys(("first", "last", "D", "cg_steps", "patience", "n_samples"), _COUNT),
+    **dict.fromkeys(("oversample", "max_heavy", "shuffle_buffer", "switch_iter"), _COUNT_OR_NONE),
+    **dict.fromkeys(
+        ("lora_alpha", "randlora_alpha", "scale", "offset_lr_scale", "dt_min", "dt_max"), _POSITIVE
+    ),
+    **dict.fromkeys(
+        ("galore_scale", "g_scale", "eta0", "delta", "heavy_factor", "incoherence", "power"), _POSITIVE
+    ),
+    **dict.fromkeys(("lr", "weight_decay", "eps", "adamw_scale"), _LEAST_0),
+    **dict.fromkeys(("real_scale", "imag_scale", "growth_constant", "switch_tol", "tol", "reg"), _LEAST_0),
+    **dict.fromkeys(("bandlimit", "p"), _BEYOND),
+    **dict.fromkeys(("ratio", "energy", "rank_ratio", "decay"), _PART),
+    **dict.fromkeys(("discard", "validation_fraction"), _SHARE),
+    **dict.fromkeys(("momentum", "quantile"), Range("a share in [0, 1]", 0, 1)),
     "dropout": Range("a probability in [0, 1)", 0, 1, open_high=True),
-    "sparsity": Range("the share of entries set to zero, in [0, 1)", 0, 1, open_high=True),
+    "sparsity": _SHARE,
     "norm_p": Range("a number of at least 1", 1),
     "seed": Range(f"a whole number from 0 to {2**32 - 1}", 0, 2**32 - 1),
 }
@@ -94,7 +117,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def check_number(name: str, value: Any, kind: Literal["bool", "int", "float"]) -> Any:
+def check_number(name: str, value: Any, kind: Kind) -> Any:
     """Hold a value to its type and to the range that `RANGES` has for its name.
 
     Returns:
@@ -108,11 +131,60 @@ def check_number(name: str, value: Any, kind: Literal["bool", "int", "float"]) -
     wanted = allowed.words if allowed is not None and ranged else _WORDS[kind]
     right = isinstance(value, Real) and isinstance(value, bool) == (kind == "bool")
     if right and kind != "bool":
-        right = math.isfinite(value) if isinstance(value, float) else True
+        right = math.isfinite(value) or (
+            allowed is not None and allowed.infinite and kind == "float" and value == math.inf
+        )
         right = right and (kind == "float" or value == int(value)) and (allowed is None or value in allowed)
+        if right and kind == "int" and allowed is None and value > LARGEST:
+            right, wanted = False, f"at most {LARGEST}"
     if not right:
         raise InputError(f"{name} is {value!r}: give {wanted}")
     return int(value) if kind == "int" else float(value) if isinstance(value, float) else value
+
+
+def plain_options(function: Callable[..., Any]) -> dict[str, tuple[Kind, bool]]:
+    """The arguments that are annotated as one number or boolean, with its type, and whether None is another value."""
+    found: dict[str, tuple[Kind, bool]] = {}
+    for name, annotation in inspect.get_annotations(function).items():
+        text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+        words = [word.strip() for word in text.split("|")]
+        kinds = [word for word in words if word != "None"]
+        if name != "return" and len(kinds) == 1 and kinds[0] in _WORDS:
+            found[name] = cast(Kind, kinds[0]), "None" in words
+    return found
+
+
+def checked(function: F) -> F:
+    """A function, or the constructor of a class, that holds each number and boolean it is given to its annotation and
+    to the range that `RANGES` has for its name, and gets them as Python's own.
+
+    Raises:
+        InputError: naming the argument, the value and what it may be.
+    """
+    signature, kinds = inspect.signature(function), plain_options(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **named: Any) -> Any:
+        bound = signature.bind(*args, **named)
+        for name, value in bound.arguments.items():
+            kind, optional = kinds.get(name, (None, True))
+            if kind is not None and not (optional and value is None):
+                bound.arguments[name] = check_number(name, value, kind)
+        return function(*bound.args, **bound.kwargs)
+
+    return cast(F, run)
+
+
+def check_attributes(instance: Any, constructor: Callable[..., Any]) -> None:
+    """As `checked`, for what a constructor has stored under the names of its arguments.
+
+    Raises:
+        InputError: naming the argument, the value and what it may be.
+    """
+    for name, (kind, optional) in plain_options(constructor).items():
+        value = getattr(instance, name)
+        if not (optional and value is None):
+            setattr(instance, name, check_number(name, value, kind))
 
 
 def check_seed(seed: Any) -> int:

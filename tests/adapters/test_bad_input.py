@@ -424,3 +424,20 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 7, done.stderr
     assert "refused" in done.stderr
+
+
+@pytest.mark.parametrize("slug", ADAPTERS)
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64]
+)
+def test_a_weight_to_which_nothing_can_be_added(slug: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    model[0].weight = nn.Parameter(model[0].weight.data.to(dtype), requires_grad=False)
+    before = dict(model.named_modules())
+    with pytest.raises(
+        InputError, match=f"the weight of layer 0 is of {dtype}, to which nothing can be added: load"
+    ):
+        eckart.adapt(model, slug, target_modules=["0", "2"])
+    with pytest.raises(InputError, match=f"the weight of layer 0 is of {dtype}"):
+        eckart.adapt(model, slug, target_modules=["0", "2"], budget="300%")
+    assert dict(model.named_modules()) == before

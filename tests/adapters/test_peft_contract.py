@@ -40,7 +40,9 @@ from torch import Tensor, nn
 from transformers import BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+import eckart
 from eckart.adapters import get_config
+from eckart.errors import InputError
 
 X = torch.arange(90).view(9, 10)
 
@@ -721,3 +723,18 @@ def test_scaling_an_adapter(slug: str, route: str) -> None:
     assert_scaled(2.0)
     layer.unscale_layer()
     assert_scaled(1.0)
+
+
+def test_a_save_that_nobody_could_load_is_refused() -> None:
+    """What diffusers' own models ask PEFT for when they save."""
+
+    class Mixed(nn.Sequential):
+        def save_lora_adapter(self) -> dict[str, Tensor]:
+            return get_peft_model_state_dict(self)
+
+    model = Mixed(nn.Linear(6, 6))
+    inject_adapter_in_model(eckart.adapters.BoneConfig(r=2, target_modules=["0"]), model)
+    with pytest.raises(
+        InputError, match="diffusers reads LoRA alone and could not load what it saves of bone"
+    ):
+        model.save_lora_adapter()

@@ -141,7 +141,7 @@ def test_what_peft_has_for_its_own_lora_alone(tmp_path: Path) -> None:
         peft.PeftMixedModel(Net(), eckart.adapters.BoneConfig(r=2, target_modules=["up"]))
 
 
-@pytest.mark.parametrize("option", ["target_parameters", "use_dora", "loftq_config", "alpha_pattern", "bias"])
+@pytest.mark.parametrize("option", ["use_dora", "loftq_config", "alpha_pattern", "bias"])
 def test_options_of_pefts_lora_get_no_hint_at_another(option: str) -> None:
     with pytest.raises(
         InputError, match=f"no option '{option}', which only PEFT's own LoraConfig has: it has"
@@ -153,3 +153,10 @@ def test_options_of_pefts_lora_get_no_hint_at_another(option: str) -> None:
 def test_methods_of_pefts_get_no_hint_at_another(method: str) -> None:
     with pytest.raises(InputError, match="it is PEFT's own"):
         eckart.adapt(Net(), method)
+
+
+def test_experts_in_one_parameter_are_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        InputError, match=r"target_parameters: lora adapts layers, .* use PEFT's own LoraConfig"
+    ):
+        eckart.adapt(Net(), "lora", r=2, target_parameters=["experts.gate_up_proj"])

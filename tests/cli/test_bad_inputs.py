@@ -15,8 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.utils._param_validation import Interval
 
+import eckart
 from eckart.adapters._registry import ADAPTERS, PROMPTS
+from eckart.arguments import RANGES, plain_options
 from eckart.errors import InputError
 
 RUN = """
@@ -174,7 +178,105 @@ def constructors() -> Iterator[tuple[str, Callable[[], Any]]]:
                     yield f"{slug}({name}={value!r})", lambda k=kind, n=name, v=value: k(**{n: v})
 
 
-@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in constructors()])
+BAD = {
+    "int": (0, -1, 1.5, math.nan, math.inf, "many", True, (), 2**31, np.float64(2.5)),
+    "float": (-1, math.nan, -math.inf, "many", True, (), np.float64("nan")),
+    "bool": (2, -1, 0.5, math.nan, "yes", ()),
+}
+"""By the type of an option: no number of these is in the range of any."""
+HIDDEN = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Callable[..., Any]]]:
+    """What is public and takes options: its name, what has them, what else it needs, and how to call it."""
+    from eckart.federated._registry import STRATEGIES
+    from eckart.training._base import RULES
+
+    for name in ("DCTAdamW", "Trion", "GaLore"):
+        kind = getattr(eckart.optim, name)
+        needs = {"params": [torch.nn.Parameter(torch.zeros(8, 6))], "rank": 2}
+        yield name, kind.__init__, needs, kind
+    for name in ("S4D", "S4DBlock"):
+        yield name, getattr(eckart.layers, name).__init__, {"d_model": 4}, getattr(eckart.layers, name)
+    yield "S4DConfig", eckart.layers.S4DConfig.__init__, {}, eckart.layers.S4DConfig
+    for name in ("SLTrainLinear", "LOSTLinear", "LowRankLinear"):
+        kind = getattr(eckart.layers, name)
+        yield name, kind.__init__, {"in_features": 8, "out_features": 6, "r": 2}, kind
+    for name in eckart.metrics.__all__:
+        thing = getattr(eckart.metrics, name)
+        if isinstance(thing, type):
+            yield name, thing.__init__, {"p": 2.0} if name == "SchattenNorm" else {}, thing
+        elif callable(thing) and plain_options(thing):
+            yield (
+                name,
+                thing,
+                {"p": 2.0} if name == "schatten_norm" else {},
+                lambda f=thing, **o: f(HIDDEN, **o),
+            )
+    compressors = {
+        row["slug"]: eckart.compression.compressor(row["slug"]) for row in eckart.compression.METHODS
+    }
+    for room in (compressors, STRATEGIES, RULES):
+        for slug, kind in sorted(room.items()):
+            yield slug, kind.__init__, {}, kind
+
+
+def further() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Bad values for each number and boolean that anything public takes."""
+    for name, function, needs, make in public():
+        for option, (kind, _) in plain_options(function).items():
+            for value in BAD[kind]:
+                low = RANGES[option].low if option in RANGES else -math.inf
+                high = RANGES[option].high if option in RANGES else 2**31 - 1
+                if (
+                    isinstance(value, int)
+                    and not isinstance(value, bool)
+                    and kind != "bool"
+                    and low <= value <= high
+                ):
+                    continue  # only what has a range says where it ends
+                given = {**needs, option: value}
+                yield f"{name}({option}={value!r})", lambda m=make, g=given: m(**g)
+
+
+def estimators() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Bad values for each hyper-parameter of the estimators, which are refused when they are fitted."""
+    table = np.random.default_rng(0).random((8, 6))
+    holes = np.where(np.eye(8, 6) > 0, np.nan, table)
+    data = {
+        "MatrixCompletion": (holes,),
+        "RobustLowRank": (table,),
+        "StreamingPCA": (table,),
+        "MatrixSensingGD": (np.random.default_rng(0).random((20, 3, 3)), np.ones(20)),
+    }
+    for name, fitted in data.items():
+        kind = getattr(eckart.recovery, name)
+        for option, allowed in kind._parameter_constraints.items():
+            if option in ("device", "callback", "verbose", "random_state") or not hasattr(kind(), option):
+                continue
+            numeric = any(isinstance(one, Interval) for one in allowed)
+            for value in (-1, math.nan, "many", True, ()) if numeric else (2.5, -1, "many", math.nan):
+                if (
+                    (value == -1 and option == "n_jobs")
+                    or (value == () and option == "eta")
+                    or (isinstance(value, bool) and "boolean" in allowed)
+                ):
+                    continue
+                yield (
+                    f"{name}({option}={value!r})",
+                    lambda k=kind, o=option, v=value, f=fitted: k(**{o: v}).fit(*f),
+                )
+
+
+TABLE = [*constructors(), *further(), *estimators()]
+
+
+def test_the_table_covers_every_room() -> None:
+    assert len(TABLE) >= 1000
+    assert len({name for name, _ in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in TABLE])
 def test_a_constructor_refuses_it(make: Callable[[], Any]) -> None:
     with pytest.raises(InputError) as caught:
         make()

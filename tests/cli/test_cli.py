@@ -318,8 +318,19 @@ def test_adapt_writes_an_adapter_that_peft_loads(
     )
     assert isinstance(PeftModel.from_pretrained(base, adapter), PeftModel)
     words = ("adapt", "--model", bert, "--data", reviews, "--output", tmp_path / "x", *SMALL)
-    code, out, _ = run(*words, "--method", "bone", "--json")
+    code, out, err = run(*words, "--method", "bone", "--json")
     assert code == 0
+    for line in (
+        "task: text-classification",
+        "columns: text, label",
+        "examples: train 128, validation 16, test 16",
+        "labels: negative 64, positive 64",
+        "note: one split given: cut into 80 % train, 10 % validation, 10 % test",
+        "training: 1 of 2",
+        "training: 2 of 2",
+    ):
+        assert f"{line}\n" in err
+    assert re.search(r"^first example: .+ \u2192 (negative|positive)$", err, re.MULTILINE)
     told = json.loads(out)
     assert (told["method"], told["steps"], told["batch_size"], told["options"]) == ("bone", 2, 8, {"r": 2})
     assert told == json.loads((tmp_path / "x/metrics.json").read_text())

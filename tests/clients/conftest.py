@@ -30,7 +30,7 @@ def start(tmp_path: Path) -> Start:
         path.write_text(script)
         command = [
             *before,
-            *(() if "torch.distributed.run" in before else (sys.executable,)),
+            *(() if "accelerate.commands.launch" in before else (sys.executable,)),
             str(path),
             *map(str, arguments),
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from tiny_models import save_bert
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -110,9 +110,19 @@ if accelerator.is_main_process:
 
 
 def test_accelerate_in_two_processes(gpt2: Path, start: Start, tmp_path: Path) -> None:
-    """`accelerate launch` starts several processes without GPUs by MPI alone, hence torchrun."""
-    before = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=before)
+    """Without GPUs `accelerate launch --cpu` needs MPI for several processes; --multi_gpu starts them by itself."""
+    options = (
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    )
+    before = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options)
+    done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
     assert done.returncode == 0, done.stderr[:3000]
     base = AutoModelForCausalLM.from_pretrained(gpt2)
     plain = base(TOKENS).logits
@@ -164,3 +174,39 @@ def test_trl(kind: str, gpt2: Path, tmp_path: Path) -> None:
     trainer.save_model(str(tmp_path / "adapter"))
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gpt2), tmp_path / "adapter").eval()
     torch.testing.assert_close(again(TOKENS).logits, trainer.model.eval()(TOKENS).logits)
+
+
+def test_diffusers(tmp_path: Path) -> None:
+    """Adapters act in a model of diffusers; its own file for them is LoRA's alone, PEFT's is any method's."""
+    diffusers = pytest.importorskip("diffusers")
+
+    def unet() -> Any:
+        torch.manual_seed(0)
+        return diffusers.UNet2DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ).eval()
+
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([1]), torch.randn(1, 3, 8))
+    config = eckart.adapters.BoneConfig(r=2, target_modules=["to_q", "to_v"], init_weights=False)
+    model = unet()
+    model.add_adapter(config)
+    outputs = model(*inputs).sample
+    assert (outputs - unet()(*inputs).sample).abs().max() > 1e-4
+    with pytest.raises(eckart.errors.InputError, match="diffusers reads LoRA alone and could not load"):
+        model.save_lora_adapter(tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    wrapped = get_peft_model(unet(), config).eval()
+    torch.testing.assert_close(wrapped(*inputs).sample, outputs)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(unet(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(*inputs).sample, outputs)
+    export_lora(wrapped, tmp_path / "lora")
+    plain = PeftModel.from_pretrained(unet(), tmp_path / "lora").eval()
+    torch.testing.assert_close(plain(*inputs).sample, outputs, rtol=1e-4, atol=1e-5)

@@ -193,10 +193,10 @@ def test_half_precision_autocast_and_compiling() -> None:
     [
         ({"r": 8}, r"r=8: a layer of shape \(12, 8\) takes a whole number from 1 to 7"),
         ({"sparsity": 0}, "sparsity=0: give a share above 0"),
-        ({"sparsity": 1}, "sparsity=1: give a share above 0"),
+        ({"sparsity": 1}, "sparsity is 1: give a share in"),
         ({"gamma": 1.1}, r"gamma=1\.1: give a weight from 0 to 1"),
-        ({"gamma": float("nan")}, "gamma=nan: give a weight"),
-        ({"lora_alpha": 0}, "lora_alpha=0: give a positive number"),
+        ({"gamma": float("nan")}, "gamma is nan: give a number"),
+        ({"lora_alpha": 0}, "lora_alpha is 0: give a positive number"),
         ({"activation": "relu"}, "activation='relu': choose one of silu, identity"),
         ({"columns": "first"}, "columns='first': choose one of residual, random"),
         ({"norm": 3}, "norm=3: choose one of 1, 2"),

@@ -202,8 +202,8 @@ def test_two_models_may_differ_in_layers_and_widths() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: two_nn(points(5, 3), discard=1.0), "discard = 1.0"),
-        (lambda: alpha_req(points(5, 3), first=0), "first = 0"),
+        (lambda: two_nn(points(5, 3), discard=1.0), "discard is 1.0: give a share in"),
+        (lambda: alpha_req(points(5, 3), first=0), "first is 0: give a whole number of at least 1"),
         (lambda: alpha_req(points(5, 3), first=3, last=3), "first = 3, last = 3"),
         (lambda: linear_cka(points(5, 3), points(6, 3)), "representations of the same tokens"),
         (lambda: LinearCKA().compute(), "has seen no batch"),

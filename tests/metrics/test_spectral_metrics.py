@@ -147,13 +147,13 @@ def test_gradients_are_those_of_finite_differences(function, n: int, d: int) -> 
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (energy_rank, {"energy": 0.0}, "energy = 0.0"),
-        (energy_rank, {"energy": 1.5}, "energy = 1.5"),
-        (energy_rank, {"energy": math.nan}, "energy = nan"),
-        (schatten_norm, {"p": 0}, "p = 0"),
-        (schatten_norm, {"p": math.nan}, "p = nan"),
-        (effective_rank, {"power": -1.0}, "power = -1.0"),
-        (effective_rank, {"power": math.inf}, "power = inf"),
+        (energy_rank, {"energy": 0.0}, "energy is 0.0: give a share in"),
+        (energy_rank, {"energy": 1.5}, "energy is 1.5: give a share in"),
+        (energy_rank, {"energy": math.nan}, "energy is nan: give a number"),
+        (schatten_norm, {"p": 0}, "p is 0: give a positive number"),
+        (schatten_norm, {"p": math.nan}, "p is nan: give a number"),
+        (effective_rank, {"power": -1.0}, "power is -1.0: give a positive number"),
+        (effective_rank, {"power": math.inf}, "power is inf: give a positive number"),
     ],
 )
 def test_options_out_of_range_are_refused(function, options: dict[str, float], message: str) -> None:

@@ -21,6 +21,7 @@ class Factors(nn.Module):
         self.lora_A = nn.Parameter(3 * torch.randn(4, 10, generator=g))
         self.lora_B = nn.Parameter(torch.randn(8, 4, generator=g))
         self.head, self.bias = nn.Linear(8, 3, bias=False), nn.Parameter(torch.zeros(3))
+        nn.init.normal_(self.head.weight, std=0.2, generator=g)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(x @ (self.lora_B @ self.lora_A).mT) + self.bias
@@ -101,9 +102,9 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="no pairs"):
         Spectron(model)
     for options, message in (
-        ({"lr": -1}, "lr=-1"),
-        ({"momentum": 2}, "momentum=2"),
-        ({"ns_steps": 0}, "ns_steps=0"),
+        ({"lr": -1}, "lr is -1: give a number of at least 0"),
+        ({"momentum": 2}, "momentum is 2"),
+        ({"ns_steps": 0}, "ns_steps is 0"),
     ):
         with pytest.raises(InputError, match=message):
             Spectron(Factors(), **options)

@@ -31,6 +31,11 @@ def make_config(method: str, **options: Any) -> AdapterConfig | PromptConfig:
     for name in options:
         if name not in known:
             has = f"it has {', '.join(sorted(known))}"
+            if name == "target_parameters":
+                raise InputError(
+                    f"target_parameters: {config.slug} adapts layers, and experts stacked in one parameter are "
+                    "none: use PEFT's own LoraConfig for them, or name the linear layers in target_modules"
+                )
             if name in LoraConfig.__dataclass_fields__:
                 raise InputError(
                     f"{config.slug} has no option {name!r}, which only PEFT's own LoraConfig has: {has}"

@@ -44,7 +44,18 @@ _OUTSIDE_FORWARD = {
     "_init_weights",
     "init_weights",
     "tie_weights",
+    "fuse_projections",  # of diffusers, at a user's call
 }
+
+
+REASONS = {
+    "read": "{parent} reads its weight without calling it, and there an adapter has no effect",
+    "computed": "its weight is computed from other tensors (a parametrization, weight_norm, spectral_norm)",
+    "rescaled": "it rescales its own weight (max_norm={max_norm})",
+    "gradient": "{option}=True is about the gradient of its own weight, which an adapter's would not follow",
+    "uncalled": "its weight is shared and it is never called by {parent}: an adapter has no effect",
+}
+"""Why an adapter on a layer cannot be right."""
 
 
 def fault(model: nn.Module, name: str, module: nn.Module) -> str:
@@ -58,21 +69,17 @@ def fault(model: nn.Module, name: str, module: nn.Module) -> str:
     parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     if isinstance(module, NonDynamicallyQuantizableLinear) or _is_read_only(cast(Any, type(parent)), child):
-        return (
-            f"{type(parent).__name__} reads its weight without calling it, and there an adapter has no effect"
-        )
+        return REASONS["read"].format(parent=type(parent).__name__)
     leaf = not parametrize.is_parametrized(module) and isinstance(module._parameters.get("weight"), Tensor)
     if not leaf and hasattr(module, "weight") and not hasattr(module, "qweight"):
-        return "its weight is computed from other tensors (a parametrization, weight_norm, spectral_norm)"
+        return REASONS["computed"]
     if getattr(module, "max_norm", None) is not None:
-        return f"it rescales its own weight (max_norm={module.max_norm})"
+        return REASONS["rescaled"].format(max_norm=module.max_norm)
     for option in ("scale_grad_by_freq", "sparse"):
         if getattr(module, option, False) is True:
-            return (
-                f"{option}=True is about the gradient of its own weight, which an adapter's would not follow"
-            )
+            return REASONS["gradient"].format(option=option)
     if _is_tied(model, module) and not _is_called(cast(Any, type(parent)), child):
-        return f"its weight is shared and it is never called by {type(parent).__name__}: an adapter has no effect"
+        return REASONS["uncalled"].format(parent=type(parent).__name__)
     return ""
 
 

@@ -104,6 +104,19 @@ def compare_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             )
 
 
+def check_dtype(name: str, weight: Tensor) -> None:
+    """Refuse a frozen weight of numbers to which nothing can be added.
+
+    Raises:
+        InputError: naming the layer and its dtype.
+    """
+    if weight.dtype not in FLOATS:
+        raise InputError(
+            f"the weight of layer {name} is of {weight.dtype}, to which nothing can be added: load the model in "
+            "float32, bfloat16 or float16, or quantise it by torchao or bitsandbytes"
+        )
+
+
 def weight_check(weight: Float[Tensor, "out in"], epsilon: float) -> list[float]:
     """Six numbers that tell one weight from another: ‖W‖, two projections uᵀWv/‖W‖ with random signs, the precision
     W was held in, and its two sizes.

@@ -111,10 +111,7 @@ def export_lora(
         reports = [replace(report, r=most) for report in reports]
     config = _lora_config(model, adapter_name, ranks)
     with locked(path, "path"), atomic_directory(path, overwrite=overwrite, name="path") as folder:
-        save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-        base = type(model.get_base_model())
-        mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
-        config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
+        _write(model, config, state, folder)
     return ExportReport(
         path=str(path),
         method=cast(AdapterConfig, model.peft_config[adapter_name]).slug,
@@ -153,7 +150,7 @@ def _factorise(
     delta = layer.get_delta_weight(adapter_name)
     if not torch.isfinite(delta).all():
         raise InputError(f"the adapter of layer {name} holds NaN or Inf: it cannot be exported")
-    groups, (out, inner, *kernel) = layer.op.groups, layer.shape.weight
+    groups, out = layer.op.groups, layer.shape.weight[0]
     if r is not None and r % groups:
         raise InputError(
             f"r is {r}, not divisible by the {groups} groups of layer {name}: PEFT's LoRA needs that"
@@ -172,19 +169,67 @@ def _factorise(
     written = torch.cat([lora_b[i].double() @ lora_a[i, :, i].double() for i in range(groups)])
     norm = torch.linalg.matrix_norm(matrix.double())
     error = (torch.linalg.matrix_norm(matrix.double() - written) / norm).item() if norm else 0.0
-    lora_b = lora_b.reshape(out, width)
-    if layer.op.kind == "conv":
-        lora_a = lora_a.reshape(groups * width, groups * inner, *kernel)
-        lora_b = lora_b.reshape(out, width, *(1 for _ in kernel))
-    else:
-        lora_a = lora_a.reshape(width, -1)
-    infix, suffix = ("lora_embedding", "") if layer.op.kind == "embedding" else ("lora", ".weight")
-    factors = {
-        f"{MODEL_PREFIX}{name}.{infix}_{letter}{suffix}": factor.contiguous().cpu()
-        for letter, factor in (("A", lora_a), ("B", lora_b))
-    }
+    factors = _in_pefts_shapes(name, layer, lora_a, lora_b.reshape(out, width))
     check_in_peft(name, layer, factors, written, groups * width)
     return factors, LayerExport(name, layer.op.kind, groups * rank, groups * width, error)
+
+
+def _in_pefts_shapes(name: str, layer: EckartLayer, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Two factors under the names and in the shapes that PEFT's LoRA has for the kind of layer."""
+    groups, (_, inner, *kernel) = layer.op.groups, layer.shape.weight
+    if layer.op.kind == "conv":
+        a = a.reshape(-1, groups * inner, *kernel)
+        b = b.reshape(*b.shape, *(1 for _ in kernel))
+    else:
+        a = a.reshape(b.shape[1], -1)
+    infix, suffix = ("lora_embedding", "") if layer.op.kind == "embedding" else ("lora", ".weight")
+    return {
+        f"{MODEL_PREFIX}{name}.{infix}_{letter}{suffix}": factor.detach().contiguous().cpu()
+        for letter, factor in (("A", a), ("B", b))
+    }
+
+
+@torch.no_grad()
+def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") -> bool:
+    """Write an adapter whose layers are each exactly one LoRA of PEFT's, factor by factor, as PEFT's own checkpoint.
+
+    Args:
+        model: the model with the adapter; unchanged.
+        folder: the directory to write into.
+        adapter_name: which adapter.
+
+    Returns:
+        False, with nothing written, where it is none: another method, directions that are switched off, a convolution
+        in groups, or a layer on which PEFT computes something else.
+    """
+    config = cast(Any, model.peft_config[adapter_name])
+    layers = [(name, layer, cast(Any, adapter)) for name, layer, _, adapter in walk(model, adapter_name)]
+    if config.slug != "lora" or any(
+        layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers
+    ):
+        return False
+    state, ranks = _saved_modules(model, adapter_name), {}
+    for name, layer, adapter in layers:
+        a, b = adapter.factors()
+        scaled = _in_pefts_shapes(name, layer, a, adapter.scale * b)
+        try:
+            check_in_peft(name, layer, scaled, adapter.delta_weight(), len(a))
+        except InputError:
+            return False
+        state |= _in_pefts_shapes(name, layer, a, b)
+        ranks[name] = len(a)
+    pefts = _lora_config(model, adapter_name, ranks)
+    pefts.lora_alpha, pefts.alpha_pattern = config.lora_alpha, {}
+    pefts.use_rslora, pefts.lora_dropout = config.use_rslora, config.dropout
+    _write(model, pefts, state, folder)
+    return True
+
+
+def _write(model: PeftModel, config: LoraConfig, state: dict[str, Tensor], folder: Path) -> None:
+    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    base = type(model.get_base_model())
+    mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+    config.save_pretrained(str(folder), auto_mapping_dict=None if config.task_type else mapping)
 
 
 def _saved_modules(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:

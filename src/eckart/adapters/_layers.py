@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eckart.adapters._checkpoint import check_dtype
 from eckart.errors import InputError
 from eckart.linalg.random import seeded_generator
 
@@ -63,9 +64,11 @@ class LayerShape:
         """The frozen weight.
 
         Raises:
-            InputError: this shape stands for no layer.
+            InputError: this shape stands for no layer, or one whose weight is of whole or complex numbers.
         """
-        return self._layer()().detach()
+        weight = self._layer()().detach()
+        check_dtype(self.name, weight)
+        return weight
 
     def bias(self) -> Float[Tensor, " out"] | None:
         """The frozen bias; None where the layer has none.

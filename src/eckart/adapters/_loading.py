@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from eckart.adapter_files import CONFIG_NAME, base_model, read_adapter_config
+from eckart.adapters._census import PREFIX
 from eckart.adapters._checkpoint import MODEL_PREFIX, read_outline
+from eckart.adapters._from_peft import from_peft
 from eckart.adapters._rehearsal import embeddings_of, unwrapped
 from eckart.errors import InputError, first_line
 
@@ -28,7 +30,7 @@ _AUTO_CLASSES = {
 _HEADS = ("classifier.weight", "score.weight", "classifier.out_proj.weight")
 
 
-def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
+def load_adapted(model: str | Path | None, adapter: str | Path, *, ours: bool = False) -> PeftModel:
     """A base model with an adapter on it, in the model class that the adapter was trained in.
 
     The size of a trained head follows from a ``config.json`` beside the adapter, or from the head's own shape.
@@ -36,6 +38,7 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
     Args:
         model: directory or hub name of the base model; what the adapter's configuration names when None.
         adapter: directory or hub name of the adapter.
+        ours: as an adapter of this library also where the checkpoint is PEFT's own LoRA, RandLoRA or MiSS.
 
     Raises:
         InputError: either is missing, damaged or does not fit the other.
@@ -70,6 +73,8 @@ def load_adapted(model: str | Path | None, adapter: str | Path) -> PeftModel:
         )
     _resize(base, tensors)
     try:
+        if ours and not config["peft_type"].startswith(PREFIX.upper()):
+            return from_peft(base, directory)
         return PeftModel.from_pretrained(base, str(directory))
     except InputError:
         raise

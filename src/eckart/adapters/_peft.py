@@ -32,7 +32,7 @@ from eckart.adapters._census import (
     include_all_linear,
     is_plain,
 )
-from eckart.adapters._checkpoint import differs, same_size, weight_check
+from eckart.adapters._checkpoint import check_dtype, differs, same_size, weight_check
 from eckart.adapters._config import AdapterConfig, find_pattern
 from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
 from eckart.adapters._peft_files import CheckpointTuner
@@ -268,6 +268,7 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
         weight = layer.base_weight().detach()
         if weight.is_meta:
             raise InputError(f"the weight of layer {name} is on the meta device: load the base model first")
+        check_dtype(name, weight)
         if not torch.isfinite(weight).all():
             raise InputError(f"the weight of layer {name} holds NaN or Inf: repair the model first")
         epsilon = (

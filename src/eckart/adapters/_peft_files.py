@@ -10,6 +10,7 @@ from eckart.adapters._checkpoint import INSIDE
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._rehearsal import rename_keys
+from eckart.errors import InputError
 
 
 class CheckpointTuner(BaseTuner):
@@ -24,6 +25,11 @@ class CheckpointTuner(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
+        if not isinstance(model, PeftModel) and hasattr(model, "save_lora_adapter"):
+            raise InputError(
+                f"diffusers reads LoRA alone and could not load what it saves of {config.slug}: wrap the model by "
+                "peft.get_peft_model and save that, or write a LoRA with eckart.adapters.export_lora"
+            )
         config.saved_check = {
             layer.shape.name: layer.adapter(adapter_name).base_check
             for layer in model.modules()

@@ -30,10 +30,11 @@ class EckartLayer(nn.Module, BaseTunerLayer):
     Attributes:
         seams: by adapter, what stands between it and this layer.
         companions: by adapter, what acts beside it while training.
+        owners: by adapter, whose companion it has or will have.
     """
 
     adapter_layer_names = ("eckart_adapters",)
-    other_param_names = ("scaling", "configs", "seams", "companions")
+    other_param_names = ("scaling", "configs", "seams", "companions", "owners")
 
     def __init__(self, base_layer: nn.Module, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
         super().__init__()
@@ -45,6 +46,7 @@ class EckartLayer(nn.Module, BaseTunerLayer):
         self.configs: dict[str, AdapterConfig] = {}
         self.seams: dict[str, Seam] = {}
         self.companions: dict[str, Companion] = {}
+        self.owners: dict[str, object] = {}
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True  # turned off by peft.helpers.disable_input_dtype_casting
         self.merged_adapters: list[str] = []

@@ -121,12 +121,10 @@ def compare(
 
     Example: `eckart compare --model path/to/model --data reviews.csv --methods lora,svfit,bone --budget 0.5%`
     """
-    from eckart.data.read import check_source
-
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
     learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
-    check_source(data, fields(sep, columns, encoding))
+    fields(sep, columns, encoding)
 
     import eckart
 

@@ -40,7 +40,7 @@ def export(
     from eckart.adapters import export_lora, load_adapted
 
     with progress("exporting") as on_layer:
-        adapted = load_adapted(model, adapter)
+        adapted = load_adapted(model, adapter, ours=True)
         report = export_lora(adapted, output, r, server=server, overwrite=overwrite, on_layer=on_layer)
     rows = table("layer", "kind", "rank of ΔW", "rank written", "relative error")
     for layer in report.layers:

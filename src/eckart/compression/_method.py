@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eckart.arguments import check_attributes
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, matrix_shape, weight_matrix
 from eckart.compression._kinds import build_layer
@@ -66,6 +67,7 @@ class Compressor:
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
 
     def __post_init__(self) -> None:
+        check_attributes(self, type(self).__init__)
         if isinstance(self.exclude, str):
             self.exclude = (self.exclude,)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+from eckart.arguments import checked
 from eckart.federated._sums import Aggregate, LayerSum
 
 STRATEGIES: dict[str, type[FederatedStrategy]] = {}
@@ -69,6 +70,7 @@ def register_strategy(
             raise ValueError(f"strategy {slug!r} is registered twice")
         strategy.slug, strategy.title, strategy.paper, strategy.arxiv = slug, title, paper, arxiv
         strategy.trains, strategy.saves, strategy.knob = trains, saves, knob
+        strategy.__init__ = checked(strategy.__init__)  # type: ignore[method-assign]
         STRATEGIES[slug] = strategy
         return strategy
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Inexact, Shaped
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.layers._recurrence import S4DRecurrence
 from eckart.layers._state_space import S4DKernel
@@ -43,6 +44,7 @@ class S4D(nn.Module):
     Source: Gu, Gupta, Goel & Ré, 2022, arXiv:2206.11893.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.layers._memory import Memory
 from eckart.linalg.state_space import (
@@ -58,6 +59,7 @@ class S4DKernel(nn.Module):
     Source: Gu, Gupta, Goel & Ré, 2022, arXiv:2206.11893.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
@@ -102,10 +104,6 @@ class S4DKernel(nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
-        for name in ("d_model", "d_state", "n_ssm", "channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}={value!r}: give a whole number of at least 1")
         laws = {"init": Init, "discretization": Discretization}
         laws |= {"real_transform": RealTransform, "dt_transform": DtTransform}
         for name, law in laws.items():
@@ -115,13 +113,8 @@ class S4DKernel(nn.Module):
             raise InputError(f"d_state={self.d_state} is odd: complex states come in pairs, give an even one")
         if self.d_model % self.n_ssm:
             raise InputError(f"n_ssm={self.n_ssm} does not divide d_model={self.d_model}: give a divisor")
-        if not 0 < self.dt_min <= self.dt_max < math.inf:
+        if not self.dt_min <= self.dt_max:
             raise InputError(f"dt_min={self.dt_min}, dt_max={self.dt_max}: give 0 < dt_min <= dt_max")
-        for name in ("real_scale", "imag_scale"):
-            if not 0 <= self._start[name] < math.inf:
-                raise InputError(f"{name}={self._start[name]}: give a factor of at least 0")
-        if self.bandlimit is not None and not self.bandlimit > 0:
-            raise InputError(f"bandlimit={self.bandlimit}: give a positive number, or None for no limit")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

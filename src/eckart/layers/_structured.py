@@ -32,6 +32,10 @@ def register_layer(slug: str, *, part: bool = False) -> Callable[[Layer], Layer]
     return enter
 
 
+Key = int
+"""A seed of 64 bits, as those that follow from a name are."""
+
+
 class StructuredLayer(nn.Module):
     """A layer that takes the place of a stock one, and says in JSON what it is.
 

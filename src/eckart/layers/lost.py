@@ -17,14 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
-from eckart.layers._structured import (
-    StructuredLinear,
-    cast_for,
-    check_rank,
-    check_share,
-    register_layer,
-)
+from eckart.layers._structured import Key, StructuredLinear, cast_for, check_rank, check_share, register_layer
 from eckart.linalg.columns import LowRankColumns, LowRankColumnsLinear, low_rank_columns
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -70,6 +65,7 @@ class LOSTLinear(StructuredLinear):
 
     selected_columns: Tensor
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -89,7 +85,7 @@ class LOSTLinear(StructuredLinear):
         finetune: bool = False,
         lora_alpha: float = 1.0,
         zero_start: bool = False,
-        seed: int = 0,
+        seed: Key = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eckart.arguments import checked
 from eckart.layers._structured import StructuredLinear, check_rank, register_layer
 from eckart.linalg.ordered import balanced_factors
 
@@ -31,6 +32,7 @@ class LowRankLinear(StructuredLinear):
         InputError: a rank above the shorter side.
     """
 
+    @checked
     def __init__(
         self,
         in_features: int,

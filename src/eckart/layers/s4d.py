@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.layers._layer import S4D, Sequences, States
 from eckart.layers._recurrence import S4DRecurrence
@@ -36,6 +37,7 @@ class S4DBlock(nn.Module):
         InputError: an option out of its range.
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,

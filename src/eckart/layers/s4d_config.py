@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from eckart.arguments import plain
+from eckart.arguments import check_attributes, check_number
 from eckart.errors import InputError
 from eckart.layers.s4d import S4DBlock
 
-COUNTS = ("hidden_size", "num_hidden_layers", "num_channels", "num_labels", "vocab_size", "max_position")
 POOLINGS = ("mean", "last")
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 BLOCK = (
@@ -101,12 +100,8 @@ class S4DConfig(PreTrainedConfig):
         Raises:
             InputError: an option out of its range.
         """
-        for name in COUNTS:
-            value = plain(getattr(self, name))
-            setattr(self, name, value)
-            absent = value is None and name in ("vocab_size", "max_position")
-            if not absent and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{name}={value!r}: give a whole number of at least 1")
+        check_number("num_labels", self.num_labels, "int")
+        check_attributes(self, S4DConfig.__init__)
         _choose("pooling", self.pooling, POOLINGS)
         with torch.device("meta"):
             self.block()

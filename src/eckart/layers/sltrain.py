@@ -17,14 +17,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from eckart.arguments import checked
 from eckart.errors import InputError
-from eckart.layers._structured import (
-    StructuredLinear,
-    cast_for,
-    check_rank,
-    check_share,
-    register_layer,
-)
+from eckart.layers._structured import Key, StructuredLinear, cast_for, check_rank, check_share, register_layer
 from eckart.linalg.sparse import (
     LowRankSparseLinear,
     balanced_support,
@@ -67,6 +62,7 @@ class SLTrainLinear(StructuredLinear):
     sparse_index: Tensor
     support_seed: Tensor
 
+    @checked
     def __init__(
         self,
         in_features: int,
@@ -80,7 +76,7 @@ class SLTrainLinear(StructuredLinear):
         support: Literal["random", "row_balanced", "explicit"] = "random",
         route: Literal["auto", "dense", "factored"] = "auto",
         finetune: bool = False,
-        seed: int = 0,
+        seed: Key = 0,
         mask: Bool[Tensor, "out in"] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

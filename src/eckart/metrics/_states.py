@@ -79,7 +79,7 @@ def read_states(
     Raises:
         InputError: no floating-point tensor of at least two dimensions, or a mask of another type, shape or values.
     """
-    real = checked(hidden, mask)
+    real = real_rows(hidden, mask)
     if hidden.shape[-2] == 0:
         hidden, real = (
             hidden.new_zeros(*hidden.shape[:-2], 1, hidden.shape[-1]),
@@ -146,7 +146,7 @@ def normalised_states(
     return torch.where(known, states.matrix, torch.nan)[..., : hidden.shape[-2], :]
 
 
-def checked(hidden: Tensor, mask: Tensor | None) -> Bool[Tensor, "*batch n"]:
+def real_rows(hidden: Tensor, mask: Tensor | None) -> Bool[Tensor, "*batch n"]:
     """The rows that are tokens; anything that is no hidden states or no mask is refused."""
     if not isinstance(hidden, Tensor) or not hidden.is_floating_point():
         kind = hidden.dtype if isinstance(hidden, Tensor) else type(hidden).__name__

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from eckart.arguments import checked
 from eckart.metrics._states import Mask
 from eckart.metrics.alpha_req import alpha_req
 from eckart.metrics.entropy import matrix_entropy, renyi_entropy
@@ -84,6 +85,7 @@ class MatrixNuclearNorm(TextMean):
     higher_is_better = False
     is_differentiable = True
 
+    @checked
     def __init__(
         self, *, D: int | None = None, per_token: bool = True, normalise: bool = True, **kwargs: Any
     ) -> None:
@@ -97,6 +99,7 @@ class MatrixEntropy(TextMean):
     higher_is_better = False
     is_differentiable = True
 
+    @checked
     def __init__(self, *, relative: bool = True, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(matrix_entropy, {"relative": relative, "normalise": normalise}, **kwargs)
 
@@ -107,6 +110,7 @@ class RenyiEntropy(TextMean):
     higher_is_better = False
     is_differentiable = True
 
+    @checked
     def __init__(self, *, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(renyi_entropy, {"normalise": normalise}, **kwargs)
 
@@ -116,6 +120,7 @@ class NuclearNorm(TextMean):
 
     is_differentiable = True
 
+    @checked
     def __init__(self, *, per_token: bool = True, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(nuclear_norm, {"per_token": per_token, "normalise": normalise}, **kwargs)
 
@@ -125,6 +130,7 @@ class SchattenNorm(TextMean):
 
     is_differentiable = True
 
+    @checked
     def __init__(self, *, p: float, per_token: bool = True, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(schatten_norm, {"p": p, "per_token": per_token, "normalise": normalise}, **kwargs)
 
@@ -132,6 +138,7 @@ class SchattenNorm(TextMean):
 class EffectiveRank(TextMean):
     """Mean of `effective_rank` over texts, with its options."""
 
+    @checked
     def __init__(self, *, power: float = 1.0, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(effective_rank, {"power": power, "normalise": normalise}, **kwargs)
 
@@ -139,6 +146,7 @@ class EffectiveRank(TextMean):
 class EnergyRank(TextMean):
     """Mean of `energy_rank` over texts, with its options."""
 
+    @checked
     def __init__(self, *, energy: float = 0.9, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(energy_rank, {"energy": energy, "normalise": normalise}, **kwargs)
 
@@ -146,6 +154,7 @@ class EnergyRank(TextMean):
 class StableRank(TextMean):
     """Mean of `stable_rank` over texts, with its options."""
 
+    @checked
     def __init__(self, *, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(stable_rank, {"normalise": normalise}, **kwargs)
 
@@ -155,6 +164,7 @@ class ParticipationRatio(TextMean):
 
     is_differentiable = True
 
+    @checked
     def __init__(self, *, normalise: bool = True, **kwargs: Any) -> None:
         super().__init__(participation_ratio, {"normalise": normalise}, **kwargs)
 
@@ -164,6 +174,7 @@ class AlphaReQ(TextMean):
 
     is_differentiable = True
 
+    @checked
     def __init__(
         self, *, first: int = 1, last: int | None = None, normalise: bool = True, **kwargs: Any
     ) -> None:
@@ -189,5 +200,6 @@ class Anisotropy(TextMean):
 class TwoNN(TextMean):
     """Mean of `two_nn` over texts, with its options."""
 
+    @checked
     def __init__(self, *, discard: float = 0.1, **kwargs: Any) -> None:
         super().__init__(two_nn, {"discard": discard}, **kwargs)

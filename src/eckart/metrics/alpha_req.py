@@ -6,10 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.arguments import checked
 from eckart.errors import InputError
 from eckart.metrics._states import Mask, States, read_states
 
 
+@checked
 def alpha_req(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,

@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.arguments import checked
 from eckart.metrics._states import Mask, States, read_states
 
 SMALLEST_SHARE = 1e-12
 """Eigenvalues of Σ at most this are left out of the entropy."""
 
 
+@checked
 def matrix_entropy(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -44,6 +46,7 @@ def matrix_entropy(
     return states.answer(von_neumann(states, relative))
 
 
+@checked
 def renyi_entropy(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,

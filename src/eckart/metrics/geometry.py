@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.errors import InputError
+from eckart.arguments import checked
 from eckart.metrics._states import Mask, read_states
 
 
@@ -43,6 +43,7 @@ def anisotropy(
     return states.answer(torch.where(usable, (total - n) / (n * (n - 1)), torch.nan))
 
 
+@checked
 def two_nn(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -70,8 +71,6 @@ def two_nn(
 
     Source: Facco, d'Errico, Rodriguez & Laio, Scientific Reports 7 (2017), arXiv:1803.06992.
     """
-    if not 0 <= discard < 1:
-        raise InputError(f"discard = {discard}: give a share of at least 0 and below 1")
     states = read_states(hidden, mask, normalise=False)
     points = (states.matrix.cpu() if states.matrix.device.type == "mps" else states.matrix).double()
     real, width = states.real.to(points.device), points.shape[-2]

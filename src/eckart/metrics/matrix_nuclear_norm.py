@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from eckart.errors import InputError
-from eckart.metrics._states import Mask, States, checked, measurable, read_states
+from eckart.arguments import checked
+from eckart.metrics._states import Mask, States, measurable, read_states, real_rows
 
 BLOCK = 2**17
 """Numbers of the blocks of rows that are normalised and summed while they are in the cache, on a CPU."""
 
 
+@checked
 def matrix_nuclear_norm(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -44,9 +45,7 @@ def matrix_nuclear_norm(
 
     Source: Li, Xia, Chang & Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", arXiv:2410.10672.
     """
-    if D is not None and (not isinstance(D, int) or isinstance(D, bool) or D < 1):
-        raise InputError(f"D = {D}: give a whole number of columns, at least 1, or None for min(n, d)")
-    real = checked(hidden, mask)
+    real = real_rows(hidden, mask)
     if not normalise or hidden.shape[-2] == 0 or (torch.is_grad_enabled() and hidden.requires_grad):
         states = read_states(hidden, mask, normalise)
         return states.answer(column_norms(states, D, per_token))

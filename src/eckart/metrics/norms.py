@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.errors import InputError
+from eckart.arguments import checked
 from eckart.metrics._states import Mask, States, read_states
 
 
+@checked
 def nuclear_norm(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -39,6 +40,7 @@ def nuclear_norm(
     return states.answer(schatten(states, 1.0, per_token))
 
 
+@checked
 def schatten_norm(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -64,8 +66,6 @@ def schatten_norm(
     Raises:
         InputError: p not above 0, hidden states or a mask of the wrong type or shape.
     """
-    if not p > 0:
-        raise InputError(f"p = {p}: give a number above 0, or math.inf for the spectral norm")
     states = read_states(hidden, mask, normalise)
     return states.answer(schatten(states, p, per_token))
 

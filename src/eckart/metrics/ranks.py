@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.errors import InputError
+from eckart.arguments import checked
 from eckart.linalg import spectrum
 from eckart.metrics._states import Mask, States, read_states
 from eckart.metrics.entropy import collision
@@ -17,6 +17,7 @@ RANKME_SHARE = 1e-7
 """What RankMe adds to every share."""
 
 
+@checked
 def effective_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -40,14 +41,11 @@ def effective_rank(
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
-    if not 0 < power < math.inf:
-        raise InputError(
-            f"power = {power}: give a number above 0, such as 1 (Roy & Vetterli) or 2 (exp of the entropy)"
-        )
     states = read_states(hidden, mask, normalise)
     return states.answer(spectrum.effective_rank(states.singular_values.pow(power)))
 
 
+@checked
 def energy_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -69,12 +67,11 @@ def energy_rank(
     Raises:
         InputError: energy outside (0, 1], hidden states or a mask of the wrong type or shape.
     """
-    if not 0 < energy <= 1:
-        raise InputError(f"energy = {energy}: give a share above 0 and at most 1, such as 0.9")
     states = read_states(hidden, mask, normalise)
     return states.answer(leading(states, energy))
 
 
+@checked
 def stable_rank(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,
@@ -100,6 +97,7 @@ def stable_rank(
     return states.answer(spectrum.stable_rank(states.singular_values))
 
 
+@checked
 def participation_ratio(
     hidden: Float[Tensor, "*batch n d"],
     mask: Mask | None = None,

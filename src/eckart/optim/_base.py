@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 
+from eckart.arguments import check_number
 from eckart.errors import InputError
 from eckart.optim._adamw import Adam, adamw_update, descend, number
 from eckart.optim._basis import Basis, basis_of
@@ -43,6 +44,8 @@ class LowRankOptimizer(Optimizer):
 
     def __init__(self, params: Params, arguments: dict[str, Any]) -> None:
         self.compile: bool | None = arguments["compile"]
+        if self.compile is not None:
+            check_number("compile", self.compile, "bool")
         options = {k: v for k, v in arguments.items() if k not in ("self", "params", "compile", "__class__")}
         super().__init__(params, {**options, "low_rank": True})
 

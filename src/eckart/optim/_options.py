@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eckart.arguments import Kind, check_number
 from eckart.errors import InputError
 
-BOUNDS: dict[str, tuple[float, float]] = {
-    "lr": (0, math.inf),
-    "weight_decay": (0, math.inf),
-    "eps": (0, math.inf),
-    "rank_ratio": (0, 1),
-    "momentum": (0, 1),
-    "adamw_scale": (0, math.inf),
+NUMBERS: Mapping[str, Kind] = {
+    **dict.fromkeys(("lr", "weight_decay", "eps", "rank_ratio", "momentum", "adamw_scale"), "float"),
+    **dict.fromkeys(("galore_scale",), "float"),
+    **dict.fromkeys(("rank", "update_gap", "max_shape", "ns_steps"), "int"),
+    **dict.fromkeys(("low_rank", "weighted", "rotate"), "bool"),
 }
-COUNTS = ("rank", "update_gap", "max_shape", "ns_steps")
+MAY_BE_ABSENT = ("rank", "rank_ratio")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "basis": ("dct2", "dct3", "random_qr"),
     "transform": ("auto", "matmul", "fft"),
@@ -34,16 +32,16 @@ def check_options(group: Mapping[str, Any]) -> None:
     Raises:
         InputError: an option out of its range, both or neither of ``rank`` and ``rank_ratio``.
     """
-    for name, (low, high) in BOUNDS.items():
-        value = group.get(name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            raise InputError(f"{name}={value}: give a number from {low} to {high}")
-    if not (len(group["betas"]) == 2 and all(0 <= beta < 1 for beta in group["betas"])):
-        raise InputError(f"betas={tuple(group['betas'])}: give two numbers in [0, 1)")
-    for name in COUNTS:
-        value = group.get(name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{name}={value!r}: give a whole number from 1 up")
+    for name, kind in NUMBERS.items():
+        if name in group and not (group[name] is None and name in MAY_BE_ABSENT):
+            check_number(name, group[name], kind)
+    betas = group["betas"]
+    if not (
+        isinstance(betas, Sequence)
+        and len(betas) == 2
+        and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)
+    ):
+        raise InputError(f"betas={betas!r}: give two numbers in [0, 1)")
     for name, known in CHOICES.items():
         if name in group and group[name] not in known:
             raise InputError(f"{name}={group[name]!r}: choose one of {', '.join(map(str, known))}")
@@ -51,7 +49,5 @@ def check_options(group: Mapping[str, Any]) -> None:
         raise InputError(
             "transform='fft' with basis='random_qr': only the cosine bases have a fast transform"
         )
-    if group["rank_ratio"] == 0:
-        raise InputError("rank_ratio=0: give a share above 0")
     if group["low_rank"] and (group["rank"] is None) == (group["rank_ratio"] is None):
         raise InputError(f"rank={group['rank']} and rank_ratio={group['rank_ratio']}: give one of the two")

@@ -14,11 +14,25 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from eckart.errors import InputError
+from eckart.arguments import LARGEST, RANGES
+from eckart.errors import InputError, first_line
 from eckart.recovery import _files
 
 FLOATS = [np.float64, np.float32]
 E = TypeVar("E", bound="RecoveryEstimator")
+
+
+def of(name: str) -> Interval:
+    """The constraint of the hyper-parameter for whose name `RANGES` has a range."""
+    from numbers import Integral, Real
+
+    found = RANGES[name]
+    low, high = (None if abs(bound) == np.inf else bound for bound in (found.low, found.high))
+    whole = high == LARGEST
+    closed = {(False, False): "both", (True, False): "right", (False, True): "left", (True, True): "neither"}[
+        found.open_low or low is None, found.open_high or high is None
+    ]
+    return Interval(Integral if whole else Real, low, high, closed=closed)
 
 
 def real(low: float, high: float | None = None, closed: str = "left") -> Interval:
@@ -75,6 +89,24 @@ class RecoveryEstimator(BaseEstimator):
         own = vars(cls).get("_parameter_constraints", {})
         cls._parameter_constraints = super(cls, cls)._parameter_constraints | own
         super().__init_subclass__(**options)
+
+    def _validate_params(self) -> None:
+        """Hold the hyper-parameters to their constraints; a boolean is no number.
+
+        Raises:
+            InputError: naming one, its value and what it may be.
+        """
+        for name, allowed in self._parameter_constraints.items():
+            numeric = any(isinstance(constraint, Interval) for constraint in allowed)
+            value = getattr(self, name, None)
+            if numeric and "boolean" not in allowed and isinstance(value, bool | np.bool_):
+                raise InputError(
+                    f"The {name!r} parameter of {type(self).__name__} must be a number. Got {value!r} instead."
+                )
+        try:
+            super()._validate_params()
+        except ValueError as error:
+            raise InputError(first_line(error)) from None
 
     def _keep(self, arguments: dict[str, Any]) -> None:
         """Store the constructor's arguments unchanged, as scikit-learn asks."""

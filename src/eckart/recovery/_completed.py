@@ -238,7 +238,8 @@ class CompletedMatrix(RecoveryTransformer):
     def _clip_range(self) -> tuple[float, float]:
         if self.clip is None:
             return -np.inf, np.inf
-        low, high = np.asarray(self.clip, dtype=np.float64)
+        clip = np.asarray(self.clip, dtype=np.float64)
+        low, high = clip if clip.shape == (2,) else (np.nan, np.nan)
         if not low < high:
             raise InputError(f"clip is {self.clip}: give the lowest and the highest prediction")
         return float(low), float(high)

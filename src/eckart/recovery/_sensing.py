@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
-from eckart.recovery._base import FLOATS, RecoveryEstimator, real, to_numpy, whole
+from eckart.recovery._base import FLOATS, RecoveryEstimator, of, real, to_numpy, whole
 
 OPERATOR = ("forward", "adjoint", "subset", "to", "energy", "shape_in", "m")
 
@@ -29,7 +29,7 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "alpha": [real(0, closed="neither")],
         "max_iter": [whole(0)],
-        "tol": [real(0)],
+        "tol": [of("tol")],
     }
 
     def __sklearn_tags__(self) -> Any:

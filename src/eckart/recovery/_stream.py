@@ -151,6 +151,8 @@ class StreamResults(RecoveryTransformer):
     def _rates(self, row_energy: float, n: int | None, d: int) -> np.ndarray:
         """Oja's rates, for rows of this mean squared norm."""
         if self.eta is not None:
+            if not np.size(self.eta):
+                raise InputError("eta is empty: give None, a number or several")
             rates: np.ndarray = check_array(
                 np.atleast_1d(self.eta), ensure_2d=False, input_name="eta"
             ).reshape(-1)

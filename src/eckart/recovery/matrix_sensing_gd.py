@@ -23,7 +23,7 @@ from torch import Tensor
 from eckart.errors import InputError
 from eckart.linalg.factored_descent import Switch, factored_descent, imbalance
 from eckart.linalg.operators import IdentityOperator, Operator, spectral_norm
-from eckart.recovery._base import fitting, real, to_numpy, whole
+from eckart.recovery._base import fitting, of, real, to_numpy, whole
 from eckart.recovery._sensing import SensingEstimator
 
 STEP = 0.2
@@ -68,11 +68,11 @@ class MatrixSensingGD(SensingEstimator):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [whole(1)],
         "parametrization": [StrOptions({"asymmetric", "symmetric"})],
-        "g_scale": [real(0, closed="neither")],
+        "g_scale": [of("g_scale")],
         "rebalance": [StrOptions({"once", "none"})],
         "beta": [StrOptions({"auto"}), real(0, closed="neither")],
-        "switch_tol": [real(0)],
-        "switch_iter": [None, whole(0)],
+        "switch_tol": [of("switch_tol")],
+        "switch_iter": [None, of("switch_iter")],
         "eta": [StrOptions({"auto"}), real(0, closed="neither")],
         "momentum": [real(0, 1)],
         "init": [None, "array-like"],

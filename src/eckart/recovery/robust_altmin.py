@@ -24,7 +24,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from eckart.errors import InputError
 from eckart.linalg.completion import Solver
 from eckart.recovery import _forms
-from eckart.recovery._base import fitting, real, to_numpy, whole, whole_or_nothing
+from eckart.recovery._base import fitting, of, real, to_numpy, whole, whole_or_nothing
 from eckart.recovery._biases import Biases, fit_biases
 from eckart.recovery._fit import Alternation, choose_reg
 from eckart.recovery._ranked import RankedMatrix
@@ -88,20 +88,20 @@ class MatrixCompletion(RankedMatrix):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [whole(1)],
         "solver": [StrOptions({"auto", "cholesky", "cg", "sketch", "sketch-unit"})],
-        "cg_steps": [whole(1)],
+        "cg_steps": [of("cg_steps")],
         "sketch_factor": [whole(2)],
-        "reg": [StrOptions({"auto"}), real(0)],
+        "reg": [StrOptions({"auto"}), of("reg")],
         "reg_scaling": [StrOptions({"none", "count"})],
         "fit_bias": [StrOptions({"auto"}), "boolean"],
         "implicit": ["boolean"],
         "alpha": [real(0, closed="neither")],
         "init": [StrOptions({"spectral", "random"}), "array-like"],
-        "incoherence": [None, real(0, closed="neither")],
+        "incoherence": [None, of("incoherence")],
         "sample_reuse": ["boolean"],
         "orthonormal": [StrOptions({"auto"}), "boolean"],
         "all_observed": ["boolean"],
         "max_iter": [whole(1)],
-        "tol": [real(0)],
+        "tol": [of("tol")],
         "clip": [None, "array-like"],
         "n_jobs": [None, whole(1), Interval(Integral, None, -1, closed="right")],
     }

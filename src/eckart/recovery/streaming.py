@@ -25,7 +25,7 @@ from eckart.errors import InputError
 from eckart.linalg import streaming
 from eckart.linalg.operators import as_tensor, row_squares
 from eckart.linalg.streaming import BlockState, OjaState
-from eckart.recovery._base import FLOATS, fitting, real, whole
+from eckart.recovery._base import FLOATS, fitting, of, real, whole
 from eckart.recovery._stream import StreamResults
 
 PIECE = 4096
@@ -79,17 +79,17 @@ class StreamingPCA(StreamResults):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         "n_components": [whole(1), real(0, 1, closed="neither")],
         "method": [StrOptions({"block", "oja", "oja-grid"})],
-        "n_samples": [None, whole(1)],
+        "n_samples": [None, of("n_samples")],
         "n_blocks": [StrOptions({"auto"}), whole(1)],
-        "oversample": [whole(0)],
-        "heavy_factor": [real(0, closed="neither")],
+        "oversample": [of("oversample")],
+        "heavy_factor": [of("heavy_factor")],
         "heavy_threshold": [None, real(0, closed="both")],
-        "max_heavy": [whole(0)],
+        "max_heavy": [of("max_heavy")],
         "eta": [None, real(0, closed="neither"), "array-like"],
-        "growth_constant": [real(0)],
+        "growth_constant": [of("growth_constant")],
         "center": ["boolean"],
         "whiten": ["boolean"],
-        "shuffle_buffer": [whole(0)],
+        "shuffle_buffer": [of("shuffle_buffer")],
         "init": [None, "array-like"],
     }
 

@@ -35,7 +35,7 @@ from eckart.linalg.subgradient import (
     subgradient_descent,
     weighted_quantile,
 )
-from eckart.recovery._base import fitting, real, to_numpy, whole
+from eckart.recovery._base import fitting, of, to_numpy
 from eckart.recovery._measured import NORMAL_MEDIAN, SMALL, Factors, HoldOut, Measured
 from eckart.recovery._table import TableEstimator
 
@@ -100,19 +100,19 @@ class RobustLowRank(TableEstimator):
 
     _pair = ("factor_", "right_factor_")
     _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "rank": [None, whole(1)],
+        "rank": [None, of("rank")],
         "loss": [StrOptions({"l1", "l2", "huber"})],
         "step": [StrOptions({"normalized_geometric", "geometric", "residual", "quantile", "constant"})],
-        "eta0": [real(0, closed="neither")],
-        "decay": [real(0, 1, closed="right")],
+        "eta0": [of("eta0")],
+        "decay": [of("decay")],
         "init": [StrOptions({"spectral", "random", "identity"}), "array-like"],
         "symmetric": [StrOptions({"auto"}), "boolean"],
-        "quantile": [real(0, 1, closed="both")],
+        "quantile": [of("quantile")],
         "norm": [StrOptions({"fro", "spectral"})],
-        "delta": [real(0, closed="neither")],
-        "scale": [StrOptions({"auto"}), real(0, closed="neither")],
-        "validation_fraction": [StrOptions({"auto"}), real(0, 1)],
-        "patience": [whole(1)],
+        "delta": [of("delta")],
+        "scale": [StrOptions({"auto"}), of("scale")],
+        "validation_fraction": [StrOptions({"auto"}), of("validation_fraction")],
+        "patience": [of("patience")],
     }
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eckart.adapters import Adapter, EckartLayer, walk
-from eckart.arguments import hint
+from eckart.arguments import checked, hint
 from eckart.errors import InputError
 from eckart.tensors import load_state, save_state
 
@@ -206,6 +206,7 @@ def register_rule(
             raise InputError(f"rule {slug!r} is registered already: choose another slug for {rule.__name__}")
         rule.slug, rule.title, rule.paper, rule.arxiv = slug, title, paper, arxiv
         rule.trains, rule.saves, rule.knob = trains, saves, knob
+        rule.__init__ = checked(rule.__init__)  # type: ignore[method-assign]
         RULES[slug] = rule
         return rule
 

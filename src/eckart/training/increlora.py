@@ -23,6 +23,7 @@ from eckart.errors import InputError
 from eckart.training._base import register_rule
 from eckart.training._gradients import listening
 from eckart.training._growth import GrowthRule
+from eckart.training._places import check_places, free_places, take_places
 
 RESERVE = 1e-5
 """E of a direction in reserve."""
@@ -105,9 +106,8 @@ class IncreLoRA(GrowthRule):
         return math.ceil((self.target - self.total) / (self.incre_rank_num * self.top_h))
 
     def begin(self, steps: int | None) -> None:
-        for name, layer, key, adapter in self.adapters:
-            if key in layer.companions:
-                raise InputError(f"layer {name} has a companion already, of another rule: detach that first")
+        check_places(self)
+        for name, *_, adapter in self.adapters:
             if self.reg_orth_coef and not hasattr(adapter, "lora_A"):
                 raise InputError(
                     f"reg_orth_coef needs factors A and B, which layer {name} has not: set it to 0"
@@ -119,10 +119,11 @@ class IncreLoRA(GrowthRule):
             2, len(self.modules), dtype=torch.float64, device=device
         )
         self.last = torch.zeros_like(self.exp_avg_ipt)
+        take_places(self)
         self._listen()
 
     def end(self) -> None:
-        self._stop()
+        free_places(self)
         super().end()
 
     @property

@@ -21,6 +21,7 @@ from eckart.errors import InputError
 from eckart.linalg.random import counter_key
 from eckart.training._base import Rule, register_rule
 from eckart.training._gradients import listening, product_rule, row_squares, trains_its_factors
+from eckart.training._places import check_places, free_places, take_places
 
 
 @register_rule(
@@ -86,17 +87,14 @@ class LoRAGGPO(Rule):
             raise InputError(
                 f"warm_up is {self.warm_up}, longer than the training of {steps} steps: lower it"
             )
-        for name, layer, key, _ in self.adapters:
-            if key in layer.companions:
-                raise InputError(f"layer {name} has a companion already, of another rule: detach that first")
+        check_places(self)
         self.noises = {name: Noise(self, name, layer, adapter) for name, layer, _, adapter in self.adapters}
+        take_places(self)
         if self.grad_norm == "exact":
             self._put_in()
 
     def end(self) -> None:
-        for name, layer, key, _ in self.adapters:
-            if layer.companions.get(key) is self.noises.get(name, self):
-                del layer.companions[key]
+        free_places(self)
 
     def before_step(self) -> None:
         for noise in self.noises.values():

@@ -20,6 +20,7 @@ from eckart.adapters import Adapter, LowRankAdapter
 from eckart.errors import InputError
 from eckart.training._base import Rule, register_rule
 from eckart.training._gradients import product_rule, trains_its_factors
+from eckart.training._places import check_places, free_places, take_places
 from eckart.training._steps import group_of
 
 _EPSILON = 1e-12
@@ -79,20 +80,18 @@ class LoRAMGPO(Rule):
         return "" if trains_its_factors(adapter) else "its factors are not trained themselves"
 
     def begin(self, steps: int | None) -> None:
-        for name, layer, key, adapter in self.adapters:
-            if key in layer.companions:
-                raise InputError(f"layer {name} has a companion already, of another rule: detach that first")
+        check_places(self)
+        for *_, adapter in self.adapters:
             group: Any = group_of(self.optimizer, next(adapter.parameters()))
             if self.mu is None and "betas" not in group and not group.get("momentum"):
                 raise InputError("the optimiser keeps no momentum, and mu is None: give mu, such as 0.9")
         self.shifts = {name: Shift(self, adapter) for name, _, _, adapter in self.adapters}
+        take_places(self)
         for name, layer, key, _ in self.adapters:
             layer.companions[key] = self.shifts[name]
 
     def end(self) -> None:
-        for name, layer, key, _ in self.adapters:
-            if name in self.shifts and layer.companions.get(key) is self.shifts[name]:
-                del layer.companions[key]
+        free_places(self)
 
     def before_step(self) -> None:
         for shift in self.shifts.values():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny_models import save_bert, save_gpt2, save_reviews, save_vit
 from transformers import AutoConfig, BertForSequenceClassification, Trainer
 
+from eckart.adapters import export_lora, load_adapted, merge_checkpoint
 from eckart.errors import InputError
 from eckart.jobs.adapt.checkpoints import last_whole
 from eckart.jobs.adapt.finetuning import finetune
@@ -73,7 +74,8 @@ def test_directory_and_numbers(whole: tuple[Path, dict[str, Any]], files: tuple[
     assert metrics["validations"][-1]["score"] == metrics["validation"]["score"]
     assert metrics["labels"] == ["negative", "positive"]
     weights = load_file(folder / "adapter_model.safetensors")
-    assert all(value.any() for name, value in weights.items() if name.endswith("lora_B"))
+    assert sum(name.endswith("lora_B.weight") for name in weights) == 12
+    assert all(value.any() for name, value in weights.items() if "lora_B" in name)
 
 
 def test_adapter_loads_in_peft_and_gives_the_scores(
@@ -92,6 +94,35 @@ def test_adapter_loads_in_peft_and_gives_the_scores(
     again = evaluate(model, task, task.test, 16)
     assert again.score == metrics["test"]["score"]
     assert again.loss == pytest.approx(metrics["test"]["loss"], rel=1e-5)
+
+
+def test_lora_is_pefts_own_where_eckart_is_not(
+    whole: tuple[Path, dict[str, Any]], files: tuple[str, str], tmp_path: Path
+) -> None:
+    folder, _ = whole
+    code = f"""
+import sys, torch
+from peft import PeftModel
+from transformers import AutoConfig, BertForSequenceClassification
+base = BertForSequenceClassification.from_pretrained(
+    {files[0]!r}, config=AutoConfig.from_pretrained({str(folder)!r}), ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, {str(folder)!r}).eval()
+assert model.peft_config["default"].peft_type == "LORA" and "eckart" not in sys.modules
+torch.save(model(torch.arange(8)[None]).logits, {str(tmp_path / "logits")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bare = torch.load(tmp_path / "logits")
+    ours = load_adapted(files[0], folder, ours=True).eval()
+    assert ours.peft_config["default"].peft_type == "ECKART_LORA"
+    torch.testing.assert_close(ours(torch.arange(8)[None]).logits, bare)
+    merged = merge_checkpoint(None, folder, tmp_path / "merged")
+    again = BertForSequenceClassification.from_pretrained(merged.path).eval()
+    torch.testing.assert_close(again(torch.arange(8)[None]).logits, bare, rtol=1e-4, atol=1e-5)
+    assert export_lora(ours, tmp_path / "lora").exact
+    card = (folder / "README.md").read_text()
+    assert "This is PEFT's own LoRA" in card and "KeyError" not in card
 
 
 def test_card_tells_the_run_and_its_snippet_runs(

@@ -41,7 +41,13 @@ _PACKAGED = (
 
 
 def model_card(
-    model: PeftModel, task: Task, base: str | None, metrics: dict[str, Any], directory: Path
+    model: PeftModel,
+    task: Task,
+    base: str | None,
+    metrics: dict[str, Any],
+    directory: Path,
+    *,
+    written_as_lora: bool = False,
 ) -> ModelCard:
     """The card of an adapter directory, its README.md.
 
@@ -51,6 +57,7 @@ def model_card(
         base: directory or hub name of its base; None for a built-in one.
         metrics: what metrics.json holds.
         directory: where the card will be.
+        written_as_lora: the adapter is there as PEFT's own LoRA.
     """
     config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
@@ -86,19 +93,31 @@ what was added.
 {_snippet(model, task, base_name(base), directory.resolve()).strip()}
 ```
 
-PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with
-`eckart run -- COMMAND`.{_serving(config, directory)}
+{_elsewhere(config, directory, written_as_lora)}
 """)
 
 
-def _serving(config: MethodConfig, directory: Path) -> str:
-    """How to do without eckart, where the adapter is a change of weights."""
+def _elsewhere(config: MethodConfig, directory: Path, written_as_lora: bool) -> str:
+    """What a process without eckart makes of the directory, and how to serve a change of weights there."""
     from eckart.adapters import AdapterConfig
 
+    pointer = (
+        f"PEFT says `KeyError: '{config.peft_kind.value}'` where eckart was not imported: start such a program with\n"
+        "`eckart run -- COMMAND`."
+    )
     if not isinstance(config, AdapterConfig):
-        return ""
-    return f""" Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it
-as a plain LoRA.
+        return pointer
+    if written_as_lora:
+        told = (
+            "This is PEFT's own LoRA: it loads where eckart is not installed, then leave `import eckart` out.\n"
+            "`eckart merge` folds it into the weights, `eckart export` writes it for a server."
+        )
+    else:
+        told = (
+            f"{pointer} Serve it without eckart: `eckart merge` folds it into the weights, `eckart export` writes it\n"
+            "as a plain LoRA."
+        )
+    return f"""{told}
 
 ```bash
 eckart merge {shell(str(directory.resolve()))} --output merged
@@ -133,7 +152,7 @@ def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) ->
     packaged, path = _PACKAGED[task.kind == "causal-lm"] if base is None else ("", code(base))
     pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""
     return f"""
-import eckart  # teaches PEFT the method
+import eckart  # teaches PEFT the methods
 {packaged}from peft import PeftModel
 {pillow}from transformers import {", ".join(["AutoConfig", *needs, name])}
 

@@ -206,17 +206,23 @@ def finetune(
             check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
             if (directory / METRICS).is_file():
                 return read_earlier(directory / METRICS, "run", dict[str, Any])
-        if on_task is not None:
-            on_task(task.describe())
-        return _run(job, task, directory, fresh=earlier is None, on_step=on_step)
+        return _run(job, task, directory, fresh=earlier is None, on_task=on_task, on_step=on_step)
 
 
 def _run(
-    job: Job, task: Task, directory: Path, *, fresh: bool, on_step: Callable[[int, int], None] | None
+    job: Job,
+    task: Task,
+    directory: Path,
+    *,
+    fresh: bool,
+    on_task: Callable[[dict[str, Any]], None] | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
     pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
     adapted = _adapted(task, job)
+    if on_task is not None:
+        on_task(task.describe())
     if fresh:
         remove_owned(directory, OWNED)
         with atomic_write(directory / RUN) as file:
@@ -340,14 +346,18 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
 
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
+    from eckart.adapters._export import save_as_lora
+
     base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = base_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        if not (lora := save_as_lora(model, folder)):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        model_card(model, task, job.model, metrics, directory).save(folder / CARD)
+        card = model_card(model, task, job.model, metrics, directory, written_as_lora=lora)
+        card.save(folder / CARD)
     remove_owned(directory, [_SAVED, ALIGNED])
