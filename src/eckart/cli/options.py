@@ -58,8 +58,8 @@ Model = Annotated[
     str | None,
     option(
         "MODEL",
-        "Model directory or hub name, or smollm2 (extra demo-lm); when left out a built-in one: MiniLM, for causal-lm a "
-        "code model.",
+        "Model directory or hub name, or smollm2 (extra demo-lm); when left out a built-in one: MiniLM, "
+        "for causal-lm a code model.",
         MODEL_AND_DATA,
     ),
 ]

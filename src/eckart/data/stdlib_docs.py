@@ -2,11 +2,11 @@
 
 Task: given its docstring, does a function *return* a value, or does it only *act*? The label is read from the syntax
 tree: a function returns where its own body (not that of a function inside) has a ``return`` with a value other than
-None, or a ``yield``. A body that only passes or raises tells neither and is left out, and so are test suites and vendored
-code. The sources are parsed, never imported. Docstrings that agree up to case and white space are kept once, and dropped
-altogether where their labels differ. Files, not docstrings, are dealt to the splits, so no split has seen the file of
-another, and each example knows its file. Two functions of three return; of these as many are kept in each split as there
-are that only act, those with the smallest hashes of their texts, so that neither label is right by itself.
+None, or a ``yield``. A body that only passes or raises tells neither and is left out, and so are test suites and
+vendored code. The sources are parsed, never imported. Docstrings that agree up to case and white space are kept once,
+and dropped altogether where their labels differ. Files, not docstrings, are dealt to the splits, so no split has seen
+the file of another, and each example knows its file. Two functions of three return; of these as many are kept in each
+split as there are that only act, those with the smallest hashes of their texts, so that neither label is right by itself.
 
 The set depends on the Python version alone (3.12 lost `distutils`, 3.13 lost `lib2to3`), so scores are comparable
 within one version.

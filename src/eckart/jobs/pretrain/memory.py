@@ -176,7 +176,7 @@ def _adam_bytes(p: Tensor, name: str) -> int:
         moment = p.numel() * bits // 8 + 4 * (p.numel() // block) + 4 * 2**bits
     else:
         moment = p.numel() * p.element_size()
-    return 2 * moment + 4
+    return int(2 * moment + 4)
 
 
 def _faked(model: nn.Module, device: torch.device) -> nn.Module:

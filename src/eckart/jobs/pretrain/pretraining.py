@@ -212,7 +212,8 @@ def _run(
     start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
-    whole = gathered(trainer.model, make) if given["fsdp"] else trainer.model
+    trained: Any = trainer.model
+    whole = gathered(trained, make) if given["fsdp"] else trained
     if whole is not None:
         finish(regime, whole)
         sizes = [(p.numel(), p.requires_grad) for p in whole.parameters()]
