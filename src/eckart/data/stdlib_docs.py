@@ -6,7 +6,8 @@ None, or a ``yield``. A body that only passes or raises tells neither and is lef
 vendored code. The sources are parsed, never imported. Docstrings that agree up to case and white space are kept once,
 and dropped altogether where their labels differ. Files, not docstrings, are dealt to the splits, so no split has seen
 the file of another, and each example knows its file. Two functions of three return; of these as many are kept in each
-split as there are that only act, those with the smallest hashes of their texts, so that neither label is right by itself.
+split as there are that only act, those with the smallest hashes of their texts, so that neither label is right by
+itself.
 
 The set depends on the Python version alone (3.12 lost `distutils`, 3.13 lost `lib2to3`), so scores are comparable
 within one version.
