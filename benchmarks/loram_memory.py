@@ -1,7 +1,7 @@
 """Peak memory of LoRA training on SmolLM2-135M pruned at several ratios; every arm loads its small model in a fresh
 process, which never sees the large one.
 
-Run: python benchmarks/loram_memory.py [--ratios 0 0.2 0.4 0.6 0.8] [--tokens 256]
+Run: python benchmarks/loram_memory.py [--ratios 0 0.3 0.6 0.85] [--tokens 128]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eckart.compression import load_pruned, loram, save_pruned
 from eckart.jobs.adapt.loram import quantise
 from eckart.tasks.pretrained import find_model
 
-STEPS = 3
+STEPS = 2
 
 
 def held_mib(kind: str) -> float:
@@ -55,8 +55,8 @@ def worker(place: str, tokens: int, int8: bool) -> dict[str, float]:
 def main() -> None:
     """Print and save one row for each ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.2, 0.4, 0.6, 0.8])
-    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.3, 0.6, 0.85])
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--worker", nargs=2, metavar=("DIR", "INT8"))
     given = parser.parse_args()
     if given.worker:
@@ -78,8 +78,8 @@ def main() -> None:
                 found = json.loads(output.splitlines()[-1])
                 rows.append({"ratio": ratio, "base": kind, "tokens": given.tokens, **found})
                 rows[-1]["x unpruned"] = found["peak MiB"] / rows[0]["peak MiB"]
+                save("loram_memory", rows)
     table(rows)
-    save("loram_memory", rows)
 
 
 if __name__ == "__main__":

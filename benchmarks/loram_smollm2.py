@@ -1,7 +1,7 @@
 """What training on a pruned SmolLM2-135M costs in quality: LoRAM at several ratios beside LoRA, on the documentation of
 Python's standard library, equal steps, rate and seed.
 
-Run: python benchmarks/loram_smollm2.py [--steps 30] [--ratios 0 0.2 0.4]
+Run: python benchmarks/loram_smollm2.py [--steps 15] [--ratios 0 0.4]
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from eckart.jobs.adapt.loram_options import LoRAM
 def main() -> None:
     """Print and save one row for each arm."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--align", type=int, default=20)
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.2, 0.4])
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--align", type=int, default=8)
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.0, 0.4])
     parser.add_argument("--lr", type=float, default=1e-3)
     given = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -37,13 +37,13 @@ def main() -> None:
                     options={"r": 8},
                     loram=LoRAM(ratio, align=align, align_lr=5e-5),
                     steps=given.steps,
-                    batch_size=4,
+                    batch_size=2,
                     lr=given.lr,
                     save_every=given.steps,
                     validate_every=given.steps,
                     kind="causal-lm",
                     max_length=128,
-                    limits={"train": 400, "validation": 8, "test": 32},
+                    limits={"train": 200, "validation": 4, "test": 16},
                 )
             told = found["loram"]
             rows.append(

@@ -155,8 +155,8 @@ def sizes() -> str:
     ratios = sorted({row["removed"] for row in rows})
     found = {(row["arm"], row["removed"]): f"{row['accuracy']:.1%}" for row in rows}
     lines = [(arm, *(found[arm, ratio] for ratio in ratios)) for arm in dict.fromkeys(r["arm"] for r in rows)]
-    told = f"Mean of {rows[0]['seeds']} seeds, {rows[0]['epochs']} epochs."
-    return f"\n{markdown(('removed', *(f'{ratio:.0%}' for ratio in ratios)), lines)}\n{told}\n\n"
+    head = ("removed", *(f"{ratio:.0%}" for ratio in ratios))
+    return f"\n{markdown(head, lines)}\nMean of {rows[0]['seeds']} seeds.\n\n"
 
 
 def pruned_memory() -> str:
@@ -175,38 +175,11 @@ def pruned_memory() -> str:
     return f"\n{markdown(head, lines)}\n1 × {rows[0]['tokens']} tokens a step.\n\n"
 
 
-def pruned_quality() -> str:
-    """Bits a token of adapters that were trained on pruned bases."""
-    rows = result("loram_smollm2", "benchmarks")["rows"]
-    scores = ("no adapter", "small", "recovered")
-    lines = [
-        (
-            f"{r['ratio']:g}",
-            str(r["align steps"]),
-            f"{r['small M']:.1f}",
-            *(f"{r[key]:.3f}" for key in scores),
-            f"{r['low']:.3f} to {r['high']:.3f}",
-        )
-        for r in rows
-    ]
-    head = (
-        "ratio",
-        "steps of alignment",
-        "trained on, M",
-        "whole, no adapter",
-        "small, with it",
-        "whole, with it",
-        "95 %",
-    )
-    return f"\n{markdown(head, lines)}\n{rows[0]['steps']} steps of 4 blocks.\n\n"
-
-
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking = ROOT / "docs/commands/compress.md"
     cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
-    pruned = between(pruning.read_text("utf-8"), "memory", pruned_memory())
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
@@ -214,7 +187,7 @@ def render() -> dict[Path, str]:
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
-        pruning: between(pruned, "quality", pruned_quality()),
+        pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##"),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},
