@@ -193,10 +193,37 @@ def reasons() -> str:
     return "\n" + "".join(f"- {reason.format(**shown)};\n" for reason in REASONS.values()) + "\n"
 
 
+def sizes() -> str:
+    """Accuracies of one network cut to several sizes, an arm a line."""
+    rows = result("maestro_sizes", "benchmarks")["rows"]
+    ratios = sorted({row["removed"] for row in rows})
+    found = {(row["arm"], row["removed"]): f"{row['accuracy']:.1%}" for row in rows}
+    lines = [(arm, *(found[arm, ratio] for ratio in ratios)) for arm in dict.fromkeys(r["arm"] for r in rows)]
+    head = ("removed", *(f"{ratio:.0%}" for ratio in ratios))
+    return f"\n{markdown(head, lines)}\nMean of {rows[0]['seeds']} seeds.\n\n"
+
+
+def pruned_memory() -> str:
+    """Peak memory of training on pruned bases."""
+    rows = result("loram_memory", "benchmarks")["rows"]
+    lines = [
+        (
+            f"{r['ratio']:g}",
+            r["base"],
+            *(f"{r[k]:,.0f}" for k in ("base MiB", "peak MiB")),
+            f"{r['x unpruned']:.2f}",
+        )
+        for r in rows
+    ]
+    head = ("ratio", "base", "weights in float32, MiB", "peak, MiB", "of the whole model's")
+    return f"\n{markdown(head, lines)}\n1 × {rows[0]['tokens']} tokens a step.\n\n"
+
+
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
+    cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
@@ -204,6 +231,8 @@ def render() -> dict[Path, str]:
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
         shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
+        cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
+        pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -82,6 +83,10 @@ def pretrain(
     dense: Annotated[
         bool, flag("--dense", help="Write the trained model with ordinary linear layers.", panel=OUTPUT)
     ] = False,
+    cut: Annotated[
+        list[float] | None,
+        option("RATIO", "Also write maestro's network with this share removed; may be repeated.", OUTPUT),
+    ] = None,
     eval_steps: Annotated[int, option("N", "Evaluate every so many updates.", TRAINING)] = 250,
     save_steps: Annotated[int, option("N", "Write a checkpoint every so many updates.", OUTPUT)] = 250,
     seed: Annotated[int, option("N", "Of the model, the supports and the order of the text.", TRAINING)] = 0,
@@ -125,6 +130,7 @@ def pretrain(
             bf16=bf16,
             fsdp=fsdp,
             dense=dense,
+            cuts=cut or (),
             eval_steps=eval_steps,
             save_steps=save_steps,
             seed=seed,
@@ -139,9 +145,13 @@ def pretrain(
     rows = table("memory", "predicted MB", "measured MB")
     for kind, size in report.predicted.items():
         rows.add_row(kind, f"{size / 1e6:,.1f}", f"{report.measured[kind] / 1e6:,.1f}")
+    sizes = "".join(
+        f" Cut by {ratio}: {found['parameters']:,.0f} parameters, perplexity {math.exp(found['loss']):.2f}."
+        for ratio, found in report.cuts.items()
+    )
     told = (
         f"{report.method}, {report.parameters:,} parameters, {report.steps:,} steps, {report.tokens:,} tokens at "
         f"{report.tokens_per_second:,.0f} a second. Held out: perplexity {report.perplexity:.2f}, "
-        f"{report.bits_per_byte:.3f} bits a byte. Written: {output}"
+        f"{report.bits_per_byte:.3f} bits a byte.{sizes} Written: {output}"
     )
     return Answer(dataclasses.asdict(report), (rows, told) if report.predicted else (told,))

@@ -34,7 +34,8 @@ def prune(model: Model) -> Model:
 def cut(model: Model, ratio: float = 0.0, *, ranks: Mapping[str, int] | None = None) -> Model:
     """A copy of a trained network at a smaller size, without training; the network stays as it is.
 
-    Ranks go one by one, always the least important last rank of all layers, until the share is removed. A layer is
+    Ranks go one by one, always the least important last rank of all layers (as a share of the importance of its
+    layer's first), until the share is removed. A layer is
     made an ordinary one where that has fewer numbers: r (in + out) > in · out. Batch norms want `recalibrate`
     afterwards.
 
@@ -67,6 +68,8 @@ def cut(model: Model, ratio: float = 0.0, *, ranks: Mapping[str, int] | None = N
 def ranks_for(layers: Mapping[str, MaestroLayer], ratio: float) -> dict[str, int]:
     """The rank of each layer at a size: the least important last rank of all goes next.
 
+    Importance is taken as a share of that of the layer's first rank: scales of different layers do not compare.
+
     Args:
         layers: by name.
         ratio: share of the numbers of their dense weights to remove.
@@ -86,6 +89,7 @@ def ranks_for(layers: Mapping[str, MaestroLayer], ratio: float) -> dict[str, int
     budget = (1 - ratio) * sum(a * b for a, b in sizes)
     total = sum(map(numbers, range(len(names))))
     found = [layer.importance()[layer.low_rank].detach().cpu() for layer in layers.values()]
+    found = [values / values[0].clamp_min(torch.finfo(values.dtype).tiny) for values in found]
     for i in importance_order(found) if ratio else ():
         if total <= budget:
             break

@@ -157,19 +157,25 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
 
 
 def test_ranks_that_maestro_drops_are_not_written(run: Any, tmp_path: Path) -> None:
-    options = {"gp_lambda": 0.0, "threshold": 1.0, "shrink_every": 2}
-    report = run(method="maestro", options=options, per_layer=True, clip=0, bf16=True)
+    options = {"gp_lambda": 0.0, "threshold": 0.4, "shrink_every": 2}
+    report = run(method="maestro", options=options, per_layer=True, clip=0, bf16=True, cuts=[0.5, 0.85])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     layers = structured_layers(model).values()
     assert all(len(layer.low_rank) == layer.rank <= 16 for layer in layers)
-    assert min(layer.rank for layer in layers) < 10
+    assert 1 < min(layer.rank for layer in layers) < 12
     assert report.parameters == sum(p.numel() for p in model.parameters())
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-4"
     assert {"generator", "sweep", "position", "drawn", "ranks"} == set(
         load_file(checkpoint / "rule-maestro.safetensors")
     )
-    half = cut(model, 0.85)
-    assert half.num_parameters() < report.parameters
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model-0.85")
+    AutoTokenizer.from_pretrained(tmp_path / "run" / "model-0.85")
+    assert report.cuts.keys() == {"0.5", "0.85"}
+    assert report.cuts["0.85"]["parameters"] == small.num_parameters() < report.parameters
+    assert report.cuts["0.85"]["parameters"] < report.cuts["0.5"]["parameters"]
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(small(ids).logits, cut(model, 0.85)(ids).logits)
+    assert report.cuts["0.85"]["loss"] != report.loss
 
 
 def test_accumulated_passes_are_one_larger_batch(run: Any, tmp_path: Path) -> None:
@@ -210,6 +216,9 @@ def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any
         ),
         ({"method": "maestro", "options": {"threshold": -1}}, "threshold=-1: give a number from 0 up"),
         ({"method": "maestro", "options": {"shrink_every": 9}}, "shrink_every=9: the training ends after 4"),
+        ({"cuts": [0.5]}, r"--cut 0\.5 with --method full: only maestro's networks can be cut"),
+        ({"method": "maestro", "cuts": [1.0]}, r"--cut 1\.0: give the share to remove"),
+        ({"method": "maestro", "cuts": [0.5, 0.5]}, r"--cut 0\.5 is given twice"),
         ({"method": "maestro", "options": {"r": 17}}, "r=17: a layer of shape"),
         ({"per_layer": True}, "--per-layer with --clip 1: the norm"),
         ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, sltrain"),

@@ -8,7 +8,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ class Pretrained:
         tokens_per_second: of all processes, without evaluation and saving.
         loss, perplexity, bits_per_byte: on the test split, which training never looks at, in nats and bits.
         predicted, measured: bytes of memory by kind; empty where the model was sharded.
+        cuts: numbers and loss of the network at each size that was asked for.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Pretrained:
     bits_per_byte: float
     predicted: dict[str, int]
     measured: dict[str, int]
+    cuts: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def pretrain(
@@ -69,6 +71,7 @@ def pretrain(
     bf16: bool = False,
     fsdp: bool = False,
     dense: bool = False,
+    cuts: Sequence[float] = (),
     eval_steps: int = 250,
     save_steps: int = 250,
     seed: int = 0,
@@ -105,6 +108,7 @@ def pretrain(
         fsdp: of several processes each holds a share of weights, gradients and optimiser state (FSDP2), not a copy;
             without checkpoints and without figures of memory.
         dense: write the trained model with ordinary linear layers.
+        cuts: shares to remove of Maestro's layers; each network so cut is written to ``model-<share>``.
         eval_steps, save_steps: every so many updates.
         seed: of the model, the supports and the order of the sequences.
         resume: go on from the last whole checkpoint.
@@ -119,6 +123,7 @@ def pretrain(
     """
     given = {k: v for k, v in locals().items() if k not in ("output", "resume", "overwrite", "on_step")}
     given |= {"options": dict(options or {}), "optimizer_options": dict(optimizer_options or {})}
+    given["cuts"] = list(cuts)
     given["tokenizer"] = None if tokenizer is None else str(tokenizer)
     directory = Path(output)
     _check(given, resume)
@@ -180,13 +185,14 @@ def _run(
 ) -> Pretrained:
     from eckart.jobs.pretrain.architectures import check_arch, config_of
     from eckart.jobs.pretrain.preparation import RUNS, begin, check_same, prepare
-    from eckart.jobs.pretrain.regimes import finish, regime_of
+    from eckart.jobs.pretrain.regimes import check_cuts, finish, regime_of, write_cuts
     from eckart.jobs.pretrain.sharding import check_trainer, gathered, shard
     from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, optimizer_of, trainer_of
     from eckart.tasks.optimizers import check_resumable
 
     check_optimizer(given["optimizer"])
     check_arch(given["arch"])
+    check_cuts(given["method"], given["cuts"])
     regime, of_layers = regime_of(given["method"], given["options"], given["seed"])
     if regime is not None and given["fsdp"]:
         raise InputError(
@@ -218,7 +224,10 @@ def _run(
         finish(regime, whole)
         sizes = [(p.numel(), p.requires_grad) for p in whole.parameters()]
         report = dataclasses.replace(
-            report, parameters=sum(n for n, _ in sizes), trained=sum(n for n, trains in sizes if trains)
+            report,
+            parameters=sum(n for n, _ in sizes),
+            trained=sum(n for n, trains in sizes if trains),
+            cuts=write_cuts(trainer, prepared, given["cuts"], directory),
         )
         if trainer.is_world_process_zero():
             _write(given, directory, whole, trainer.state.log_history, prepared.tokenizer, report)
@@ -246,7 +255,8 @@ def _report(given: Mapping[str, Any], trainer: Any, prepared: Any) -> Pretrained
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=bits_per_byte(loss, prepared.stored["test"]),
-        **held,
+        predicted=held["predicted"],
+        measured=held["measured"],
     )
 
 
@@ -291,8 +301,11 @@ def _write(
         temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
     with atomic_write(directory / CONFIG) as temporary:
         told = {
-            name.replace("_", "-"): value for name, value in given.items() if value not in (None, {}, False)
+            name.replace("_", "-"): value
+            for name, value in given.items()
+            if value not in (None, {}, [], False)
         }
+        told["cut"] = told.pop("cuts", None)
         told["option"] = told.pop("options", None)
         told["optimizer-option"] = told.pop("optimizer-options", None)
         temporary.write_text(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from eckart.errors import InputError
-from eckart.layers import OrderedDropout, prune
+from eckart.files import atomic_directory
+from eckart.layers import OrderedDropout, cut, prune
 
 REGIMES = {"maestro": OrderedDropout}
 
@@ -33,6 +35,49 @@ def regime_of(
         )
     made = regime(seed=seed, **{name: value for name, value in options.items() if name in own})
     return made, {name: value for name, value in options.items() if name in layers}
+
+
+def check_cuts(method: str, ratios: Sequence[float]) -> None:
+    """Refuse sizes that no network of the method has.
+
+    Raises:
+        InputError: a method without ordered ranks, a ratio out of range or twice.
+    """
+    for ratio in ratios:
+        if method not in REGIMES:
+            raise InputError(f"--cut {ratio} with --method {method}: only maestro's networks can be cut")
+        if not 0 < ratio < 1:
+            raise InputError(f"--cut {ratio}: give the share to remove, above 0 and below 1")
+    if len(set(ratios)) < len(ratios):
+        raise InputError(f"--cut {max(ratios, key=list(ratios).count)} is given twice: give each size once")
+
+
+def write_cuts(
+    trainer: Any, prepared: Any, ratios: Sequence[float], directory: Path
+) -> dict[str, dict[str, float]]:
+    """Write the trained network at each size, and say how many numbers it has and its loss on the test split.
+
+    Args:
+        trainer: with the network, whose dropped ranks are out.
+        prepared: with the tokenizer and the test split.
+        ratios: shares of the replaced layers' numbers to remove.
+        directory: of the run; a size lies in ``model-<ratio>``.
+    """
+    found: dict[str, dict[str, float]] = {}
+    whole = trainer.model
+    for ratio in ratios:
+        try:
+            trainer.model = cut(whole, ratio)
+            loss = float(trainer.evaluate(prepared.splits["test"], metric_key_prefix="cut")["cut_loss"])
+            numbers = sum(p.numel() for p in trainer.model.parameters())
+            found[f"{ratio:g}"] = {"parameters": numbers, "loss": loss}
+            if trainer.is_world_process_zero():
+                with atomic_directory(directory / f"model-{ratio:g}", overwrite=True) as temporary:
+                    trainer.model.save_pretrained(temporary)
+                    prepared.tokenizer.save_pretrained(temporary)
+        finally:
+            trainer.model = whole
+    return found
 
 
 def finish(regime: OrderedDropout | None, model: nn.Module) -> None:
