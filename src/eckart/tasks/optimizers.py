@@ -99,7 +99,7 @@ def _muon(groups: Groups, options: dict[str, Any]) -> Optimizer:
     return Together([muon, optim.AdamW(rest)]) if rest else muon
 
 
-_PROJECTED = {
+_PROJECTED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "galore-torch": ("galore_torch", "GaLoreAdamW", {"scale": 0.25}),
     "apollo": ("apollo_torch", "APOLLOAdamW", {"scale": 1.0, "proj": "random", "scale_type": "channel"}),
 }
@@ -126,7 +126,8 @@ def _split(groups: Groups) -> tuple[Groups, Groups]:
     Raises:
         InputError: there is no such matrix.
     """
-    matrices, rest = [], []
+    matrices: Groups = []
+    rest: Groups = []
     for group, plain in zip(groups, _plain(groups), strict=True):
         suits = [p.ndim == 2 and group.get("low_rank", True) for p in plain["params"]]
         for chosen, wanted in ((matrices, True), (rest, False)):

@@ -206,7 +206,7 @@ def _run(
     start = last_whole(directory / RUNS, given["steps"]) if resume else None
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
-    whole = gathered(trainer.model, make) if given["fsdp"] else trainer.model
+    whole = gathered(model, make) if given["fsdp"] else trainer.model
     if whole is not None and trainer.is_world_process_zero():
         _write(given, directory, whole, trainer.state.log_history, prepared.tokenizer, report)
     trainer.accelerator.wait_for_everyone()
