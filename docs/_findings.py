@@ -137,8 +137,8 @@ def pretraining() -> list[str]:
     return [
         f"The embedded code model needs {ours:.2f} bits a byte of files it has not seen, trigrams {trigram:.2f}, "
         f"unigrams {unigram:.2f} ([code model](code-model.md)).",
-        f"After {updates} updates the loss of tiny code models minus that of a full one, of equal size but for the last: "
-        f"{told}: too short a training to tell more than which starts fast "
+        f"After {updates} updates the loss of tiny code models minus that of a full one, of equal size but for "
+        f"the last: {told}: too short a training to tell more than which starts fast "
         "([structured pretraining](structured-pretraining.md)).",
     ]
 
