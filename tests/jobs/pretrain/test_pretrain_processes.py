@@ -59,7 +59,7 @@ def test_sharded_processes_train_as_one_does(
     from eckart.jobs.pretrain.pretraining import pretrain
 
     given = {"arch": str(arch), "data": str(corpus), **SMALL, **METHOD}
-    given |= {"optimizer": optimizer, "optimizer_options": options}
+    given |= {"optimizer": optimizer, "optimizer_options": options, "accumulate": 2}
     one = pretrain(output=tmp_path / "one", batch=4, **given)
     launched(output=str(tmp_path / "two"), batch=2, fsdp=True, **given)
     a, b = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))

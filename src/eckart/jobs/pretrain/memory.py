@@ -173,7 +173,7 @@ def _adam_bytes(p: Tensor, name: str) -> int:
     """Two moments and the step; in few bits codes, scales, and the table of all values."""
     bits, block = QUANTISED.get(name, (0, 1))
     if bits and p.numel() >= SMALLEST and p.numel() % block == 0:
-        moment = p.numel() * bits // 8 + 4 * (p.numel() // block) + 4 * 2**bits
+        moment = p.numel() * bits // 8 + 4 * (p.numel() // block) + 4 * (1 << bits)
     else:
         moment = p.numel() * p.element_size()
     return int(2 * moment + 4)

@@ -219,7 +219,7 @@ def _run(
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
     report = _report(given, trainer, prepared)
     trained: Any = trainer.model
-    whole = gathered(trained, make) if given["fsdp"] else trained
+    whole = gathered(model, make) if given["fsdp"] else trained
     if whole is not None:
         finish(regime, whole)
         sizes = [(p.numel(), p.requires_grad) for p in whole.parameters()]
