@@ -179,6 +179,7 @@ def test_half_precision_and_autocast() -> None:
         torch.testing.assert_close(y.float(), exact(x), rtol=0.05, atol=0.1)
 
 
+@pytest.mark.compiled
 @ROUTES
 def test_it_is_compiled_whole(route: Any) -> None:
     layer, x = layer_of(route=route), numbers(6, 8)
