@@ -47,7 +47,18 @@ ROOMS = set(BELOW)
 BELOW["data"] = set()
 BELOW["tasks"] = {"data"} | ROOMS
 BELOW["jobs"] = {"tasks", "catalog"} | BELOW["tasks"]
-GROUND = {"adapter_files", "arguments", "errors", "extras", "face", "files", "hub", "quiet", "tensors"}
+GROUND = {
+    "adapter_files",
+    "arguments",
+    "errors",
+    "escapes",
+    "extras",
+    "face",
+    "files",
+    "hub",
+    "quiet",
+    "tensors",
+}
 
 
 def python(code: str) -> str:
