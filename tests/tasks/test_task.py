@@ -19,9 +19,9 @@ from eckart.tasks.task import load_task
 
 def test_embedded_task(embedded):
     assert embedded.kind == "text-classification"
-    assert len(embedded.labels) == 12
+    assert embedded.labels == ["acts", "returns"]
     assert embedded.head_modules == ["classifier", "bert.pooler.dense"]
-    assert embedded.base.head_parameters == 384 * 384 + 384 + 384 * 12 + 12
+    assert embedded.base.head_parameters == 384 * 384 + 384 + 384 * 2 + 2
     model = embedded.fresh_model(0)
     assert (
         sum(p.numel() for p in model.parameters())
@@ -134,3 +134,20 @@ def test_kinds_that_do_not_suit_the_data(gpt2, reviews, corpus, pictures):
     refuse(gpt2, reviews, "--kind image-classification", "text-classification", kind="image-classification")
     refuse(gpt2, pictures, "images without labels", kind="causal-lm")
     refuse(gpt2, corpus, "--label-column", kind="text-classification")
+
+
+def test_the_trivial_predictor_looks_at_no_input(task, gpt2, corpus, embedded):
+    name, right = task.trivial()
+    labels = task.data.splits["train"].labels
+    most = max(set(labels), key=labels.count)
+    assert name == "majority class"
+    assert list(right) == [float(label == most) for label in task.data.splits["test"].labels]
+    assert task.groups is None and len(embedded.groups) == len(embedded.test)
+    text = load_task(gpt2, corpus, max_length=16)
+    name, bits = text.trivial()
+    counts = np.ones(text.base.model.config.vocab_size)
+    for block in text.train:
+        np.add.at(counts, np.asarray(block["labels"])[1:], 1)
+    first = -np.log2(counts / counts.sum())[np.asarray(text.test[0]["labels"])[1:]].mean()
+    assert (name, len(bits), text.groups) == ("unigram", len(text.test), None)
+    assert bits[0] == pytest.approx(first)

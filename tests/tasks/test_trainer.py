@@ -22,6 +22,7 @@ from eckart.tasks.trainer import (
     evaluate,
     make_trainer,
     parameter_groups,
+    score_examples,
     train_run,
 )
 
@@ -190,3 +191,18 @@ def test_evaluate_does_not_depend_on_how_examples_are_batched(task: ToyTask) -> 
         float(o.logits.argmax(-1) == row["labels"]) for o, row in zip(outputs, task.test.rows, strict=True)
     ]
     assert one.score == np.mean(right) and one.ci_low < one.score < one.ci_high
+
+
+def test_examples_are_scored_in_the_order_of_the_split(task: ToyTask) -> None:
+    model = task.fresh_model(0)
+    found = score_examples(model, task, task.test, 7)
+    alone = [
+        score_examples(model, task, torch.utils.data.Subset(task.test, [i]), 1) for i in range(len(task.test))
+    ]
+    assert list(found.scores) == [one.scores[0] for one in alone]
+    assert found.predictions == [one.predictions[0] for one in alone if one.predictions]
+    truth = [row["labels"] for row in task.test.rows]
+    assert [float(a == b) for a, b in zip(found.predictions or [], truth, strict=True)] == list(found.scores)
+    assert found.loss == pytest.approx(np.mean([one.loss for one in alone]), rel=1e-5)
+    assert found.evaluation().score == found.scores.mean()
+    assert found.evaluation([str(i % 9) for i in range(64)]).ci_low != found.evaluation().ci_low

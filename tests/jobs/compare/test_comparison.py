@@ -349,7 +349,7 @@ def test_presets_are_taken_where_nothing_is_said(
         (own.steps, own.seeds),
         (7, 1),
     ]
-    assert limits[0] == (embedded.max_length, {"validation": embedded.validation, "test": embedded.test})
+    assert limits[0] == (embedded.max_length, {"validation": embedded.validation}), "the whole test split"
     assert limits[2] == (own.max_length, {"validation": own.validation})
     assert limits[3] == (embedded.max_length, {"validation": embedded.validation, "test": 5, "train": 9})
 
@@ -366,43 +366,3 @@ def test_every_final_run_keeps_its_examples(finished: Finished) -> None:
     toy = finished.toy
     majority = [float(row["labels"] == 0) for row in toy.test.rows]
     assert list(table[table["run_id"] == "final/trivial"]["score"]) == majority
-
-
-def test_predictions_groups_and_limits(output: Path, toy: ToyTask) -> None:
-    toy.groups = [f"file {i % 5}" for i in range(64)]
-    call = {"output": output, "quick": True, "learning_rates": None, "seeds": 1, "predictions": True}
-    compare(**SMALL | call | {"max_bytes": "1kB", "cost": "step-time"})
-    table = pd.read_parquet(output / "examples.parquet")
-    mine = table[table["run_id"] == "final/lora/seed=0"].sort_values("example")
-    assert list(mine["group"]) == toy.groups
-    assert list(mine["label"]) == [toy.labels[row["labels"]] for row in toy.test.rows]
-    assert ((mine["prediction"] == mine["label"]) == (mine["score"] == 1)).all()
-    about = json.loads((output / "compare.json").read_text())
-    assert (about["at_most"], about["cost"], about["level"]) == ({"bytes": 1000.0}, "step-time", 0.05)
-    assert about["advice"].startswith("Not enough data yet: ")
-    assert "Over your limits: " in about["advice"] and "LoRA (--max-bytes)" in about["advice"]
-
-
-def test_runs_that_do_not_fit_into_the_time_are_not_begun(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from eckart.jobs.compare import race
-
-    clock = [0.0]
-    monkeypatch.setattr(race, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(module, "monotonic", lambda: clock[0])
-    do = Runner.do
-
-    def slow(self: Runner, run: Any, contender: Any) -> Any:
-        result = do(self, run, contender)
-        clock[0] += 10
-        result.row["seconds"] = 10.0
-        return result
-
-    monkeypatch.setattr(Runner, "do", slow)
-    results = compare(**SMALL | {"output": output, "time": "1m"})
-    assert len(results) == 4 + 1 and clock[0] == 40, "a run twice as long would end with no time for the page"
-    about = json.loads((output / "compare.json").read_text())
-    assert about["state"] == "timeout" and about["finished"]
-    assert about["advice"].startswith("Not enough data yet: ")
-    assert (output / "report.html").exists()

@@ -407,7 +407,7 @@ def test_a_study_just_begun_opens_too(browser: Any, tmp_path: Path, rows: int):
     pd.read_csv(directory / "results.csv").iloc[:rows].to_csv(directory / "results.csv", index=False)
     browser.get_log("browser")
     show(browser, build_report(directory))
-    assert texts(browser, ".verdict")[0].startswith("No advice yet")
+    assert texts(browser, ".verdict")[0].startswith("Not enough data yet")
     assert browser.get_log("browser") == []
 
 
@@ -415,3 +415,32 @@ def test_a_picture_can_be_taken(browser: Any, study: Path, tmp_path: Path):
     show(browser, study / "report.html")
     screenshot(browser, tmp_path / "shot.png", height=400)
     assert (tmp_path / "shot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_limits_fade_what_is_over_and_name_who_is_left(browser: Any, study: Path):
+    show(browser, study / "report.html")
+    set_to = """
+const slider = document.getElementById('limit-saved_bytes');
+slider.value = arguments[0] === null ? slider.max : arguments[0];
+slider.dispatchEvent(new Event('input'));
+return [slider.nextElementSibling.textContent, document.getElementById('limits-answer').textContent,
+  [...document.querySelectorAll('#leaderboard tr.over')].map((row) => row.dataset.method)];"""
+    sizes = {slug: saved for slug, (_, _, _, _, saved, *_) in METHODS.items()}
+    cheap = sorted(set(sizes.values()))
+    shown, left, over = browser.execute_script(set_to, 1)
+    assert shown == "52.4 kB" and set(over) == {slug for slug, size in sizes.items() if size > cheap[1]}
+    assert "over a limit: run the command with --max-" in left
+    shown, left, over = browser.execute_script(set_to, 2)
+    assert left == "Within these limits and not told from the best: SVFit."
+    assert browser.execute_script(set_to, None) == ["any", "", []]
+
+
+def test_scores_are_drawn_against_learning_rates(browser: Any, study: Path):
+    show(browser, study / "report.html")
+    for _ in range(100):
+        if browser.execute_script("return document.querySelectorAll('#rates svg .mark-line path').length"):
+            break
+        browser.execute_async_script("setTimeout(arguments[0], 100)")
+    drawn = browser.execute_script("return document.querySelectorAll('#rates svg .mark-line path').length")
+    ticked = browser.execute_script("return document.querySelectorAll('#curve-legend input:checked').length")
+    assert drawn == ticked > 1

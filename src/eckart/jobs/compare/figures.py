@@ -201,10 +201,10 @@ def rates(labels: str, title: str) -> Any:
         color=alt.Color("colour:N", scale=None),
         description="label:N",
     )
-    last = base.transform_filter("datum.last").mark_text(align="left", dx=6, fontSize=12, aria=False)
+    ring = alt.when("datum.chosen").then(alt.value(1)).otherwise(alt.value(0))
     return alt.layer(
         base.mark_line(strokeWidth=2, strokeJoin="round"),
-        base.mark_point(filled=True, size=36),
-        base.transform_filter("datum.chosen").mark_point(size=140, strokeWidth=2),
-        last.encode(text="label:N"),
+        base.mark_point(filled=True, size=36, opacity=1),
+        base.mark_point(size=140, strokeWidth=2).encode(opacity=ring),
+        base.mark_text(align="left", dx=6, fontSize=12, aria=False).encode(text="name:N"),
     ).properties(width="container", height=300, padding={"right": 110})

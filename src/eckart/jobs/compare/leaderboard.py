@@ -70,7 +70,8 @@ class Metric:
         """A difference with its interval, signed: ``−1.2 (−3.0 to +0.6)``."""
         if not math.isfinite(value + low + high):
             return "–"
-        shown = [f"{x * self.scale:+.{self.decimals}f}".replace("-", "−") for x in (value, low, high)]
+        rounded = [round(x * self.scale, self.decimals) + 0.0 for x in (value, low, high)]
+        shown = [f"{x:+.{self.decimals}f}".replace("-", "−") for x in rounded]
         return f"{shown[0]} ({shown[1]} to {shown[2]})"
 
     def margin(self, value: float, low: float, high: float) -> str:

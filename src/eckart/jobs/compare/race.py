@@ -114,6 +114,7 @@ class Race:
         self.study, self.directory, self.about, self.progress = study, directory, about, progress
         self.scoreboard = Scoreboard(jury.everyone, self.plan, runner.task.metric, progress)
         self.contenders = {c.name: c for c in self.plan.contenders}
+        self._kept: list[str] | None = None
 
     def work(self, deadline: float | None) -> pd.DataFrame:
         """Do what is left to do and write the results after every run, the report at the end of each round.
@@ -197,10 +198,12 @@ class Race:
             frame(results).to_csv(path, index=False)
         with atomic_write(self.directory / outputs.TABLE) as path:
             results.to_parquet(path, index=False)
-        with atomic_write(self.directory / outputs.EXAMPLES) as path:
-            examples_table(
-                {**records, **(self.jury.trivial if records else {})}, self.runner.task
-            ).to_parquet(path, index=False)
+        scored = {run: record for run, record in records.items() if record.get(SCORES)}
+        if list(scored) != self._kept:
+            known = {**scored, **self.jury.trivial} if records else {}
+            with atomic_write(self.directory / outputs.EXAMPLES) as path:
+                examples_table(known, self.runner.task).to_parquet(path, index=False)
+            self._kept = list(scored) if records else None
         with atomic_write(self.directory / outputs.CURVES) as path:
             pd.DataFrame(points, columns=CURVE_COLUMNS).to_csv(path, index=False)
         finished = outputs.now() if state in ("complete", "timeout") else None

@@ -286,7 +286,7 @@
     const arms = data.arms.filter((arm) => visible.has(arm.id));
     const rows = arms.flatMap((arm) => {
       const mine = data.rates.filter(([id]) => id === arm.id);
-      return mine.map(([id, lr, score, chosen], i) => ({ id, lr, score, chosen, label: arm.label, colour: arm.colour, last: i === mine.length - 1 }));
+      return mine.map(([id, lr, score, chosen], i) => ({ id, lr, score, chosen, label: arm.label, colour: arm.colour, name: i === mine.length - 1 ? arm.label : "" }));
     });
     if (!rows.length) clear(host, "No method with several learning rates is chosen.");
     else draw(host, { ...structuredClone(data.charts.rates), description: "Validation score against learning rate" }, rows);

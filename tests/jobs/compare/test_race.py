@@ -1,0 +1,71 @@
+"""What a race keeps of each example, and that it ends in time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from toy_task import ToyTask, install
+
+from eckart.jobs.compare import comparison, race
+from eckart.jobs.compare.comparison import compare
+from eckart.jobs.compare.runs import Runner
+
+CALL = {"methods": "lora", "budget": "2k", "steps": 4, "seeds": 2, "batch_size": 8, "progress": False}
+CALL |= {"learning_rates": [3e-4, 1e-3, 3e-3]}
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> ToyTask:
+    import eckart.tasks.task as tasks
+
+    torch.set_num_threads(1)
+    monkeypatch.setattr(tasks, "load_task", tasks.load_task)  # put back what install replaces
+    return install()
+
+
+@pytest.fixture
+def output(tmp_path: Path, toy: ToyTask) -> Path:
+    return tmp_path / "results"
+
+
+def test_predictions_groups_and_limits(output: Path, toy: ToyTask) -> None:
+    toy.groups = [f"file {i % 5}" for i in range(64)]
+    call = {"output": output, "quick": True, "learning_rates": None, "seeds": 1, "predictions": True}
+    compare(**CALL | call | {"max_bytes": "1kB", "cost": "step-time"})
+    table = pd.read_parquet(output / "examples.parquet")
+    mine = table[table["run_id"] == "final/lora/seed=0"].sort_values("example")
+    assert list(mine["group"]) == toy.groups
+    assert list(mine["label"]) == [toy.labels[row["labels"]] for row in toy.test.rows]
+    assert ((mine["prediction"] == mine["label"]) == (mine["score"] == 1)).all()
+    about = json.loads((output / "compare.json").read_text())
+    assert (about["at_most"], about["cost"], about["level"]) == ({"bytes": 1000.0}, "step-time", 0.05)
+    assert about["advice"].startswith("Not enough data yet: ")
+    assert "Over your limits: " in about["advice"] and "LoRA (--max-bytes)" in about["advice"]
+
+
+def test_runs_that_do_not_fit_into_the_time_are_not_begun(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(race, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(comparison, "monotonic", lambda: clock[0])
+    do = Runner.do
+
+    def slow(self: Runner, run: Any, contender: Any) -> Any:
+        result = do(self, run, contender)
+        clock[0] += 10
+        result.row["seconds"] = 10.0
+        return result
+
+    monkeypatch.setattr(Runner, "do", slow)
+    results = compare(**CALL | {"output": output, "time": "1m"})
+    assert len(results) == 4 + 1 and clock[0] == 40, "a run twice as long would end with no time for the page"
+    about = json.loads((output / "compare.json").read_text())
+    assert about["state"] == "timeout" and about["finished"]
+    assert about["advice"].startswith("Not enough data yet: ")
+    assert (output / "report.html").exists()
