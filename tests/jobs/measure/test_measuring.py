@@ -448,7 +448,7 @@ def test_many_texts_are_compared_in_parts(gpt2: Path, reviews: Path, monkeypatch
     monkeypatch.setattr(
         metrics.LinearCKA, "update", lambda self, a, b: (seen.append(len(a[0])), update(self, a, b))
     )
-    monkeypatch.setattr("eckart.jobs.measure.likeness.AT_ONCE", 8)
+    monkeypatch.setattr("eckart.jobs.measure.compared.AT_ONCE", 8)
     (pair,) = measure(gpt2, reviews, **SMALL, cka=True).likeness
     assert seen == [7, 7, 6]
     assert [line[i] for i, line in enumerate(pair.cka)] == pytest.approx([1.0] * len(pair.layers))

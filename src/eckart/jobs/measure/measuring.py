@@ -20,9 +20,9 @@ from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, locked, remove_owned
 from eckart.jobs.earlier import check_same, read_earlier
+from eckart.jobs.measure.compared import likenesses
 from eckart.jobs.measure.hidden_states import load_backbone, text_batches
 from eckart.jobs.measure.layer_scores import METRICS, Layers, columns, known_metrics, measure_model
-from eckart.jobs.measure.likeness import likenesses
 from eckart.jobs.measure.scores import (
     MODELS,
     OWNED,

@@ -8,16 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from eckart.escapes import cells
 from eckart.files import atomic_write
+from eckart.jobs.measure.likeness import Likeness
 from eckart.jobs.measure.settings import ABOUT
-
-if TYPE_CHECKING:
-    from eckart.jobs.measure.likeness import Likeness
 
 TABLE, TEXTS, PICTURE, MODELS = "measure.csv", "texts.csv", "measure.svg", "models"
 CKA, MAP = "cka.csv", "cka.svg"
