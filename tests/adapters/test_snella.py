@@ -102,7 +102,7 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sparsity": 1.0}, "sparsity is 1.0: give the share"),
+        ({"sparsity": 1.0}, "sparsity is 1.0: give a share"),
         ({"sparsify": "cube"}, "sparsify is 'cube'"),
         ({"r": 3}, "r is 3: give a multiple of 2"),
         ({"coeff": []}, "coeff is empty"),

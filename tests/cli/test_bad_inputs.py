@@ -21,6 +21,7 @@ from sklearn.utils._param_validation import Interval
 import eckart
 from eckart.adapters._registry import ADAPTERS, PROMPTS
 from eckart.arguments import RANGES, plain_options
+from eckart.compression._compress import COMPRESSORS
 from eckart.errors import InputError
 
 RUN = """
@@ -213,9 +214,7 @@ def public() -> Iterator[tuple[str, Callable[..., Any], dict[str, Any], Callable
                 {"p": 2.0} if name == "schatten_norm" else {},
                 lambda f=thing, **o: f(HIDDEN, **o),
             )
-    compressors = {
-        row["slug"]: eckart.compression.compressor(row["slug"]) for row in eckart.compression.METHODS
-    }
+    compressors = {slug: eckart.compression.compressor(slug) for slug in COMPRESSORS}
     for room in (compressors, STRATEGIES, RULES):
         for slug, kind in sorted(room.items()):
             yield slug, kind.__init__, {}, kind

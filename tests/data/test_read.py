@@ -192,8 +192,9 @@ def test_embedded_set_keeps_the_module_of_each_docstring():
     data = read_data(None)
     groups = [set(data.splits[part].groups) for part in PARTS]
     assert sum(map(len, groups)) == len(set.union(*groups))
+    assert all(file.endswith(".py") for found in groups for file in found)
     one = data.splits["test"].take([3])
-    assert one.groups[0].split("/")[0] == data.labels[one.labels[0]]
+    assert one.groups == data.splits["test"].groups[3:4]
 
 
 def test_limits_keep_the_shares_of_the_labels():

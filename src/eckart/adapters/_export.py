@@ -203,10 +203,10 @@ def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") 
         in groups, or a layer on which PEFT computes something else.
     """
     config = cast(Any, model.peft_config[adapter_name])
+    if config.slug != "lora":
+        return False
     layers = [(name, layer, cast(Any, adapter)) for name, layer, _, adapter in walk(model, adapter_name)]
-    if config.slug != "lora" or any(
-        layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers
-    ):
+    if any(layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers):
         return False
     state, ranks = _saved_modules(model, adapter_name), {}
     for name, layer, adapter in layers:
