@@ -58,7 +58,7 @@ def test_sharded_processes_train_as_one_does(
 
     from eckart.jobs.pretrain.pretraining import pretrain
 
-    given = {"arch": str(arch), "data": str(corpus), **SMALL, **METHOD}
+    given = {"arch": str(arch), "data": str(corpus), **SMALL, "method": "sltrain", **METHODS["sltrain"]}
     given |= {"optimizer": optimizer, "optimizer_options": options, "accumulate": 2}
     one = pretrain(output=tmp_path / "one", batch=4, **given)
     launched(output=str(tmp_path / "two"), batch=2, fsdp=True, **given)

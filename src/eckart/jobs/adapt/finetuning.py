@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
 
 DEFAULT_BUDGET = "0.5%"
+_BEFORE = {"optimizer": "adamw", "optimizer_options": {}}
+"""What a run had before it could be chosen."""
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
 OWNED = (
@@ -203,7 +205,13 @@ def finetune(
             loram=None if loram is None else asdict(loram),
         )
         if earlier is not None:
-            check_same(directory, "run", earlier, job.plain(), {"fingerprint": "model or data have changed"})
+            check_same(
+                directory,
+                "run",
+                _BEFORE | earlier,
+                job.plain(),
+                {"fingerprint": "model or data have changed"},
+            )
             if (directory / METRICS).is_file():
                 return read_earlier(directory / METRICS, "run", dict[str, Any])
         return _run(job, task, directory, fresh=earlier is None, on_task=on_task, on_step=on_step)
