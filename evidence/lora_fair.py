@@ -21,8 +21,8 @@ from eckart.federated.rounds import Round, Update
 from eckart.jobs.federate import client, lora
 from eckart.jobs.federate.plan import Plan
 from eckart.jobs.federate.server import begin
+from eckart.tasks.scoring import evaluate
 from eckart.tasks.task import load_task
-from eckart.tasks.trainer import evaluate
 from evidence._record import Rows, keep, kept
 
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {

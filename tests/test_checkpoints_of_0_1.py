@@ -78,8 +78,8 @@ def test_report_is_built_from_the_files_alone(copy: Path) -> None:
 
 def test_fine_tuned_model_gives_its_scores(copy: Path) -> None:
     from eckart.jobs.adapt.finetuning import finetune
+    from eckart.tasks.scoring import evaluate
     from eckart.tasks.task import load_task
-    from eckart.tasks.trainer import evaluate
 
     metrics = json.loads((copy / "adapt" / "metrics.json").read_text("utf-8"))
     again = finetune(

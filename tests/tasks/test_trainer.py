@@ -14,17 +14,8 @@ from toy_task import ToyTask
 
 from eckart.adapters import adapt
 from eckart.tasks.instruments import FrozenFloor
-from eckart.tasks.trainer import (
-    DIVERGED,
-    Evaluation,
-    Recipe,
-    data_order,
-    evaluate,
-    make_trainer,
-    parameter_groups,
-    score_examples,
-    train_run,
-)
+from eckart.tasks.scoring import Evaluation, evaluate, score_examples
+from eckart.tasks.trainer import DIVERGED, Recipe, data_order, make_trainer, parameter_groups, train_run
 
 RECIPE = Recipe(steps=8, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-2)
 

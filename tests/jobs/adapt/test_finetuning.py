@@ -81,8 +81,8 @@ def test_directory_and_numbers(whole: tuple[Path, dict[str, Any]], files: tuple[
 def test_adapter_loads_in_peft_and_gives_the_scores(
     whole: tuple[Path, dict[str, Any]], files: tuple[str, str]
 ) -> None:
+    from eckart.tasks.scoring import evaluate
     from eckart.tasks.task import load_task
-    from eckart.tasks.trainer import evaluate
 
     folder, metrics = whole
     base = BertForSequenceClassification.from_pretrained(

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from eckart.errors import InputError
 from eckart.jobs.adapt.finetuning import finetune
+from eckart.tasks.scoring import evaluate
 from eckart.tasks.task import load_task
-from eckart.tasks.trainer import evaluate
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,

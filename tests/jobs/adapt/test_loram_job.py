@@ -16,8 +16,8 @@ from eckart.compression._loram_files import load_pruning
 from eckart.errors import InputError
 from eckart.jobs.adapt.finetuning import finetune
 from eckart.jobs.adapt.loram_options import LoRAM, pruning
+from eckart.tasks.scoring import evaluate
 from eckart.tasks.task import load_task
-from eckart.tasks.trainer import evaluate
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,

@@ -141,7 +141,7 @@ def test_the_files_tell_the_same(finished: Finished) -> None:
 def test_the_saved_adapter_is_the_one_that_was_scored(finished: Finished) -> None:
     from peft import PeftModel
 
-    from eckart.tasks.trainer import evaluate
+    from eckart.tasks.scoring import evaluate
 
     row = finished.results.set_index("run_id").loc["final/lora/seed=0"]
     toy = finished.toy

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ from eckart.files import atomic_directory, atomic_write, locked, remove_owned
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
@@ -30,7 +31,8 @@ from eckart.jobs.earlier import check_same, read_earlier
 from eckart.tasks.environment import versions
 from eckart.tasks.optimizers import check_optimizer, check_resumable
 from eckart.tasks.pretrained import base_name
-from eckart.tasks.trainer import Recipe, evaluate, make_trainer
+from eckart.tasks.scoring import evaluate
+from eckart.tasks.trainer import Recipe, make_trainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -56,35 +58,6 @@ OWNED = (
     *PREPROCESSING,
 )
 """Files of a run, which another one may replace."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that decides the numbers of a run; kept in run.json, and a resumed run must agree with it."""
-
-    model: str | None
-    data: str | None
-    task: dict[str, Any]
-    fingerprint: str
-    method: str
-    budget: str | None
-    options: dict[str, Any]
-    target_modules: list[str] | str | None
-    steps: int
-    batch_size: int
-    lr: float
-    head_lr: float
-    seed: int
-    save_every: int
-    validate_every: int
-    optimizer: str
-    optimizer_options: dict[str, Any]
-    loram: dict[str, Any] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        """The values as run.json gives them back."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
 
 
 def finetune(

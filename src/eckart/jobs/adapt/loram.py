@@ -17,7 +17,8 @@ from eckart.extras import require
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.tasks.heads import load_base
 from eckart.tasks.pretrained import find_model
-from eckart.tasks.trainer import Recipe, evaluate, make_trainer
+from eckart.tasks.scoring import evaluate
+from eckart.tasks.trainer import Recipe, make_trainer
 from eckart.tensors import load_state, save_state
 
 if TYPE_CHECKING:

@@ -23,17 +23,9 @@ from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
+from eckart.tasks.scoring import Scored, lengths, score_examples
 from eckart.tasks.task import Task
-from eckart.tasks.trainer import (
-    Recipe,
-    Scored,
-    Training,
-    data_order,
-    in_head,
-    lengths,
-    score_examples,
-    train_run,
-)
+from eckart.tasks.trainer import Recipe, Training, data_order, in_head, train_run
 
 WHAT = ["run_id", "stage", "method", "label", "options", "budget"]
 SIZE = ["trainable_parameters", "head_parameters", "saved_bytes"]

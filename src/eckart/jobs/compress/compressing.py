@@ -90,8 +90,8 @@ def compress_model(
     from eckart.compression import compress, report, save
     from eckart.compression import merge as make_dense
     from eckart.compression._compress import compressor
+    from eckart.tasks.scoring import evaluate
     from eckart.tasks.task import load_task
-    from eckart.tasks.trainer import evaluate
 
     directory = Path(output)
     check_output(directory, overwrite=overwrite)

@@ -103,7 +103,8 @@ def local_round(
 
     from eckart.federated.state import complete
     from eckart.jobs.federate import lora
-    from eckart.tasks.trainer import Recipe, evaluate, make_trainer
+    from eckart.tasks.scoring import evaluate
+    from eckart.tasks.trainer import Recipe, make_trainer
 
     began = time.monotonic()
     task, parts = _task(plan.to_json(), data, model)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from eckart.federated.flower import RoundReport
     from eckart.federated.state import ServerState
     from eckart.jobs.federate.plan import Plan
+    from eckart.tasks.scoring import Evaluation
     from eckart.tasks.task import Task
-    from eckart.tasks.trainer import Evaluation
 
 RUN, METRICS, CARD = "run.json", "metrics.json", "README.md"
 CHECKPOINTS, FAILURE = "checkpoints", "failure.json"
@@ -200,7 +200,7 @@ def finish(directory: Path, task: Task, state: ServerState, plan: Plan, tables: 
     from eckart.jobs.federate.lora import final_adapter
     from eckart.tasks.instruments import device
     from eckart.tasks.pretrained import base_name
-    from eckart.tasks.trainer import evaluate
+    from eckart.tasks.scoring import evaluate
 
     model = final_adapter(task, state, plan.seed).to(device())
     config: Any = model.peft_config["default"]

@@ -18,8 +18,8 @@ from eckart.federated.state import ServerState
 from eckart.jobs.federate import lora, results
 from eckart.jobs.federate.plan import Plan
 from eckart.tasks.instruments import device
+from eckart.tasks.scoring import evaluate
 from eckart.tasks.task import Task, load_task
-from eckart.tasks.trainer import evaluate
 
 app = ServerApp()
 

@@ -1,0 +1,87 @@
+"""What a model makes of the examples of a split, and its score with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from eckart.tasks.statistics import Z95, interval
+from eckart.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score on one split with its 95% interval over the examples, and the mean loss."""
+
+    score: float
+    ci_low: float
+    ci_high: float
+    loss: float
+
+    @property
+    def standard_error(self) -> float:
+        return (self.ci_high - self.ci_low) / (2 * Z95)
+
+
+def lengths(split: Dataset[Any]) -> list[int]:
+    """Tokens of each example; all zero where examples have no tokens."""
+    size = len(split)  # type: ignore[arg-type]
+    return [len(split[i]["input_ids"]) for i in range(size)] if "input_ids" in split[0] else [0] * size
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model makes of every example of a split, in the order of the split.
+
+    Attributes:
+        scores: of each example, as `Task.per_example` gives them.
+        loss: the mean over the examples.
+        predictions: the class said of each example; None where there are no classes.
+    """
+
+    scores: Float[np.ndarray, " n"]
+    loss: float
+    predictions: list[int] | None
+
+    def evaluation(self, groups: Sequence[str] | None = None) -> Evaluation:
+        """The mean with its interval; clustered where the examples come in groups."""
+        return Evaluation(*interval(self.scores, groups), loss=self.loss)
+
+
+@torch.inference_mode()
+def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Scored:
+    """Score every example of a split. Those of like length share a batch, so that little is spent on padding."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    sizes = lengths(split)
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
+    scores, losses, classes = np.empty(len(sizes)), 0.0, [-1] * len(sizes)
+    labelled = task.labels is not None
+    for start, batch in zip(
+        range(0, len(order), batch_size),
+        DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator),
+        strict=True,
+    ):
+        places = order[start : start + batch_size]
+        batch = {name: value.to(device) for name, value in batch.items()}
+        outputs = model(**batch)
+        scores[places] = task.per_example(outputs, batch["labels"])
+        losses += float(outputs.loss) * len(places)
+        if labelled:
+            for place, said in zip(places, outputs.logits.argmax(-1).tolist(), strict=True):
+                classes[place] = said
+    model.train(training)
+    return Scored(scores, losses / len(sizes), classes if labelled else None)
+
+
+def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:
+    """Score a model on a split."""
+    return score_examples(model, task, split, batch_size).evaluation()
