@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import save_bert
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from two_processes import TRIES
 
 import eckart
 from conftest import Start
@@ -106,6 +107,8 @@ assert torch.equal(both[0], both[1]) and own.abs().sum() > 0
 accelerator.wait_for_everyone()
 if accelerator.is_main_process:
     accelerator.unwrap_model(model).save_pretrained(sys.argv[2])
+accelerator.wait_for_everyone()
+torch.distributed.destroy_process_group()
 """
 
 
@@ -122,8 +125,11 @@ def test_accelerate_in_two_processes(gpt2: Path, start: Start, tmp_path: Path) -
         "no",
     )
     before = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options)
-    done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
-    assert done.returncode == 0, done.stderr[:3000]
+    for _ in range(TRIES):
+        done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
+        if "Connection closed by peer" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-9000:]
     base = AutoModelForCausalLM.from_pretrained(gpt2)
     plain = base(TOKENS).logits
     assert not torch.equal(PeftModel.from_pretrained(base, tmp_path / "adapter")(TOKENS).logits, plain)
