@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import save_bert
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
-from two_processes import TRIES
+from two_processes import patiently
 
 import eckart
 from conftest import Start
@@ -125,11 +125,8 @@ def test_accelerate_in_two_processes(gpt2: Path, start: Start, tmp_path: Path) -
         "no",
     )
     before = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options)
-    for _ in range(TRIES):
-        done = start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=(*before, "--main_process_port", "0"))
-        if "Connection closed by peer" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stderr[-9000:]
+    started = (*before, "--main_process_port", "0")
+    patiently(lambda: start(DISTRIBUTED, gpt2, tmp_path / "adapter", before=started))
     base = AutoModelForCausalLM.from_pretrained(gpt2)
     plain = base(TOKENS).logits
     assert not torch.equal(PeftModel.from_pretrained(base, tmp_path / "adapter")(TOKENS).logits, plain)

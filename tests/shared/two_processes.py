@@ -17,22 +17,26 @@ TRIES = 3
 """gloo loses a connection now and then while another test's processes start."""
 
 
+def patiently(start: Callable[[], subprocess.CompletedProcess[str]]) -> subprocess.CompletedProcess[str]:
+    """Start two processes, and again where gloo lost their connection; they must end well."""
+    for _ in range(TRIES):
+        done = start()
+        if "Connection closed by peer" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr[-9000:]
+    return done
+
+
 def launch(script: str, *words: str) -> None:
     """Run a file with these words in two processes of one thread each; both must end well."""
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    for _ in range(TRIES):
-        done = subprocess.run(
-            [sys.executable, *TORCHRUN, script, *words],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
+    command = [sys.executable, *TORCHRUN, script, *words]
+    patiently(
+        lambda: subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=500, check=False
         )
-        if "Connection closed by peer" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stderr[-9000:]
+    )
 
 
 def reports(script: str, directory: Path) -> list[Any]:
