@@ -61,7 +61,7 @@ def compare(
     ] = "0.5%",
     target_modules: Targets = None,
     steps: Annotated[
-        int | None, option("N", "Steps of a final run; tuning runs have a sixth and half as many.", TRAINING)
+        int | None, option("N", "Steps of a final run; tuning runs have half as many.", TRAINING)
     ] = None,
     seeds: Annotated[int | None, option("N", "Final runs of a method at most.", TRAINING)] = None,
     lr: Annotated[

@@ -64,8 +64,41 @@ def test_runs_that_do_not_fit_into_the_time_are_not_begun(
 
     monkeypatch.setattr(Runner, "do", slow)
     results = compare(**CALL | {"output": output, "time": "1m"})
-    assert len(results) == 4 + 1 and clock[0] == 40, "a run twice as long would end with no time for the page"
+    assert len(results) == 5 + 1 and clock[0] == 50, "one more would end with no time for the page"
     about = json.loads((output / "compare.json").read_text())
     assert about["state"] == "timeout" and about["finished"]
     assert about["advice"].startswith("Not enough data yet: ")
     assert (output / "report.html").exists()
+
+
+def test_a_run_under_way_when_the_time_is_up_is_left_and_free_again(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    for module in (race, comparison):
+        monkeypatch.setattr(module, "monotonic", lambda: clock[0])
+    do = Runner.do
+
+    def endless(self: Runner, run: Any, contender: Any) -> Any:
+        tell = self.on_step
+
+        def step(words: str) -> None:
+            clock[0] += 15 * words.startswith("LoRA")
+            tell(words)
+
+        self.on_step = step
+        result = do(self, run, contender)
+        self.on_step = tell
+        return result
+
+    monkeypatch.setattr(Runner, "do", endless)
+    results = compare(**CALL | {"output": output, "time": "50s"})
+    assert clock[0] == 45, "the first step of LoRA's second run ends after 44 seconds: the page needs the rest"
+    assert sum(results["method"] == "lora") == 1
+    assert json.loads((output / "compare.json").read_text())["state"] == "timeout"
+    assert (output / "report.html").exists()
+    monkeypatch.setattr(Runner, "do", do)
+    results = compare(**CALL | {"output": output, "time": "1h"})
+    assert json.loads((output / "compare.json").read_text())["state"] == "complete"
+    assert sum(results["method"] == "lora") == 3 + 2
+    assert len(set(results["run_id"])) == len(results)

@@ -76,7 +76,7 @@ def compare(
         data: file, directory or hub name; the embedded docstrings of Python's standard library when None.
         methods: ``"all"``, ``"a,b,c"`` or a list. Head only, full fine-tuning and LoRA are always there.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"``, ``"1MB"`` saved, or a number of parameters.
-        steps: optimiser steps of a final run; tuning runs have a sixth and half as many.
+        steps: optimiser steps of a final run; tuning runs have half as many.
         seeds: final runs of a method at most.
         learning_rates: values for every adapter, or for each method by name; when None each method's own, and further
             ones where the best is the largest or smallest tried.
@@ -160,7 +160,7 @@ def compare(
     about |= {"level": terms.level, "at_most": at_most, "cost": cost}
     study = _begin(directory, about, task, storage, overwrite)
     display = Progress({c.name: c.label for c in everyone}, show=progress)
-    runner = Runner(task, batch_size, str(budget), display.step)
+    runner = Runner(task, batch_size, str(budget))
     jury = Jury(runner, everyone, terms)
     taking_part = [c for c in everyone if not c.reason]
     plan = Plan(taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None)

@@ -3,8 +3,8 @@
 First the frozen floor. Then the learning rates of the head-only baseline: its best is the learning rate of everyone's
 head. Then, by successive halving,
 
-1. every method at its learning rates for a short run; where the best is the largest or smallest tried, one more;
-2. the better third of the methods at their two best rates for a longer run;
+1. every method at the middle one of its learning rates;
+2. the better third of the methods at its other rates; where the best is the largest or smallest tried, one more;
 3. the better third of those on the test split, seed by seed. From two seeds on a method that is told apart from the
    best is dropped, and the race ends when the answer stands or there are no more seeds.
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Records = Mapping[str, Mapping[str, Any]]
+Rates = Callable[["Contender", Records], list[float]]
 
-SCREEN_SHARE, TUNE_SHARE = 1 / 6, 1 / 2
-"""Steps of a run of the first and of the second round as shares of a final run's."""
+TUNE_SHARE = 1 / 2
+"""Steps of a tuning run as a share of a final run's."""
 KEPT = 1 / 3
 """Share of the methods that goes on to the next round of tuning."""
 FEW = 3
@@ -61,10 +62,6 @@ class Plan:
     extend: bool = True
 
     @property
-    def screen_steps(self) -> int:
-        return max(1, round(SCREEN_SHARE * self.steps))
-
-    @property
     def tune_steps(self) -> int:
         return max(1, round(TUNE_SHARE * self.steps))
 
@@ -72,14 +69,10 @@ class Plan:
         """The runs that can be done now and are not, in the order in which they should be; empty at the end."""
         return [run for run in self._ready(records) if run.id not in records]
 
-    def trials(self, contender: Contender, records: Records, steps: int | None = None) -> list[Row]:
-        """The rows of a method's finished tuning runs, or of those of so many steps, by learning rate."""
-        found = [
-            record["row"]
-            for name, record in records.items()
-            if name.startswith(f"{TUNE}/{contender.name}/")
-            and (steps is None or name.endswith(f"/steps={steps}"))
-        ]
+    def trials(self, contender: Contender, records: Records) -> list[Row]:
+        """The rows of a method's finished tuning runs, by learning rate."""
+        start, end = f"{TUNE}/{contender.name}/", f"/steps={self.tune_steps}"
+        found = [r["row"] for name, r in records.items() if name.startswith(start) and name.endswith(end)]
         return sorted(found, key=lambda row: float(row["lr"]))
 
     def finals(self, contender: Contender, records: Records) -> list[Row]:
@@ -93,24 +86,17 @@ class Plan:
         return (-score if self.greater_is_better else score, row["validation_loss"], row["lr"])
 
     def best_rate(self, contender: Contender, records: Records) -> float | None:
-        """A method's learning rate by its longest tuning runs; None when no run of its tuning came through."""
+        """A method's learning rate by its tuning runs; None when none of them came through."""
         if len(contender.learning_rates) == 1:
             return contender.learning_rates[0]
-        for steps in (self.tune_steps, self.screen_steps):
-            if best := self._best(contender, records, steps):
-                return float(best["lr"])
-        return None
+        best = self._best(contender, records, self._all_rates)
+        return float(best["lr"]) if best else None
 
     def dropped(self, records: Records) -> dict[str, str]:
         """The methods that the race has dropped by now, with when and why."""
-        if not self._through(self.contenders, records, self._screening):
-            return {}
         told: dict[str, str] = {}
-        second = self._best_of(self.contenders, records, self.screen_steps, told)
-        if not self._through(second, records, self._tuning):
-            return told
-        alive = self._best_of(second, records, self.tune_steps, told)
-        for seed in range(self.seeds):
+        missing, alive = self._tuning(records, told)
+        for seed in range(0 if missing else self.seeds):
             if not self._round_done(alive, seed, records):
                 break
             alive = self._alive(alive, seed, records, told)
@@ -118,120 +104,93 @@ class Plan:
 
     def _ready(self, records: Records) -> list[Run]:
         floor = Run(FLOOR, {"stage": FLOOR, "method": "frozen-floor", "seed": 0, "steps": FLOOR_STEPS})
-        head = [next(c for c in self.contenders if c.name == HEAD_ONLY)]
-        for rounds in (self._screening, self._tuning):
-            if not self._through(head, records, rounds):
-                return [floor, *self._trials_of(head, records, rounds, None)]
-        # When not even the head alone trains at any rate, the smallest is what is left to try.
-        head_rate = self.best_rate(head[0], records) or min(head[0].learning_rates, default=0.0)
-        everyone = self.contenders
-        if not self._through(everyone, records, self._screening):
-            return [floor, *self._trials_of(everyone, records, self._screening, head_rate)]
-        second = self._best_of(everyone, records, self.screen_steps)
-        if not self._through(second, records, self._tuning):
-            return [floor, *self._trials_of(second, records, self._tuning, head_rate)]
-        alive = self._best_of(second, records, self.tune_steps)
-        finals: list[Run] = []
-        for seed in range(self.seeds):
-            finals += [run for c in alive if (run := self._final(c, seed, head_rate, records)) is not None]
+        runs, alive = self._tuning(records)
+        for seed in range(0 if runs else self.seeds):
+            runs += [run for c in alive if (run := self._final(c, seed, records)) is not None]
             if not self._round_done(alive, seed, records):
                 break
             alive = self._alive(alive, seed, records)
-        return [floor, *finals]
+        return [floor, *runs]
 
-    def _screening(self, contender: Contender, records: Records) -> list[float]:
-        """The learning rates of the first round that can be done now or are done."""
-        rates = contender.trials if len(contender.learning_rates) > 1 else []
-        return self._extended(contender, rates, self.screen_steps, records)
+    def _tuning(
+        self, records: Records, told: dict[str, str] | None = None
+    ) -> tuple[list[Run], list[Contender]]:
+        """The runs that the round of tuning under way still wants, or none and the methods to test."""
+        head = [c for c in self.contenders if c.name == HEAD_ONLY]
+        if missing := self._missing(head, records, self._all_rates):
+            return missing, []
+        alive = list(self.contenders)
+        for rates, when in ((self._middle, "at its middle learning rate"), (self._all_rates, "at its best")):
+            if missing := self._missing(alive, records, rates):
+                return missing, []
+            alive = self._better(alive, records, rates, when, {} if told is None else told)
+        return [], alive
 
-    def _tuning(self, contender: Contender, records: Records) -> list[float]:
-        """The same of the second round: the two best of the first."""
-        complete = [
-            row for row in self.trials(contender, records, self.screen_steps) if row["status"] == "complete"
-        ]
-        rates = [float(row["lr"]) for row in sorted(complete, key=self.rank)[:2]]
-        return self._extended(contender, rates, self.tune_steps, records)
+    def _middle(self, contender: Contender, records: Records) -> list[float]:
+        """The learning rate of the first round; none where there is nothing to choose."""
+        return contender.trials[:1] if len(contender.learning_rates) > 1 else []
 
-    def _extended(
-        self, contender: Contender, rates: Sequence[float], steps: int, records: Records
-    ) -> list[float]:
-        """The rates, and with them done those beyond the end at which the best was."""
-        wanted = list(rates)
-        given = set(contender.learning_rates)
-        while wanted and all(self._tune_id(contender, rate, steps) in records for rate in wanted):
-            tried = {float(row["lr"]) for row in self.trials(contender, records)}
-            best = self._best(contender, records, steps)
-            beyond = len((tried | set(wanted)) - given)
-            if not self.extend or best is None or len(given) < 3 or beyond >= EXTENSIONS:
-                break
-            outward = {min(tried): 1 / SPACING, max(tried): SPACING}.get(float(best["lr"]))
-            if outward is None:
-                break
-            following = float(f"{float(best['lr']) * outward:.2g}")
-            if following in wanted:
-                break
-            wanted.append(following)
-        # An extension that is done leaves the best inside, and then belongs to the round too.
-        done = [float(row["lr"]) for row in self.trials(contender, records, steps)]
-        return wanted + [rate for rate in done if rate not in wanted]
+    def _all_rates(self, contender: Contender, records: Records) -> list[float]:
+        """Those of the second round: the given, those done beyond them, and one more while the best is at an end."""
+        if len(contender.learning_rates) < 2:
+            return []
+        done = [float(row["lr"]) for row in self.trials(contender, records)]
+        beyond = [rate for rate in done if rate not in contender.learning_rates]
+        rates = [*contender.trials, *beyond]
+        if all(self._tune_id(contender, rate) in records for rate in rates):
+            complete = [row for row in self.trials(contender, records) if row["status"] == "complete"]
+            best = float(min(complete, key=self.rank)["lr"]) if complete else None
+            outward = {done[0]: 1 / SPACING, done[-1]: SPACING}.get(best or math.nan)
+            enough = len(contender.learning_rates) < 3 or len(beyond) >= EXTENSIONS
+            if self.extend and outward and best and not enough:
+                rates.append(float(f"{best * outward:.2g}"))
+        return rates
 
-    def _best(self, contender: Contender, records: Records, steps: int) -> Row | None:
-        complete = [row for row in self.trials(contender, records, steps) if row["status"] == "complete"]
+    def _best(self, contender: Contender, records: Records, rates: Rates) -> Row | None:
+        """The best complete row of a method's tuning at some learning rates."""
+        among = rates(contender, records)
+        rows = [row for row in self.trials(contender, records) if row["lr"] in among]
+        complete = [row for row in rows if row["status"] == "complete"]
         return min(complete, key=self.rank) if complete else None
 
-    def _through(
-        self,
-        contenders: Sequence[Contender],
-        records: Records,
-        rounds: Callable[[Contender, Records], list[float]],
-    ) -> bool:
-        return not self._trials_of(contenders, records, rounds, None, only_missing=True)
-
-    def _trials_of(
-        self,
-        contenders: Sequence[Contender],
-        records: Records,
-        rounds: Callable[[Contender, Records], list[float]],
-        head_rate: float | None,
-        only_missing: bool = False,
-    ) -> list[Run]:
-        """The tuning runs of a round, the first rate of every method before the second of any."""
-        steps = self.screen_steps if rounds == self._screening else self.tune_steps
+    def _missing(self, contenders: Sequence[Contender], records: Records, rates: Rates) -> list[Run]:
+        """The tuning runs of a round that are not done, the first rate of every method before the second of any."""
         runs = []
         for contender in contenders:
-            for place, rate in enumerate(rounds(contender, records)):
-                name = self._tune_id(contender, rate, steps)
-                if not (only_missing and name in records):
-                    numbers = {"lr": rate, "head_lr": head_rate or rate, "seed": 0, "steps": steps}
+            for place, rate in enumerate(rates(contender, records)):
+                name = self._tune_id(contender, rate)
+                if name not in records:
+                    head_rate = rate if contender.name == HEAD_ONLY else self._head_rate(records) or rate
+                    numbers = {"lr": rate, "head_lr": head_rate, "seed": 0, "steps": self.tune_steps}
                     runs.append((place, Run(name, {"stage": TUNE, "method": contender.name, **numbers})))
         return [run for _, run in sorted(runs, key=lambda item: item[0])]
 
-    def _best_of(
+    def _better(
         self,
         contenders: Sequence[Contender],
         records: Records,
-        steps: int,
-        told: dict[str, str] | None = None,
+        rates: Rates,
+        when: str,
+        told: dict[str, str],
     ) -> list[Contender]:
-        """The better ones by the best validation score at so many steps, with the baselines, the best first."""
+        """The better ones by the validation score at some learning rates, with the baselines, the best first."""
         baselines = [c for c in contenders if c.name in (HEAD_ONLY, FULL)]
-        others = [c for c in contenders if c not in baselines]
-        best = {c.name: self._best(c, records, steps) for c in others}
-        untuned = [c for c in others if len(c.learning_rates) < 2]
-        tuned = [(self.rank(row), c) for c in others if (row := best[c.name]) is not None]
-        order = untuned + [c for _, c in sorted(tuned, key=lambda item: item[0])]
+        tuned = [c for c in contenders if c not in baselines and len(c.learning_rates) > 1]
+        untuned = [c for c in contenders if c not in baselines and c not in tuned]
+        best = {c.name: self._best(c, records, rates) for c in tuned}
+        last = (math.inf, math.inf, math.inf)
+        ranks = {name: self.rank(row) if row else last for name, row in best.items()}
+        order = [*untuned, *sorted(tuned, key=lambda c: ranks[c.name])]
         keep = max(FEW, math.ceil(KEPT * len(order))) if tuned else len(order)
-        for place, contender in enumerate(order):
-            if place >= keep and contender.name not in ALWAYS and told is not None:
-                told[contender.name] = (
-                    f"after tuning runs of {steps} steps: place {place + 1} of {len(order)} on the validation split, "
-                    f"of which {keep} went on"
-                )
-        kept = [c for place, c in enumerate(order) if place < keep or c.name in ALWAYS]
-        return [*baselines, *kept]
+        for place, contender in enumerate(order[keep:], keep + 1):
+            if contender.name not in ALWAYS:
+                what = f"place {place} of {len(order)} on the validation split, of which {keep} went on"
+                what = what if best[contender.name] else "no run came through"
+                told[contender.name] = f"{when}, in runs of {self.tune_steps} steps: {what}"
+        return [*baselines, *(c for i, c in enumerate(order) if i < keep or c.name in ALWAYS)]
 
     def _round_done(self, alive: Sequence[Contender], seed: int, records: Records) -> bool:
-        runs = (self._final(c, seed, 0.0, records) for c in alive)
+        runs = (self._final(c, seed, records) for c in alive)
         return bool(alive) and all(run is None or run.id in records for run in runs)
 
     def _alive(
@@ -256,20 +215,25 @@ class Plan:
             return []
         return [c for c in alive if c.name not in reasons]
 
-    def _tune_id(self, contender: Contender, rate: float, steps: int) -> str:
-        return f"{TUNE}/{contender.name}/lr={rate:g}/steps={steps}"
+    def _head_rate(self, records: Records) -> float:
+        """The learning rate of everyone's head; when not even the head alone trains at any, the smallest tried."""
+        head = next(c for c in self.contenders if c.name == HEAD_ONLY)
+        return self.best_rate(head, records) or min(head.learning_rates, default=0.0)
+
+    def _tune_id(self, contender: Contender, rate: float) -> str:
+        return f"{TUNE}/{contender.name}/lr={rate:g}/steps={self.tune_steps}"
 
     def _final_id(self, contender: Contender, seed: int) -> str:
         return f"{FINAL}/{contender.name}/seed={seed}"
 
-    def _final(self, contender: Contender, seed: int, head_rate: float, records: Records) -> Run | None:
+    def _final(self, contender: Contender, seed: int, records: Records) -> Run | None:
         if not contender.learning_rates:
             numbers: dict[str, Any] = {"lr": None, "head_lr": None, "seed": 0, "steps": 0}
         else:
             rate = self.best_rate(contender, records)
             if rate is None:
                 return None
-            own = rate if contender.name == HEAD_ONLY else head_rate
+            own = rate if contender.name == HEAD_ONLY else self._head_rate(records)
             numbers = {"lr": rate, "head_lr": own, "seed": seed, "steps": self.steps}
         if seed != numbers["seed"]:
             return None

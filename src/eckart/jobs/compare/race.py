@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 END_SECONDS = 6.0
 """What is kept of the time for the last tables and the page."""
+
 CURVE_COLUMNS = ["run_id", "step", "split", "loss", "score"]
+
+
+class OutOfTime(BaseException):
+    """The time is up in the middle of a run: no failure of the run, which is free again."""
 
 
 @contextmanager
@@ -130,12 +135,20 @@ class Race:
             expected = self.scoreboard.expected(run, self.study.records())
             return monotonic() + expected < deadline - END_SECONDS
 
+        def on_step(words: str) -> None:
+            self.progress.step(words)
+            if deadline is not None and monotonic() > deadline - END_SECONDS:
+                raise OutOfTime
+
+        self.runner.on_step, done = on_step, False
         try:
             with self.progress, quiet(), _short_collections():
                 self._show(self.study.records(), FLOOR)
                 done = self.study.work(
                     self.plan, self._execute, fits=fits, after=self._after, waiting=self._wait
                 )
+        except OutOfTime:
+            self.progress.say("the time is up: the run in flight is left for another call")
         except KeyboardInterrupt:
             self.write("interrupted", report=True)
             raise
