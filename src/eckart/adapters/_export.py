@@ -189,6 +189,18 @@ def _in_pefts_shapes(name: str, layer: EckartLayer, a: Tensor, b: Tensor) -> dic
     }
 
 
+def save_adapter(model: PeftModel, folder: Path) -> bool:
+    """Write an adapter as PEFT's own LoRA where it is one exactly, so that it loads without eckart, else as it is.
+
+    Returns:
+        whether it was written as PEFT's own LoRA.
+    """
+    if save_as_lora(model, folder):
+        return True
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return False
+
+
 @torch.no_grad()
 def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") -> bool:
     """Write an adapter whose layers are each exactly one LoRA of PEFT's, factor by factor, as PEFT's own checkpoint.
@@ -203,7 +215,7 @@ def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") 
         in groups, or a layer on which PEFT computes something else.
     """
     config = cast(Any, model.peft_config[adapter_name])
-    if config.slug != "lora":
+    if getattr(config, "slug", None) != "lora":
         return False
     layers = [(name, layer, cast(Any, adapter)) for name, layer, _, adapter in walk(model, adapter_name)]
     if any(layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers):

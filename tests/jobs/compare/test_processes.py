@@ -23,7 +23,7 @@ from eckart.jobs.compare.comparison import compare
 
 OPTIONS = {"methods": "lora", "budget": "2k", "steps": 4, "seeds": 2, "batch_size": 8, "progress": False}
 OPTIONS |= {"learning_rates": [3e-4, 1e-3, 3e-3]}
-RUNS = 1 + 3 * (3 + 2) + 3 * 2
+RUNS = 1 + 3 * 3 + 3 * 2
 PATIENCE = 120
 
 

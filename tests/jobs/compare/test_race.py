@@ -93,7 +93,9 @@ def test_a_run_under_way_when_the_time_is_up_is_left_and_free_again(
 
     monkeypatch.setattr(Runner, "do", endless)
     results = compare(**CALL | {"output": output, "time": "50s"})
-    assert clock[0] == 45, "the first step of LoRA's second run ends after 44 seconds: the page needs the rest"
+    assert clock[0] == 45, (
+        "the first step of LoRA's second run ends after 44 seconds: the page needs the rest"
+    )
     assert sum(results["method"] == "lora") == 1
     assert json.loads((output / "compare.json").read_text())["state"] == "timeout"
     assert (output / "report.html").exists()

@@ -327,14 +327,13 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
 
 def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: dict[str, Any]) -> None:
     """Put the adapter, its numbers and its card in place, then drop the checkpoints."""
-    from eckart.adapters._export import save_as_lora
+    from eckart.adapters._export import save_adapter
 
     base: Any = model.get_base_model()
     if job.model is not None:
         model.peft_config["default"].base_model_name_or_path = base_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
-        if not (lora := save_as_lora(model, folder)):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+        lora = save_adapter(model, folder)
         base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)

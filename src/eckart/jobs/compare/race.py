@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from eckart.quiet import quiet
 
 if TYPE_CHECKING:
     import pandas as pd
+    from peft import PeftModel
 
     from eckart.jobs.compare.runs import Runner
 
@@ -158,6 +159,8 @@ class Race:
         return self.write(state, report=True)
 
     def _execute(self, claim: Claim) -> Outcome:
+        from eckart.adapters._export import save_adapter
+
         run = claim.run
         contender = self.contenders.get(run.parameters["method"])
         result = self.runner.do(run, contender)
@@ -167,7 +170,7 @@ class Race:
             with atomic_directory(
                 self.directory / outputs.ADAPTERS / contender.name, overwrite=True
             ) as folder:
-                result.model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[union-attr, operator]
+                save_adapter(cast("PeftModel", result.model), folder)
         if result.scored is not None and row["status"] == "complete":
             record[SCORES] = pack(result.scored.scores)
             if self.predictions and result.scored.predictions is not None:
