@@ -35,6 +35,7 @@ from eckart.cli.options import (
 )
 from eckart.cli.words import fields, limits, rates, targets
 from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.peft_methods import peft_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +51,10 @@ def compare(
         str,
         option(
             "NAMES",
-            "all, or names with commas. Head only, full fine-tuning and LoRA are always there.",
+            "all, or names with commas, also lora+allora, and PEFT's own such as peft:dora. Head only, full "
+            "fine-tuning and LoRA are always there.",
             METHOD,
-            autocompletion=choices(lambda: ["all", *LABELS, *adapters()]),
+            autocompletion=choices(lambda: ["all", *LABELS, *adapters(), *peft_names()]),
         ),
     ] = "all",
     budget: Annotated[

@@ -16,6 +16,7 @@ from toy_task import ToyTask, install
 
 from eckart.errors import InputError
 from eckart.jobs.compare import comparison as module
+from eckart.jobs.compare import outputs
 from eckart.jobs.compare.comparison import compare
 from eckart.jobs.compare.judgement import Judgement
 from eckart.jobs.compare.runs import COLUMNS, Runner
@@ -371,3 +372,20 @@ def test_every_final_run_keeps_its_examples(finished: Finished) -> None:
     toy = finished.toy
     majority = [float(row["labels"] == 0) for row in toy.test.rows]
     assert list(table[table["run_id"] == "final/trivial"]["score"]) == majority
+
+
+def test_what_overwrite_removes(tmp_path: Path) -> None:
+    """The adapters of every kind of contender, and no other files beside them."""
+    mine = [
+        tmp_path / "adapters" / name for name in ("mine/adapter_config.json", "lora/notes.txt", "notes.txt")
+    ]
+    saved = [
+        tmp_path / "adapters" / name / "adapter_config.json"
+        for name in ("lora", "peft:dora", "lora+allora+mgpo")
+    ]
+    for path in (*mine, *saved):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    outputs.clear(tmp_path)
+    assert all(path.exists() for path in mine) and not any(path.exists() for path in saved)
+    assert not (tmp_path / "adapters" / "peft:dora").exists()

@@ -68,3 +68,13 @@ def test_bad_directories(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"compare\.json is not there"):
         build_joined([one, tmp_path], tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_page_of_one_comparison_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from eckart.cli import main
+
+    one = write_study(tmp_path / "one")
+    assert main(["report", str(one)]) == 0 and str(one / "report.html") in capsys.readouterr().out
+    assert "<html" in (one / "report.html").read_text("utf-8")
+    assert main(["report", str(one), "--output", str(tmp_path / "x.html")]) == 2
+    assert "--output is for a page over several" in capsys.readouterr().err

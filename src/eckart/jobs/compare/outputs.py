@@ -12,6 +12,7 @@ from typing import Any
 from eckart.catalog import methods
 from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
 from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 
@@ -70,7 +71,8 @@ def _identity(about: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, 
 
 def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
-    names = (*LABELS, *(method.slug for method in methods("adapters")))
+    slugs = [method.slug for method in methods("adapters")]
+    names = (*LABELS, *slugs, *(f"{slug}+*" for slug in slugs), *peft_names())
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
     remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
 

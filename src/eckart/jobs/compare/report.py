@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +156,3 @@ def _json(value: Any) -> str:
 
 def _download(path: Path, kind: str) -> str:
     return f"data:{kind};charset=utf-8;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(build_report(name))
