@@ -102,9 +102,6 @@ def compare(
         Literal["bytes", "memory", "step-time"],
         typer.Option(help="What the cheapest of several is cheapest by.", rich_help_panel=LIMITS),
     ] = "bytes",
-    predictions: Annotated[
-        bool, flag("--predictions", help="Keep what each run says of each test example.", panel=OUTPUT)
-    ] = False,
     kind: Kind = "auto",
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -152,7 +149,6 @@ def compare(
         max_bytes=max_bytes,
         max_step_time=max_step_time,
         cost=cost,
-        predictions=predictions,
         quick=quick,
         overwrite=overwrite,
         learning_rates=learning_rates,

@@ -35,13 +35,15 @@ def output(tmp_path: Path, toy: ToyTask) -> Path:
 
 def test_predictions_groups_and_limits(output: Path, toy: ToyTask) -> None:
     toy.groups = [f"file {i % 5}" for i in range(64)]
-    call = {"output": output, "quick": True, "learning_rates": None, "seeds": 1, "predictions": True}
+    call = {"output": output, "quick": True, "learning_rates": None, "seeds": 1}
     compare(**CALL | call | {"max_bytes": "1kB", "cost": "step-time"})
     table = pd.read_parquet(output / "examples.parquet")
     mine = table[table["run_id"] == "final/lora/seed=0"].sort_values("example")
     assert list(mine["group"]) == toy.groups
     assert list(mine["label"]) == [toy.labels[row["labels"]] for row in toy.test.rows]
     assert ((mine["prediction"] == mine["label"]) == (mine["score"] == 1)).all()
+    taken = (mine[mine["label"] == "b"]["prediction"] == "b").mean()
+    assert f"<b>{100 * taken:.1f}</b>" in (output / "report.html").read_text()
     about = json.loads((output / "compare.json").read_text())
     assert (about["at_most"], about["cost"], about["level"]) == ({"bytes": 1000.0}, "step-time", 0.05)
     assert about["advice"].startswith("Not enough data yet: ")

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from report_study import METHODS, write_study
 
 from eckart.errors import InputError
+from eckart.jobs.compare import tables
+from eckart.jobs.compare.examples import Examples
 from eckart.jobs.compare.leaderboard import leaderboard, pareto_front
 from eckart.jobs.compare.reading import read_results
 from eckart.jobs.compare.report import build_report
@@ -318,3 +320,19 @@ class TestPage:
             build_report(directory)
         assert "\n" not in str(caught.value)
         assert not (directory / "report.html").exists()
+
+
+def test_what_is_taken_for_what() -> None:
+    """Rows are the true labels, columns what was said; seeds are averaged; other runs and many labels are left out."""
+    board = pd.DataFrame({"method": ["lora", "bone"], "label": ["LoRA", "Bone"], "budget": ["1%", "1%"]})
+    runs = pd.DataFrame(
+        [("lora", "LoRA", "1%", "one"), ("lora", "LoRA", "1%", "two"), ("bone", "Bone", "1%", "none")],
+        columns=["method", "label", "budget", "run_id"],
+    )
+    said = {"one": ["x", "x", "y", "x", "y"], "two": ["x", "x", "x", "y", "x"], "other": ["y"] * 5}
+    found = tables.confusions(board, runs, Examples(said=said, labels=["x", "x", "x", "x", "y"]))
+    assert found["names"] == ["x", "y"] and found["counts"] == ["4", "1"]
+    assert found["arms"] == [{"label": "LoRA", "rows": [["75.0", "25.0"], ["50.0", "50.0"]]}]
+    many = [f"label {i}" for i in range(tables.MOST_LABELS + 1)]
+    assert tables.confusions(board, runs, Examples(said={"one": many}, labels=many)) == {"names": []}
+    assert tables.confusions(board, runs, Examples()) == {"names": []}

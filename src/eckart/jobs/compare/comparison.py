@@ -60,7 +60,6 @@ def compare(
     max_bytes: str | float | None = None,
     max_step_time: str | float | None = None,
     cost: str = "bytes",
-    predictions: bool = False,
     quick: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -97,7 +96,6 @@ def compare(
         max_memory, max_bytes, max_step_time: methods that need more peak memory, bytes saved, or time of a step (as a
             multiple of the frozen model's) are no candidates.
         cost: what the cheapest of several is cheapest by: ``"bytes"``, ``"memory"`` or ``"step-time"``.
-        predictions: keep what each final run says of each test example, beside whether it is right.
         quick: a first impression: few steps, one learning rate, one seed.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
@@ -164,7 +162,7 @@ def compare(
     jury = Jury(runner, everyone, terms)
     taking_part = [c for c in everyone if not c.reason]
     plan = Plan(taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None)
-    race = Race(runner, plan, jury, study, directory, about, display, predictions=predictions)
+    race = Race(runner, plan, jury, study, directory, about, display)
     with attended(directory):
         return race.work(deadline)
 

@@ -26,10 +26,19 @@ SCORES, PREDICTIONS = "examples", "predictions"
 
 @dataclass(frozen=True)
 class Examples:
-    """Scores of the test examples by run, and the number of each example's group where they come in groups."""
+    """What runs made of the test examples.
+
+    Args:
+        scores: of each example, by run.
+        groups: the number of each example's group, where they come in groups.
+        said: the label that a run gave each example, by run, where it gives labels.
+        labels: the true ones.
+    """
 
     scores: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     groups: Int[np.ndarray, " n"] | None = None
+    said: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
 
 
 def pack(values: Sequence[float] | np.ndarray, kind: type = np.float32) -> str:
@@ -61,7 +70,7 @@ def of_records(records: Mapping[str, Mapping[str, Any]], task: Task) -> Examples
 
 
 def table(records: Mapping[str, Mapping[str, Any]], task: Task) -> pd.DataFrame:
-    """What ``examples.parquet`` holds: run, example, group, score; prediction and label where they were asked for."""
+    """What ``examples.parquet`` holds: run, example, group, score; prediction and label where labels are predicted."""
     pd = require("pandas", extra="compare")
     groups, frames = task.groups, []
     for run, record in records.items():
@@ -88,7 +97,8 @@ def read_examples(path: Path) -> Examples:
     if not path.exists():
         return Examples()
     try:
-        found = pd.read_parquet(path, columns=["run_id", "example", "group", "score"])
+        found = pd.read_parquet(path)
+        found[["run_id", "example", "group", "score"]]
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f"{path} is no table of examples ({first_line(error)}): run the comparison again"
@@ -104,4 +114,8 @@ def from_table(found: pd.DataFrame) -> Examples:
     if len({len(values) for values in scores.values()}) > 1:
         raise InputError("examples.parquet holds runs on different test splits: run the comparison again")
     names = next((list(part["group"]) for part in runs.values() if part["group"].notna().all()), None)
-    return Examples(scores, group_numbers(names))
+    told = found.columns.isin(["prediction", "label"]).sum() == 2
+    labelled = {run: part for run, part in runs.items() if told and part["prediction"].notna().all()}
+    said = {str(run): list(part["prediction"]) for run, part in labelled.items()}
+    labels = next((list(part["label"]) for part in labelled.values()), None)
+    return Examples(scores, group_numbers(names), said, labels)

@@ -101,7 +101,6 @@ class Race:
         directory: where results are written.
         about: what ``compare.json`` says besides the state of the study.
         progress: where to show what happens.
-        predictions: whether what is said of each example is kept.
     """
 
     def __init__(
@@ -113,10 +112,8 @@ class Race:
         directory: Path,
         about: Mapping[str, Any],
         progress: Progress,
-        *,
-        predictions: bool,
     ) -> None:
-        self.runner, self.plan, self.jury, self.predictions = runner, plan, jury, predictions
+        self.runner, self.plan, self.jury = runner, plan, jury
         self.study, self.directory, self.about, self.progress = study, directory, about, progress
         self.scoreboard = Scoreboard(jury.everyone, self.plan, runner.task.metric, progress)
         self.contenders = {c.name: c for c in self.plan.contenders}
@@ -173,7 +170,7 @@ class Race:
                 save_adapter(cast("PeftModel", result.model), folder)
         if result.scored is not None and row["status"] == "complete":
             record[SCORES] = pack(result.scored.scores)
-            if self.predictions and result.scored.predictions is not None:
+            if result.scored.predictions is not None:
                 record[PREDICTIONS] = pack(result.scored.predictions, np.int32)
         value = row["validation_score"] if run.parameters["stage"] == TUNE else row["score"]
         status = "failed" if row["status"] == "complete" and value is None else row["status"]

@@ -60,6 +60,7 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
         level=judgement.terms.level,
         limits={key: QUANTITIES[key] for key in COSTS.values()},
         disagreements=tables.disagreements(board, rows, examples),
+        confusions=tables.confusions(board, rows, examples),
         results_url=_download(folder / "results.csv", "text/csv"),
         study_url=_download(folder / "compare.json", "application/json"),
         data=_json(data),

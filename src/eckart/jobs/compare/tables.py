@@ -61,6 +61,10 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     }
 
 
+MOST_LABELS = 12
+"""A table of more labels tells a reader nothing."""
+
+
 def disagreements(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -> dict[str, Any]:
     """Of each pair of arms the share of test examples that one gets right and the other not; accuracies only."""
     done = rows[(rows["stage"] == "final") & rows["run_id"].isin(list(examples.scores))]
@@ -78,6 +82,24 @@ def disagreements(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -
     return {"labels": list(right), "rows": cells} | {
         name: f"{100 * (counts == number).mean():.1f} %" for name, number in several.items()
     }
+
+
+def confusions(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -> dict[str, Any]:
+    """Of each arm the share of a label's test examples that it gives each label, over its seeds; few labels only."""
+    names = sorted(set(examples.labels or ()))
+    if not 2 <= len(names) <= MOST_LABELS:
+        return {"names": []}
+    truth, arms = np.array(examples.labels), []
+    for row in board.itertuples():
+        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        said = [np.array(examples.said[run]) for run in rows[mine]["run_id"] if run in examples.said]
+        if said:
+            shares = [
+                [100 * np.mean([(each[truth == true] == given).mean() for each in said]) for given in names]
+                for true in names
+            ]
+            arms.append({"label": row.label, "rows": [[f"{share:.1f}" for share in line] for line in shares]})
+    return {"names": names, "arms": arms, "counts": [f"{(truth == name).sum():,}" for name in names]}
 
 
 def date(text: Any) -> str:
