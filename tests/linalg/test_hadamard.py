@@ -12,7 +12,7 @@ from eckart.linalg.hadamard import fastfood, hadamard
 DOUBLE = torch.float64
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 32, 128, 512])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 32, 64, 128, 512, 8192])
 def test_against_the_matrix(size: int) -> None:
     x = torch.randn(size, dtype=DOUBLE, generator=torch.Generator().manual_seed(size))
     before = x.clone()
@@ -55,7 +55,29 @@ def test_fastfood_is_the_product_of_its_matrices(size: int, d: int) -> None:
     h, turn = torch.from_numpy(matrix(16)).double(), torch.eye(16, dtype=DOUBLE)[order]
     explicit = (h @ gauss.diag() @ turn @ h @ signs.diag())[:size, :d] / (size**0.5 * gauss.norm())
     identity = torch.eye(d, dtype=DOUBLE)
-    found = torch.stack([fastfood(column, signs, order, gauss, size) for column in identity], 1)
+    found = torch.stack([fastfood(column, signs[:d], order, gauss, size) for column in identity], 1)
     torch.testing.assert_close(found, explicit)
     theta = torch.randn(d, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: fastfood(t, signs, order, gauss, size), theta)
+    assert torch.autograd.gradcheck(lambda t: fastfood(t, signs[:d], order, gauss, size), theta)
+
+
+def test_fastfood_where_the_inner_transform_repeats() -> None:
+    """L beyond the table, θ padded to four numbers: the equation with both transforms of length L."""
+    length, d, size = 2**14, 3, 10_001
+    signs, order, gauss = parts(length)
+    theta = torch.randn(d, dtype=DOUBLE, requires_grad=True)
+    whole = theta.detach().clone().requires_grad_()
+    padded = torch.nn.functional.pad(signs[:d] * whole, (0, length - d))
+    expected = hadamard(gauss * hadamard(padded)[order])[:size] / (size**0.5 * gauss.norm())
+    found, cotangent = fastfood(theta, signs[:d], order.int(), gauss, size), torch.randn(size, dtype=DOUBLE)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y, x, cotangent) for y, x in ((found, theta), (expected, whole)))
+    )
+
+
+def test_autocast_does_not_round_it() -> None:
+    x = torch.randn(256, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hadamard(x)
+    assert found.dtype == torch.float32 and torch.equal(found, hadamard(x))

@@ -132,7 +132,7 @@ class IntrinsicDimensionConfig(AdapterConfig):
 
 
 class Fastfood(nn.Module):
-    """θ ↦ H G Π H B θ / (√size ‖G‖), with three frozen diagonals or orders of L = 2^⌈log₂⌉ numbers."""
+    """θ ↦ H G Π H B θ / (√size ‖G‖): G and Π of L = 2^⌈log₂⌉ numbers, B of as many as θ has."""
 
     B: Tensor
     Pi: Tensor
@@ -141,9 +141,9 @@ class Fastfood(nn.Module):
     def __init__(self, size: int, d: int, key: int, dtype: torch.dtype, keep: bool) -> None:
         super().__init__()
         self.size, length = size, 1 << (max(size, d) - 1).bit_length()
-        signs = random_words(key, length).bitwise_and_(1).mul_(2).sub_(1)
+        signs = random_words(key, d).bitwise_and_(1).mul_(2).sub_(1)
         gauss = random_matrix(key + 1, 1, length, "normal", dtype=dtype).flatten()
-        for name, value in (("B", signs.to(dtype)), ("Pi", permutation(key + 2, length)), ("G", gauss)):
+        for name, value in (("B", signs.to(dtype)), ("Pi", permutation(key + 2, length).int()), ("G", gauss)):
             self.register_buffer(name, value, persistent=keep)
 
     def forward(self, theta: Float[Tensor, " d"]) -> Float[Tensor, " size"]:

@@ -64,15 +64,19 @@ def replay(case: Any) -> dict[str, Any]:
             outputs[f"{prefix}.grad.lambda"] = subspace.said_lambda.grad
 
     theta, d = {"theta_d": given["theta_d"]}, hyper["d"]
-    fast = {f"blocks.0.{name}": given[f"fastfood.{name}"] for name in ("B", "Pi", "G")}
+
+    def frozen(block: str, prefix: str) -> dict[str, Any]:
+        """B only where θ meets it."""
+        return {f"{block}.{name}": given[f"{prefix}.{name}"][:end] for name, end in ends.items()}
+
+    ends = {"B": len(given["theta_d"]), "Pi": None, "G": None}
+    fast = frozen("blocks.0", "fastfood")
     run("fastfood", theta | fast, d=d)
     run("dense", theta | {"blocks.0.P": given["dense.P_raw"]}, d=d, projection="dense")
     run("sparse", theta | {"sparse": given["sparse.P_raw"]}, d=d, projection="sparse")
-    own = {
-        f"blocks.{t}.{name}": given[f"said.{tensor}.{name}"]
-        for t, tensor in enumerate(TENSORS)
-        for name in ("B", "Pi", "G")
-    }
+    own: dict[str, Any] = {}
+    for t, tensor in enumerate(TENSORS):
+        own |= frozen(f"blocks.{t}", f"said.{tensor}")
     own["said_lambda"] = given["said.lambda"]
     run("said", theta | own, d=d + len(TENSORS), structure="said")
     return outputs
