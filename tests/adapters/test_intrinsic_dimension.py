@@ -34,7 +34,7 @@ def projection(model: nn.Module) -> Tensor:
     with torch.no_grad():
         for j in range(len(shared.theta_d)):
             shared.theta_d.zero_()[j] = 1
-            columns.append(shared())
+            columns.append(torch.cat(shared()))
         shared.theta_d.zero_()
     return torch.stack(columns, 1)
 
@@ -70,7 +70,7 @@ def test_a_step_of_descent_is_a_step_along_the_projected_gradient(law: str, stru
     torch.testing.assert_close(shared.theta_d.grad, p.t() @ g)
     with torch.no_grad():
         shared.theta_d.sub_(0.1 * shared.theta_d.grad)
-    torch.testing.assert_close(shared(), -0.1 * p @ (p.t() @ g))
+    torch.testing.assert_close(torch.cat(shared()), -0.1 * p @ (p.t() @ g))
 
 
 @STRUCTURES

@@ -167,9 +167,9 @@ def _is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 class Pool:
     """What the layers of one adapter have in common: their shapes, their shared modules, and the outputs of these.
 
-    A shared module with a forward of its own is called once a forward pass of the model, before any layer. Its output
-    is kept until the backward pass ends, where activation checkpointing runs parts of the forward again and must see
-    the same numbers.
+    A shared module with a forward of its own is called once a forward pass of the model, before any layer. Its output,
+    a tensor or a tuple of them, is kept until the backward pass ends, where activation checkpointing runs parts of the
+    forward again and must see the same numbers.
     """
 
     def __init__(self, shapes: list[LayerShape]) -> None:
@@ -191,7 +191,9 @@ class Pool:
         known = key in self._outputs
         if known and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            return _Again.apply(module, self._outputs[key].detach(), *trained)  # type: ignore[no-untyped-call]
+            outputs = _several(self._outputs[key])
+            again = _Again.apply(module, len(outputs), *(o.detach() for o in outputs), *trained)  # type: ignore[no-untyped-call]
+            return again if isinstance(self._outputs[key], tuple) else again[0]
         return self._outputs[key] if known and self._depth else module()
 
     @property
@@ -220,15 +222,19 @@ class _Again(torch.autograd.Function):
     each walk makes its own."""
 
     @staticmethod
-    def forward(ctx: Any, module: nn.Module, output: Tensor, *trained: Tensor) -> Tensor:
-        ctx.module, ctx.trained = module, trained
-        return output.view_as(output)
+    def forward(ctx: Any, module: nn.Module, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.module, ctx.count, ctx.trained = module, count, tensors[count:]
+        return tuple(output.view_as(output) for output in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
-            found = torch.autograd.grad(ctx.module(), ctx.trained, gradients)
-        return None, None, *found
+            found = torch.autograd.grad(_several(ctx.module()), ctx.trained, gradients)
+        return None, None, *(None for _ in range(ctx.count)), *found
+
+
+def _several(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
 
 
 def _has_forward(module: nn.Module) -> bool:

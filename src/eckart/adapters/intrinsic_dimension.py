@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, Literal, cast, get_args
 
 import torch
@@ -123,9 +122,7 @@ class IntrinsicDimensionConfig(AdapterConfig):
         """θ_d = 0 and λ = 1, so that nothing moves."""
         sizes = self.tensors(layer.pool.shapes)
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
-        parts = {part: slice(ends[name, part] - size, ends[name, part])
-                 for (name, part), size in sizes.items() if name == layer.shape.name}  # fmt: skip
+        parts = {part: t for t, (name, part) in enumerate(sizes) if name == layer.shape.name}
         adapter = IntrinsicDimension(parts, layer)
         adapter.share("subspace", lambda: Subspace(self, list(sizes.values()), dtype))
         return adapter
@@ -215,14 +212,14 @@ _LAWS = {"fastfood": Fastfood, "dense": Dense, "sparse": Sparse}
 
 
 class Subspace(nn.Module):
-    """θ_d, and the D numbers it gives: computed once a forward pass for all layers."""
+    """θ_d, and the numbers it gives each tensor: computed once a forward pass for all layers."""
 
     theta_d: nn.Parameter
     said_lambda: nn.Parameter | None
 
     def __init__(self, config: IntrinsicDimensionConfig, sizes: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
-        d, scales = config.dimensions(sizes)
+        self.sizes, (d, scales) = list(sizes), config.dimensions(sizes)
         self.theta_d = nn.Parameter(torch.zeros(d, dtype=dtype))
         self.said_lambda = nn.Parameter(torch.ones(scales, dtype=dtype)) if scales else None
         blocks = [sum(sizes)] if config.structure == "global" else sizes
@@ -234,14 +231,18 @@ class Subspace(nn.Module):
             for t, size in enumerate(blocks)
         )
 
-    def forward(self) -> Float[Tensor, " D"]:
+    def forward(self) -> tuple[Tensor, ...]:
         theta = whole(self.theta_d)
         wide = theta.to(torch.promote_types(theta.dtype, torch.float32))
         moves = [cast(Tensor, block(wide)) for block in self.blocks]
         if self.said_lambda is not None:
             scales = whole(self.said_lambda).to(wide.dtype)
             moves = [scale * move for scale, move in zip(scales, moves, strict=True)]
-        return torch.cat(moves).to(theta.dtype)
+        if len(moves) < len(
+            self.sizes
+        ):  # one P over all: the parts' gradients meet in one tensor, not in one each
+            moves = list(moves[0].split(self.sizes))
+        return tuple(move.to(theta.dtype) for move in moves)
 
 
 class IntrinsicDimension(Adapter):
@@ -249,7 +250,7 @@ class IntrinsicDimension(Adapter):
 
     recompute = True  # P θ_d is there until the backward pass ends: no layer keeps its part of it
 
-    def __init__(self, parts: dict[str, slice], layer: LayerContext) -> None:
+    def __init__(self, parts: dict[str, int], layer: LayerContext) -> None:
         super().__init__(layer)
         self.parts = parts
 
