@@ -95,7 +95,7 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(
         ("galore_scale", "g_scale", "eta0", "delta", "heavy_factor", "incoherence", "power"), _POSITIVE
     ),
-    **dict.fromkeys(("lr", "weight_decay", "eps", "adamw_scale"), _LEAST_0),
+    **dict.fromkeys(("lr", "weight_decay", "eps", "adamw_scale", "basis_memory"), _LEAST_0),
     **dict.fromkeys(("real_scale", "imag_scale", "growth_constant", "switch_tol", "tol", "reg"), _LEAST_0),
     **dict.fromkeys(("bandlimit", "p"), _BEYOND),
     **dict.fromkeys(("ratio", "energy", "rank_ratio", "decay"), _PART),

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eckart.adapters import LayerShape, NOLAConfig, get_config
+from eckart.adapters import LayerShape, NOLAConfig, get_config, saved_bytes
 from eckart.errors import InputError
 
 
@@ -62,6 +62,54 @@ def test_saved_basis_gives_the_same_numbers() -> None:
     torch.testing.assert_close(stored(rows()), streamed(rows()))
     for a, b in zip(gradients(stored, rows()), gradients(streamed, rows()), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def words(model: PeftModel) -> list[int]:
+    """Rows of random matrices that each side keeps."""
+    kept = [
+        one.shared[f"words_{side}"].words for one in (adapter(model, 0), adapter(model, 1)) for side in "AB"
+    ]
+    return [0 if rows is None else len(rows) for rows in kept]
+
+
+@pytest.mark.parametrize("options", [{}, {"basis": "normal"}, {"factored": False}, {"shared_basis": True}])
+def test_what_is_kept_changes_no_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    made, part, kept = (
+        nola(num_basis=200, basis_memory=share, init_weights=False, **options) for share in (0, 80, 1000)
+    )
+    assert sum(t.numel() for t in made.buffers()) < sum(t.numel() for t in part.buffers())
+    assert sum(t.numel() for t in part.buffers()) < sum(t.numel() for t in kept.buffers())
+    for model in (part, kept):
+        assert torch.equal(model(rows()), made(rows()))
+        assert all(map(torch.equal, gradients(model, rows()), gradients(made, rows())))
+    kept.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert {key.rpartition(".")[2].partition("_")[0] for key in stored} == {"coefficients"}
+    assert sum(t.numel() * t.element_size() for t in stored.values()) == saved_bytes(kept)
+    assert torch.equal(PeftModel.from_pretrained(seeded(MLP), tmp_path)(rows()), made(rows()))
+
+
+def test_how_much_is_kept() -> None:
+    """Of up (24, 12) and down (6, 24) with r = 3 and k = l = 200: 200 · 3 · (36 + 30) numbers, the weights hold 432."""
+    model = nola(num_basis=200, basis_memory=45.8)
+    assert words(model) == [64] * 4  # 45.8 · 432 / 39,600 = 0.4996 of 200 rows, in products of 64
+    assert words(nola(num_basis=200, basis_memory=59)) == [128] * 4
+    assert words(nola(num_basis=200, basis_memory=92)) == [200] * 4
+    assert words(nola(num_basis=200, basis_memory=0)) == [0] * 4
+    assert NOLAConfig().basis_memory == 0.25
+
+
+def test_a_shared_basis_is_kept_once() -> None:
+    base = seeded(lambda: nn.Sequential(nn.Linear(9, 7), nn.Linear(9, 7)))
+    shapes = [LayerShape(str(i), "linear", (7, 9)) for i in range(2)]
+    assert (
+        NOLAConfig(r=2, num_basis=100, shared_basis=True, basis_memory=1.0).kept_share(shapes) == 126 / 3200
+    )
+    assert NOLAConfig(r=2, num_basis=100, basis_memory=1.0).kept_share(shapes) == 126 / 6400
+    assert NOLAConfig(num_basis=100, factored=False, basis_memory=1.0).kept_share(shapes) == 0.01
+    model = nola(base, r=2, target_modules=["0", "1"], shared_basis=True, basis_memory=1000)
+    assert adapter(model).shared["words_A"] is adapter(model, 1).shared["words_A"]
+    assert adapter(model).shared["words_A"] is not adapter(model).shared["words_B"]
 
 
 def test_count_does_not_know_the_layers() -> None:
@@ -180,6 +228,7 @@ def test_coefficients_in_few_bits(bits: int, codes: int, tmp_path: Path) -> None
         ({"num_basis": 0}, "num_basis is 0"),
         ({"num_basis_B": -1}, "num_basis_B is -1"),
         ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"basis_memory": -0.1}, "basis_memory is -0.1"),
         ({"mode": "speech"}, "mode is 'speech': give one of language, vit"),
         ({"basis": "gaussian"}, "basis is 'gaussian'"),
         ({"coefficient_bits": 2}, "coefficient_bits is 2"),

@@ -7,6 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from eckart.linalg.random import (
+    basis_block,
+    basis_words,
     counter_key,
     dot_random_basis,
     mix_random_basis,
@@ -102,6 +104,35 @@ def test_chunk_size_changes_no_bit(chunk: int) -> None:
 
 
 @pytest.mark.parametrize("law", ["uniform", "normal"])
+@pytest.mark.parametrize(
+    ("k", "size", "kept"), [(150, 33, 64), (150, 33, 128), (150, 33, 150), (40, 9001, 16)]
+)
+def test_kept_words_change_no_bit(law: str, k: int, size: int, kept: int) -> None:
+    assert kept % basis_block(size) == 0 or kept == k
+    words = basis_words(KEY, kept, size)
+    assert words.dtype == torch.int32 and words.shape == (kept, (size + 1) // 2)
+    for chunk in (0, 16, 100):
+        found = []
+        for given in (None, words):
+            c = torch.linspace(-1, 2, k, requires_grad=True)
+            mixed = mix_random_basis(c, KEY, size, law, chunk, given)
+            mixed.backward(torch.linspace(-2, 1, size))
+            found.append((mixed.detach(), c.grad))
+        assert all(map(torch.equal, *found))
+
+
+def test_kept_words_are_what_is_read() -> None:
+    words = basis_words(KEY + 1, 64, 50)
+    mixed = mix_random_basis(torch.ones(64), KEY, 50, "uniform", 0, words)
+    torch.testing.assert_close(mixed, random_matrix(KEY + 1, 64, 50).sum(0))
+
+
+def test_rows_of_a_product() -> None:
+    """Whole rows of about 2¹⁷ numbers, from 8 to 64."""
+    assert [basis_block(size) for size in (1, 2048, 2049, 4096, 2**14, 2**24)] == [64, 64, 32, 32, 8, 8]
+
+
+@pytest.mark.parametrize("law", ["uniform", "normal"])
 def test_gradient_of_the_mixture(law: str) -> None:
     coefficients = torch.randn(11, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda c: mix_random_basis(c, KEY, 13, law, 0), coefficients)
@@ -119,7 +150,8 @@ def test_half_precision_coefficients_mix_in_single_precision() -> None:
 @pytest.mark.compiled
 def test_library_checks_of_the_operators() -> None:
     coefficients = torch.randn(5, requires_grad=True)
-    torch.library.opcheck(mix_random_basis, (coefficients, KEY, 12, "uniform", 0))
+    for words in (None, basis_words(KEY, 5, 12)):
+        torch.library.opcheck(mix_random_basis, (coefficients, KEY, 12, "uniform", 0, words))
     torch.library.opcheck(dot_random_basis, (torch.randn(12), KEY, 5, "uniform", 0))
 
 
@@ -134,7 +166,7 @@ def test_memory_grows_with_the_chunk_not_with_the_basis() -> None:
 
     few, many = step(64, 16), step(1024, 16)
     assert many < few + 64 * 1024
-    assert step(1024, 128) > 4 * many
+    assert step(1024, 256) > 4 * many
     assert many < 1024 * size * 4 / 8
 
 

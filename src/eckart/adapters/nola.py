@@ -3,7 +3,8 @@
     A = A⁰ + c_k Σᵢ αᵢ Aᵢ   (r, in)        B = c_l Σⱼ βⱼ Bⱼ   (out, r)
 
 Only the coefficients α (k,), β (l,) train, whatever r, in and out are. The Aᵢ, Bⱼ are functions of (seed, layer, side,
-index): they are made a few at a time, in both passes, and forgotten, so memory does not grow with k.
+index): they are made a few at a time, in both passes, and forgotten, so memory does not grow with k. An allowance
+(`basis_memory`) keeps the first of them as 16-bit integers, which changes no bit of a result.
 
 Source: Koohpayegani et al., 2024, arXiv:2310.02556.
 """
@@ -25,7 +26,14 @@ from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.packing import pack_absmax, unpack_absmax
-from eckart.linalg.random import Law, counter_key, mix_random_basis, random_matrix
+from eckart.linalg.random import (
+    Law,
+    basis_block,
+    basis_words,
+    counter_key,
+    mix_random_basis,
+    random_matrix,
+)
 
 
 @register_adapter(
@@ -51,7 +59,9 @@ class NOLAConfig(AdapterConfig):
         offset: False leaves A⁰ out of mode ``"language"``; the αᵢ then start at 1/√in instead of 0.
         shared_basis: layers of equal shape use the same matrices.
         factored: False mixes whole matrices, ΔW = c_k Σᵢ αᵢ Wᵢ, as PRANC does; r and num_basis_B then have no part.
-        chunk_size: matrices made at once, rounded up to a multiple of 8; what suits the device when None.
+        basis_memory: random numbers that are kept in memory instead of made again, 2 bytes each, for each number of
+            the adapted weights; 0 keeps none. No checkpoint holds them.
+        chunk_size: matrices made at once, rounded up to whole products; what suits the device when None.
         coefficient_bits: 8 or 4 round the saved coefficients to that many bits of their largest.
 
     Raises:
@@ -67,6 +77,7 @@ class NOLAConfig(AdapterConfig):
     offset: bool = True
     shared_basis: bool = False
     factored: bool = True
+    basis_memory: float = 0.25
     chunk_size: int | None = None
     coefficient_bits: Literal[4, 8] | None = None
 
@@ -114,10 +125,42 @@ class NOLAConfig(AdapterConfig):
                 total += 4 * counts[0] * out * inner
         return total
 
+    def sides(self, shape: LayerShape) -> dict[str, tuple[int, ...]]:
+        """The shape of one random matrix of each side of a layer."""
+        out, inner = shape.out_features, shape.in_features
+        if not self.factored:
+            return {"W": (out, inner)}
+        return {"A": (self.rank(shape), inner), "B": (out, self.rank(shape))}
+
+    def stream(self, side: str, shape: LayerShape) -> tuple[object, ...]:
+        """What tells the random matrices of a side from others: its shape where they are shared, or the layer."""
+        return self.sides(shape)[side] if self.shared_basis else (shape.name,)
+
+    def kept_share(self, shapes: Sequence[LayerShape]) -> float:
+        """The part of all random matrices that ``basis_memory`` has room for."""
+        counts = dict(zip("AB" if self.factored else "W", self.counts(), strict=True))
+        sizes = {
+            (side, *self.stream(side, shape)): counts[side] * math.prod(size)
+            for shape in shapes
+            for side, size in self.sides(shape).items()
+        }
+        weights = sum(shape.out_features * shape.in_features for shape in shapes)
+        return min(self.basis_memory * weights / sum(sizes.values()), 1.0)
+
     def build(self, weight: Float[Tensor, "out in"], layer: LayerContext) -> Adapter:
         """Coefficients at their start; the matrices only with ``save_basis``."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return NOLA(self, dtype, layer) if self.factored else DenseNOLA(self, dtype, layer)
+
+
+class _Words(nn.Module):
+    """The words of the random matrices that are kept; layers that share the matrices have them in common."""
+
+    words: Tensor | None
+
+    def __init__(self, key: int, rows: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("words", basis_words(key, rows, size) if rows else None, persistent=False)
 
 
 class _RandomMix(Adapter):
@@ -129,11 +172,10 @@ class _RandomMix(Adapter):
         self._law: Law = "normal" if config.basis == "normal" else "uniform"
         self._sides: dict[str, tuple[tuple[int, ...], int, float]] = {}
 
-    def _start(self, side: str, k: int, value: float, dtype: torch.dtype, *shape: int) -> None:
-        """Register the coefficients of a side and, with ``save_basis``, its matrices."""
-        config, size = self.config, math.prod(shape)
-        vit = config.mode == "vit"
-        where = shape if config.shared_basis else (self.layer.shape.name,)
+    def _start(self, side: str, k: int, value: float, dtype: torch.dtype) -> None:
+        """Register the coefficients of a side and, with ``save_basis``, its matrices, else the words it keeps."""
+        config, shape = self.config, self.config.sides(self.layer.shape)[side]
+        vit, size, where = config.mode == "vit", math.prod(shape), config.stream(side, self.layer.shape)
         key = counter_key("nola", self.layer.seed, side, *where)
         unit = config.basis == "kaiming" or (config.basis is None and (vit or not config.factored))
         self._sides[side] = shape, key, size**-0.5 if unit else 1.0
@@ -142,6 +184,10 @@ class _RandomMix(Adapter):
         if config.save_basis:
             basis = random_matrix(key, k, size, self._law, dtype=dtype).mul_(self._sides[side][2])
             self.register_buffer(f"basis_{side}", basis.view(k, *shape))
+            return
+        share, block = config.kept_share(self.layer.pool.shapes), basis_block(size)
+        rows = k if share == 1 else int(share * k) // block * block
+        self.share(f"words_{side}", lambda: _Words(key, rows, size), *where)
 
     def mix(self, side: str) -> Tensor:
         """The mixture of a side's matrices, in the dtype of its coefficients."""
@@ -151,8 +197,8 @@ class _RandomMix(Adapter):
             mixed = coefficients @ getattr(self, f"basis_{side}").to(coefficients.dtype).flatten(1)
         else:
             scale *= bound
-            chunk = self.config.chunk_size or 0
-            mixed = mix_random_basis(coefficients, key, math.prod(shape), self._law, chunk)
+            chunk, words = self.config.chunk_size or 0, self.shared[f"words_{side}"].words
+            mixed = mix_random_basis(coefficients, key, math.prod(shape), self._law, chunk, words)
         result: Tensor = (scale * mixed).to(coefficients.dtype).view(shape)
         return result
 
@@ -180,12 +226,12 @@ class NOLA(_RandomMix, LowRankAdapter):
 
     def __init__(self, config: NOLAConfig, dtype: torch.dtype, layer: LayerContext) -> None:
         super().__init__(config, layer)
-        r, out, inner = config.rank(layer.shape), layer.shape.out_features, layer.shape.in_features
+        r, inner = config.rank(layer.shape), layer.shape.in_features
         alpha = (1.0 if config.mode == "vit" else 8.0) if config.lora_alpha is None else config.lora_alpha
         self.scale, (k_a, k_b) = alpha / r, config.counts()
         offset = config.offset and config.mode == "language"
-        self._start("A", k_a, 0.0 if offset else inner**-0.5, dtype, r, inner)
-        self._start("B", k_b, 0.0, dtype, out, r)
+        self._start("A", k_a, 0.0 if offset else inner**-0.5, dtype)
+        self._start("B", k_b, 0.0, dtype)
         a0 = None
         if offset:
             key = counter_key("nola offset", layer.seed, layer.shape.name)
@@ -210,7 +256,7 @@ class DenseNOLA(_RandomMix):
 
     def __init__(self, config: NOLAConfig, dtype: torch.dtype, layer: LayerContext) -> None:
         super().__init__(config, layer)
-        self._start("W", config.num_basis, 0.0, dtype, layer.shape.out_features, layer.shape.in_features)
+        self._start("W", config.num_basis, 0.0, dtype)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         """The mixture."""

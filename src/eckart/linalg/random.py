@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -16,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Law = Literal["uniform", "normal"]
-_BLOCK = 8
-"""Basis matrices whose weighted sum is formed at once: fixed, so that the chunk size cannot change a rounding."""
+_SCALES: dict[Law, tuple[float, float]] = {"uniform": (2.0**-15, 0.5), "normal": (math.sqrt(2), 0.0)}
+"""(a, b) by which a law's numbers are a (v + b) of the v in a product: 16-bit integers, or what erfinv gives."""
 
 
 def counter_key(*tag: object) -> int:
@@ -83,11 +84,33 @@ def random_matrix(
         dtype: float32 or float64.
         device: where to make it.
     """
+    words = basis_words(key, rows, columns, first=first, device=device)
+    scale, shift = _SCALES[law]
+    return _values(words, columns, law, dtype).add_(shift).mul_(scale)
+
+
+def basis_words(
+    key: int, rows: int, columns: int, *, first: int = 0, device: torch.device | None = None
+) -> Int[Tensor, "rows half"]:
+    """The words of which `random_matrix` makes these rows: one for two numbers.
+
+    Args:
+        key: names the matrix.
+        rows: how many rows.
+        columns: numbers in a row.
+        first: index of the first row.
+        device: where to make them.
+    """
     half = (columns + 1) // 2
-    words = random_words(key, rows * half, start=first * half, device=device)
-    values = words.view(torch.int16).view(rows, 2 * half)[:, :columns].to(dtype)
-    values.add_(0.5).mul_(2.0**-15)
-    return values.erfinv_().mul_(math.sqrt(2)) if law == "normal" else values
+    return random_words(key, rows * half, start=first * half, device=device).view(rows, half)
+
+
+def _values(
+    words: Int[Tensor, "rows half"], columns: int, law: Law, dtype: torch.dtype
+) -> Float[Tensor, "rows columns"]:
+    """What `_SCALES` makes a law's numbers of."""
+    values = words.view(torch.int16)[:, :columns].to(dtype)
+    return values.add_(0.5).mul_(2.0**-15).erfinv_() if law == "normal" else values
 
 
 def permutation(key: int, n: int) -> Int[Tensor, " n"]:
@@ -100,83 +123,100 @@ def default_chunk(size: int, device: torch.device) -> int:
     return max(1, 2 ** (17 if device.type == "cpu" else 24) // size)
 
 
+def basis_block(size: int) -> int:
+    """Basis matrices of ``size`` numbers that one product takes: fixed, so that neither the chunk size nor what is kept
+    can change a rounding."""
+    return min(max(1 << max(2**17 // size, 1).bit_length() - 1, 8), 64)
+
+
 @torch.library.custom_op(
     "eckart::mix_random_basis",
     mutates_args=(),
-    schema="(Tensor coefficients, SymInt key, SymInt size, str law, SymInt chunk) -> Tensor",
+    schema="(Tensor coefficients, SymInt key, SymInt size, str law, SymInt chunk, Tensor? words=None) -> Tensor",
 )
-def mix_random_basis(coefficients: Tensor, key: int, size: int, law: str, chunk: int) -> Tensor:
+def mix_random_basis(
+    coefficients: Tensor, key: int, size: int, law: str, chunk: int, words: Tensor | None = None
+) -> Tensor:
     """Σᵢ cᵢ Mᵢ over random rows Mᵢ that are made, used and forgotten: ``c @ random_matrix(key, len(c), size, law)``.
 
     Differentiable in ``coefficients``; the backward pass makes the rows again, and nothing is kept for it. On a CPU
-    the result has the same bits for every ``chunk``.
+    the result has the same bits for every ``chunk``, and whatever part of the words is kept.
 
     Args:
         coefficients: c ``(k,)``.
         key: names the basis.
         size: numbers in one basis matrix.
         law: as `random_matrix`.
-        chunk: rows in memory at once, rounded up to a multiple of 8; 0 takes `default_chunk`.
+        chunk: rows in memory at once, rounded up to a multiple of `basis_block`; 0 takes `default_chunk`.
+        words: of the first rows, as `basis_words` gives them, in whole blocks: these are not made again.
 
     Returns:
         The sum ``(size,)`` in float32, or float64 where the coefficients are.
     """
-    dtype = torch.promote_types(coefficients.dtype, torch.float32)
-    k = coefficients.numel()
-    padded = torch.zeros(-(-k // _BLOCK) * _BLOCK, dtype=dtype, device=coefficients.device)
-    padded[:k] = coefficients
-    total = torch.zeros(size, dtype=dtype, device=coefficients.device)
-    for first, rows in _chunks(k, size, chunk, coefficients.device):
-        basis = random_matrix(
-            key, rows, size, cast(Law, law), first=first, dtype=dtype, device=coefficients.device
-        )
-        weighted = basis.mul_(padded[first : first + rows, None])
-        for partial in weighted.view(-1, _BLOCK, size).sum(1).unbind():
-            total.add_(partial)
-    return total
+    c = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
+    total = c.new_zeros(size)
+    with torch.autocast(c.device.type, enabled=False):
+        for first, block in _blocks(key, len(c), size, cast(Law, law), chunk, words, c):
+            total.addmv_(block.t(), c[first : first + len(block)])
+    scale, shift = _SCALES[cast(Law, law)]
+    return total.add_(c.sum() * shift).mul_(scale)
 
 
 @torch.library.custom_op(
     "eckart::dot_random_basis",
     mutates_args=(),
-    schema="(Tensor g, SymInt key, SymInt k, str law, SymInt chunk) -> Tensor",
+    schema="(Tensor g, SymInt key, SymInt k, str law, SymInt chunk, Tensor? words=None) -> Tensor",
 )
-def dot_random_basis(g: Tensor, key: int, k: int, law: str, chunk: int) -> Tensor:
+def dot_random_basis(
+    g: Tensor, key: int, k: int, law: str, chunk: int, words: Tensor | None = None
+) -> Tensor:
     """⟨g, Mᵢ⟩ for i < k: ``random_matrix(key, k, len(g), law) @ g``, the transpose of `mix_random_basis`."""
-    g = g.to(torch.promote_types(g.dtype, torch.float32))
-    products = []
-    for first, rows in _chunks(k, g.numel(), chunk, g.device):
-        basis = random_matrix(
-            key, rows, g.numel(), cast(Law, law), first=first, dtype=g.dtype, device=g.device
-        )
-        products.append(basis.mul_(g).sum(1))
-    return torch.cat(products)[:k]
+    g = g.to(torch.promote_types(g.dtype, torch.float32)).contiguous()
+    with torch.autocast(g.device.type, enabled=False):
+        blocks = _blocks(key, k, g.numel(), cast(Law, law), chunk, words, g)
+        products = torch.cat([block @ g for _, block in blocks])
+    scale, shift = _SCALES[cast(Law, law)]
+    return products.add_(g.sum() * shift).mul_(scale)
 
 
-def _chunks(k: int, size: int, chunk: int, device: torch.device) -> list[tuple[int, int]]:
-    """(first, rows) of every chunk that covers k rows, in whole blocks."""
-    step = -(-(chunk or default_chunk(size, device)) // _BLOCK) * _BLOCK
-    end = -(-k // _BLOCK) * _BLOCK
-    return [(first, min(step, end - first)) for first in range(0, end, step)]
+def _blocks(
+    key: int, k: int, size: int, law: Law, chunk: int, words: Tensor | None, like: Tensor
+) -> Iterator[tuple[int, Tensor]]:
+    """The first k rows, a block at a time and each with the index of its first: those that are kept, then the others,
+    of which a chunk is made at once."""
+    block, kept = basis_block(size), 0 if words is None else len(words)
+    step = -(-(chunk or default_chunk(size, like.device)) // block) * block
+    starts = [*range(0, kept, step), *range(kept, k, step)]
+    for first, end in zip(starts, [*starts[1:], k], strict=True):
+        if words is not None and first < kept:
+            made = words[first:end]
+        else:
+            made = basis_words(key, end - first, size, first=first, device=like.device)
+        values = _values(made, size, law, like.dtype)
+        for row in range(0, end - first, block):
+            yield first + row, values[row : row + block]
 
 
 @mix_random_basis.register_fake
-def _(coefficients: Tensor, key: int, size: int, law: str, chunk: int) -> Tensor:
+def _(coefficients: Tensor, key: int, size: int, law: str, chunk: int, words: Tensor | None = None) -> Tensor:
     return coefficients.new_empty(size, dtype=torch.promote_types(coefficients.dtype, torch.float32))
 
 
 @dot_random_basis.register_fake
-def _(g: Tensor, key: int, k: int, law: str, chunk: int) -> Tensor:
+def _(g: Tensor, key: int, k: int, law: str, chunk: int, words: Tensor | None = None) -> Tensor:
     return g.new_empty(k, dtype=torch.promote_types(g.dtype, torch.float32))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    coefficients, ctx.key, _, ctx.law, ctx.chunk = inputs
+    coefficients, ctx.key, _, ctx.law, ctx.chunk, words = inputs
+    ctx.save_for_backward(words)
     ctx.k, ctx.dtype = coefficients.numel(), coefficients.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return dot_random_basis(grad, ctx.key, ctx.k, ctx.law, ctx.chunk).to(ctx.dtype), None, None, None, None
+    (words,) = ctx.saved_tensors
+    found = dot_random_basis(grad, ctx.key, ctx.k, ctx.law, ctx.chunk, words)
+    return found.to(ctx.dtype), None, None, None, None, None
 
 
 mix_random_basis.register_autograd(_backward, setup_context=_remember)
