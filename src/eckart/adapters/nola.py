@@ -173,7 +173,7 @@ class _RandomMix(Adapter):
         self._sides: dict[str, tuple[tuple[int, ...], int, float]] = {}
 
     def _start(self, side: str, k: int, value: float, dtype: torch.dtype) -> None:
-        """Register the coefficients of a side and, with ``save_basis``, its matrices; else those words that are kept."""
+        """Register the coefficients of a side and, with ``save_basis``, its matrices, else the words it keeps."""
         config, shape = self.config, self.config.sides(self.layer.shape)[side]
         vit, size, where = config.mode == "vit", math.prod(shape), config.stream(side, self.layer.shape)
         key = counter_key("nola", self.layer.seed, side, *where)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 Law = Literal["uniform", "normal"]
 _SCALES: dict[Law, tuple[float, float]] = {"uniform": (2.0**-15, 0.5), "normal": (math.sqrt(2), 0.0)}
-"""(a, b) by which a law's numbers are a (v + b) of what a product is taken with: 16-bit integers, or erfinv's values."""
+"""(a, b) by which a law's numbers are a (v + b) of the v in a product: 16-bit integers, or what erfinv gives."""
 
 
 def counter_key(*tag: object) -> int:
