@@ -35,7 +35,7 @@ from evidence.paired_comparison import meet
 
 METHODS = ("lora", "bone", "mos", "flora-tucker", "svfit", "randlora")
 TUNINGS, SEEDS = 2, 8
-TUNING_STEPS = round(TUNE_SHARE * EMBEDDED.steps)
+STEPS, TUNING_STEPS = 48, round(48 * TUNE_SHARE)
 KEPT_COLUMNS = (
     *("stage", "method", "label", "budget", "lr", "seed", "steps", "status", "metric", "greater_is_better"),
     *("validation_score", "validation_loss", "score", "ci_low", "ci_high", "trainable_parameters"),
@@ -65,7 +65,7 @@ class Bank:
 
     def plan(self, seeds: int, judge: Callable[[Mapping[str, Any]], Judgement]) -> Plan:
         """The product's own, without learning rates beyond the three that the bank holds."""
-        return Plan(self.contenders, EMBEDDED.steps, seeds, True, judge, extend=False)
+        return Plan(self.contenders, STEPS, seeds, True, judge, extend=False)
 
     def fill(self) -> None:
         """Do the runs that are missing: those of tuning, then those on the test split."""
@@ -80,7 +80,7 @@ class Bank:
         for seed in range(SEEDS):
             for contender in self.contenders:
                 numbers = {"lr": self.best_rate(contender), "head_lr": self.best_rate(head), "seed": seed}
-                numbers |= {"steps": EMBEDDED.steps}
+                numbers |= {"steps": STEPS}
                 self._do(runner, contender, f"{FINAL}/{contender.name}/{seed}", FINAL, numbers)
 
     def best_rate(self, contender: Contender) -> float:
@@ -150,7 +150,7 @@ def grid(bank: Bank, tuning: int, order: np.ndarray) -> tuple[dict[str, Any], in
                 "seed": seed,
                 "lr": bank.best_rate(contender),
             }
-            runs.append(Run(f"{FINAL}/{contender.name}/{seed}", numbers | {"steps": EMBEDDED.steps}))
+            runs.append(Run(f"{FINAL}/{contender.name}/{seed}", numbers | {"steps": STEPS}))
     records = {run.id: bank.answer(run, tuning, order) for run in runs}
     return records, sum(run.parameters["steps"] for run in runs)
 

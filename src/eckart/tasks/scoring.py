@@ -82,6 +82,15 @@ def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size
     return Scored(scores, losses / len(sizes), classes if labelled else None)
 
 
+SCORED_TOKENS = 4096
+"""As many are scored at once at least: what makes its weights anew in each forward pass then does it less often."""
+
+
+def scoring_batch(task: Task, batch_size: int) -> int:
+    """How many examples are scored at once where so many are trained on."""
+    return max(2 * batch_size, SCORED_TOKENS // task.max_length)
+
+
 def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:
     """Score a model on a split."""
     return score_examples(model, task, split, batch_size).evaluation()

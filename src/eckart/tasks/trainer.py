@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
 from eckart.tasks.optimizers import make_optimizer
-from eckart.tasks.scoring import Evaluation, evaluate, lengths
+from eckart.tasks.scoring import Evaluation, evaluate, lengths, scoring_batch
 from eckart.tasks.task import Task
 
 WARMUP = 0.1
@@ -249,7 +249,9 @@ class _Watch(TrainerCallback):
             control.should_training_stop = True
 
     def validate(self, step: int, model: nn.Module) -> bool:
-        evaluation = evaluate(model, self.task, self.task.validation, 2 * self.recipe.batch_size)
+        evaluation = evaluate(
+            model, self.task, self.task.validation, scoring_batch(self.task, self.recipe.batch_size)
+        )
         self.training.validations.append((step, evaluation))
         return self.keep_going(step, evaluation)
 

@@ -28,11 +28,11 @@ class Preset:
 
 
 EMBEDDED = Preset(
-    steps=48, seeds=5, trials=3, batch_size=16, max_length=48, validation=None, test=None, time=600.0
+    steps=36, seeds=5, trials=3, batch_size=16, max_length=48, validation=None, test=None, time=600.0
 )
 """The data that comes with the library: ten minutes."""
 QUICK = Preset(
-    steps=24, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=400, time=110.0
+    steps=16, seeds=1, trials=1, batch_size=16, max_length=48, validation=100, test=400, time=105.0
 )
 """``quick``: under two minutes. The middle learning rate of each method, one seed."""
 OWN = Preset(

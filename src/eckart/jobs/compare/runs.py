@@ -23,7 +23,7 @@ from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
-from eckart.tasks.scoring import Scored, lengths, score_examples
+from eckart.tasks.scoring import Scored, lengths, score_examples, scoring_batch
 from eckart.tasks.task import Task
 from eckart.tasks.trainer import Recipe, Training, data_order, in_head, train_run
 
@@ -148,7 +148,9 @@ class Runner:
             result.model = model = contender.finish(model)
         if final and row["status"] == "complete":
             self.on_step(f"{contender.label}, scoring the test split")
-            result.scored = score_examples(model, self.task, self.task.test, 2 * self.batch_size)
+            result.scored = score_examples(
+                model, self.task, self.task.test, scoring_batch(self.task, self.batch_size)
+            )
             found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
