@@ -222,6 +222,13 @@ def least_absolute(
     return U
 
 
+def absolute_loss(data: Compressed, U: Float[Tensor, "m k"], V: Float[Tensor, "n k"]) -> Float[Tensor, " m"]:
+    """Σ_j w_ij |M_ij − u_i · v_j| of every row."""
+    rows = torch.repeat_interleave(torch.arange(len(U), device=U.device), data.pointer.diff())
+    size = (entries(U, V, rows, data.column) - data.value).abs()
+    return U.new_zeros(len(U)).index_add_(0, rows, size if data.weight is None else data.weight * size)
+
+
 def clip_incoherent(U: Float[Tensor, "m k"], incoherence: float) -> Float[Tensor, "m k"]:
     """U with every entry above 2 μ √(k/m) in size set to zero.
 
