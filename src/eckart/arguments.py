@@ -107,6 +107,7 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(f"a whole number from 0 to {2**32 - 1}", 0, 2**32 - 1),
 }
 """The ranges of options by name; the same name means the same wherever it is an option."""
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _WORDS = {"bool": "True or False", "int": "a whole number", "float": "a number"}
 
 
@@ -161,16 +162,17 @@ def checked(function: F) -> F:
     Raises:
         InputError: naming the argument, the value and what it may be.
     """
-    signature, kinds = inspect.signature(function), plain_options(function)
+    kinds = plain_options(function)
+    places = [name for name, p in inspect.signature(function).parameters.items() if p.kind in _BY_PLACE]
+
+    def held(name: str, value: Any) -> Any:
+        kind, optional = kinds.get(name, (None, True))
+        return value if kind is None or (optional and value is None) else check_number(name, value, kind)
 
     @functools.wraps(function)
     def run(*args: Any, **named: Any) -> Any:
-        bound = signature.bind(*args, **named)
-        for name, value in bound.arguments.items():
-            kind, optional = kinds.get(name, (None, True))
-            if kind is not None and not (optional and value is None):
-                bound.arguments[name] = check_number(name, value, kind)
-        return function(*bound.args, **bound.kwargs)
+        known = map(held, places, args)
+        return function(*known, *args[len(places) :], **{name: held(name, named[name]) for name in named})
 
     return cast(F, run)
 

@@ -10,6 +10,7 @@ from eckart.linalg import completion
 from eckart.linalg.completion import (
     Compressed,
     RowSolver,
+    absolute_loss,
     alternate,
     clip_incoherent,
     entries,
@@ -142,6 +143,17 @@ def test_an_alternation_ends_when_the_rmse_changes_by_a_share_of_itself() -> Non
         tol=0.1,
     )
     assert end.rmse == [10.0, 8.0, 7.2] and end.converged
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_absolute_loss_is_that_of_each_row_by_weight(weighted: bool) -> None:
+    data = DATA if weighted else Compressed(POINTER, COLUMNS, DATA.value)
+    U = numbers(M, K, seed=2)
+    found = absolute_loss(data, U, V)
+    for i in range(M):
+        part = slice(int(POINTER[i]), int(POINTER[i + 1]))
+        size = (DATA.value[part] - V[COLUMNS[part]] @ U[i]).abs()
+        torch.testing.assert_close(found[i], (size * DATA.weight[part] if weighted else size).sum())
 
 
 def test_clipping_is_at_twice_the_incoherent_length() -> None:

@@ -172,4 +172,17 @@ def test_what_cannot_be_normalised_is_nan_in_blocks_too() -> None:
     h[2, 3, 4] = torch.inf
     h[3, 2] = h[3, [0, 1, 3, 4, 5]].mean(0)
     assert matrix_nuclear_norm(h).isnan().tolist() == [False, True, True, True]
+    assert [bool(matrix_nuclear_norm(text).isnan()) for text in h] == [False, True, True, True]
     assert matrix_nuclear_norm(h[:, :0]).isnan().all() and matrix_nuclear_norm(h[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("exponent", range(3, 8))
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_what_is_within_rounding_of_the_mean_is_so_with_and_without_a_gradient(exponent: int, n: int) -> None:
+    """The widths of the tokens reach from far below the rounding of the mean token to far above it."""
+    h = (10.0**exponent + states(n, 5, seed=n) * torch.logspace(-3, 3, 40).view(-1, 1, 1)).float()
+    wanted = matrix_nuclear_norm(h.clone().requires_grad_()).detach()
+    found = torch.stack([matrix_nuclear_norm(text) for text in h])
+    torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-5, atol=0)
+    torch.testing.assert_close(matrix_nuclear_norm(h), wanted, equal_nan=True, rtol=1e-5, atol=0)
+    assert n == 1 or 0 < int(wanted.isnan().sum()) < 40 or exponent == 3

@@ -127,6 +127,32 @@ def test_other_step_rules(options) -> None:
     assert error(RobustLowRank(R, **{"eta0": 0.3, "tol": 1e-6} | options).fit(A, DIRTY)) < 1e-2
 
 
+def test_a_given_unit_divides_y_and_leaves_the_steps_as_they_are() -> None:
+    options = {"step": "geometric", "eta0": 0.05, "max_iter": 3, "tol": 0.0}
+    with pytest.warns(ConvergenceWarning):
+        given, found = (
+            RobustLowRank(R, scale=scale, **options).fit(7 * A, 7 * DIRTY) for scale in (2.0, "auto")
+        )
+    np.testing.assert_allclose(given.step_sizes_, 0.05 * 0.98 ** np.arange(3), rtol=1e-12)
+    gauge = np.sqrt(D * D / (7 * A).reshape(M, -1).__pow__(2).sum(1).mean())
+    np.testing.assert_allclose(found.step_sizes_, gauge * given.step_sizes_, rtol=1e-9)
+    np.testing.assert_allclose(found.scale_, np.median(np.abs(7 * DIRTY)) / 0.6745 * gauge, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "step", "power"), [("l2", "constant", 2), ("l1", "constant", 1), ("l2", "residual", 3)]
+)
+def test_steps_are_measured_in_the_unit_of_the_measurements(loss: str, step: str, power: int) -> None:
+    def first(unit: float) -> float:
+        options = {"loss": loss, "step": step, "eta0": 0.01, "max_iter": 1, "tol": 0.0}
+        with pytest.warns(ConvergenceWarning):
+            fitted = RobustLowRank(R, **options).fit(unit * A, unit * DIRTY)
+        size = np.abs(fitted.predict(unit * A) - unit * DIRTY).mean() / fitted.scale_
+        return fitted.step_sizes_[0] / (size if step == "residual" else 1.0)
+
+    assert first(4.0) == pytest.approx(first(1.0) / 4**power, rel=1e-3)
+
+
 def test_residual_rule_falls_linearly_without_outliers() -> None:
     course = []
     RobustLowRank(

@@ -10,14 +10,17 @@ import pytest
 import scipy.sparse as sp
 import torch
 from problems import masked
+from sklearn.datasets import load_sample_image
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import pad
 
 from eckart.linalg.completion import least_absolute
-from eckart.recovery import IdentityOperator, RobustLowRank
+from eckart.recovery import EntryOperator, IdentityOperator, RobustLowRank
 from eckart.recovery._forms import read
 from eckart.recovery._measured import HoldOut, Measured
+from eckart.recovery._table import polished
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 N, D, R = 60, 45, 2
@@ -63,12 +66,64 @@ def test_low_rank_and_sparse_parts_of_a_table_with_holes(share: float, missing: 
     )
 
 
-def test_components_of_a_wide_spectrum_are_found_one_after_the_other() -> None:
-    rng = np.random.default_rng(1)
-    low = (rng.normal(size=(90, 3)) * [1, 0.3, 0.03]) @ rng.normal(size=(3, 70))
-    gross = np.where(rng.random(low.shape) < 0.1, 5.0, 0)
-    fitted = RobustLowRank().fit(low + gross)
-    assert relative(fitted.matrix_, low) < 1e-3 and len(fitted.components_) == 3
+WIDE, _ = problem(90, 50, 5, seed=3)
+U5, _, V5 = np.linalg.svd(WIDE, full_matrices=False)
+WIDE = (U5[:, :5] * [33, 10, 4, 2, 1]) @ V5[:5]
+
+
+@pytest.mark.parametrize("rank", [None, 5, 9])
+def test_a_wide_spectrum_is_exact_whether_the_rank_is_told_or_not(rank) -> None:
+    gross = np.where(np.random.default_rng(2).random(WIDE.shape) < 0.1, 2.0, 0)
+    fitted = RobustLowRank(rank, random_state=0).fit(masked(WIDE + gross, 0.9))
+    assert relative(fitted.matrix_, WIDE) < 1e-5 and fitted.effective_rank_ == 5
+    assert fitted.factor_.shape[1] == fitted.right_factor_.shape[1] == (rank or 5)
+    assert not fitted.eigenvalues_[5:].any()
+
+
+def test_a_photograph_keeps_more_than_its_mean_brightness() -> None:
+    image = load_sample_image("china.jpg").mean(2)[::8, ::8] / 255
+    random = np.random.default_rng(0)
+    spoilt = np.where(random.random(image.shape) < 0.1, random.integers(0, 2, image.shape), image)
+    spoilt[random.random(image.shape) < 0.2] = np.nan
+    damaged = spoilt != image
+
+    def wrong(guess: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((guess - image)[damaged] ** 2)))
+
+    one, ten = (RobustLowRank(rank, random_state=0).fit(spoilt) for rank in (1, 10))
+    assert ten.effective_rank_ >= 3 and ten.factor_.shape[1] == 10
+    assert wrong(ten.matrix_) < 0.8 * wrong(one.matrix_)
+    again = RobustLowRank(10, random_state=0).fit(50 * spoilt)
+    np.testing.assert_allclose(again.matrix_, 50 * ten.matrix_, rtol=1e-6)
+
+
+def test_spare_columns_place_no_new_rows() -> None:
+    random = np.random.default_rng(5)
+    X = masked(L + S + 0.05 * random.normal(size=L.shape), 0.8)
+    fitted = RobustLowRank(12, random_state=0).fit(X[:45])
+    Z = fitted.transform(X[45:])
+    assert fitted.effective_rank_ == R and Z.shape == (15, 12) and not Z[:, R:].any()
+    assert relative(fitted.inverse_transform(Z), L[45:]) < 0.1
+
+
+def test_a_table_without_noise_is_polished_and_others_are_left_alone() -> None:
+    left, right = (torch.as_tensor(factor.copy()) for factor in (U5[:, :5] * [33, 10, 4, 2, 1], V5[:5].T))
+    moved = left + 1e-3 * torch.randn(
+        left.shape, dtype=left.dtype, generator=torch.Generator().manual_seed(0)
+    )
+    rows, cols = np.nonzero(np.random.default_rng(4).random(WIDE.shape) < 0.8)
+    weights = torch.as_tensor(np.random.default_rng(6).uniform(0.5, 2, len(rows)))
+    operator = EntryOperator(rows, cols, WIDE.shape)
+    for noise, near in ((0.0, True), (0.004, False), (0.1, False)):
+        y = torch.as_tensor(WIDE[rows, cols] + noise * np.random.default_rng(7).normal(size=len(rows)))
+        task = Measured(operator, y, weights, False)
+        spare = pad(moved, (0, 2)), pad(right, (0, 2))
+        U, V = polished(task, spare)
+        assert U.shape == (90, 7) and V.shape == (50, 7)
+        if near:
+            assert relative((U @ V.mT).numpy(), WIDE) < 1e-6
+        else:
+            assert U is spare[0] and V is spare[1]
 
 
 def test_noise_adds_no_columns_and_costs_little_more_than_knowing_the_rank() -> None:

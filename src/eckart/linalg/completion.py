@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from eckart.linalg.regression import (
+    cholesky_solution,
     conjugate_gradient,
     count_sketch,
     normal_equations,
@@ -28,7 +30,9 @@ from eckart.linalg.regression import (
 
 Solver = Literal["auto", "cholesky", "cg", "sketch", "sketch-unit"]
 BATCH = 2**21
-"""Numbers of a padded batch (rows, observations, columns)."""
+"""Numbers of a padded batch (rows, observations, columns), or of a block of normal equations."""
+PRODUCTS, GATHERED = 256, 2**18
+"""Products of two factors' columns that are summed at once, and numbers of the rows that are gathered at once."""
 DIRECT_RANK, DIRECT_ROWS = 64, 4
 """Up to this rank, or this many observations for each column, Cholesky is the faster solver on a CPU."""
 
@@ -83,10 +87,12 @@ class RowSolver:
         k = other.shape[1]
         below = torch.linalg.qr(other).R if self.everywhere else other[:0]
         counts = data.pointer.diff()
-        solved = other.new_zeros(len(counts), k)
-        order = counts.argsort()
+        solved, left = other.new_zeros(len(counts), k), counts > 0
+        if (self.kind == "cholesky" or (self.kind == "auto" and k <= DIRECT_RANK)) and bool((ridge > 0).all()):
+            solved, left = ridge_solutions(data, other, ridge, below)
+        order = torch.where(left, counts, 0).argsort()
         lengths = counts[order]
-        first = int((lengths == 0).sum())
+        first = len(left) - int(left.sum())
         while first < len(order):
             shortest = int(lengths[first])
             last = int(torch.searchsorted(lengths, max(shortest + shortest // 4, 8), right=True))
@@ -117,6 +123,50 @@ class RowSolver:
         x, R = sketch_start(sketched[..., :-1], sketched[..., -1], ridge)
         iteration: Literal["unit", "pcg"] = "unit" if kind == "sketch-unit" else "pcg"
         return preconditioned(A, b, ridge, x, R, s, self.steps, iteration)[-1]
+
+
+def ridge_solutions(
+    data: Compressed, other: Float[Tensor, "n k"], ridge: Float[Tensor, " m"], below: Float[Tensor, "p k"]
+) -> tuple[Float[Tensor, "m k"], Bool[Tensor, " m"]]:
+    """The factor of every row by its normal equations, and the rows whose equations are singular: they are zero.
+
+    Σ_j w_ij v_j v_jᵀ is a sum over the table of v vᵀ, whose columns are taken a few at a time: nothing is gathered.
+
+    Args:
+        data: the observed entries of the rows.
+        other: V.
+        ridge: c_i, positive.
+        below: rows that every regression has too, with targets of zero.
+    """
+    m, k = len(ridge), other.shape[1]
+    upper = torch.triu_indices(k, k, device=other.device).split(PRODUCTS, 1)
+    solved, singular = other.new_zeros(m, k), torch.zeros(m, dtype=torch.bool, device=other.device)
+    weighted = data.value if data.weight is None else data.weight * data.value
+    for rows in torch.arange(m, device=other.device).split(max(1, BATCH // (k * k))):
+        pointer = data.pointer[int(rows[0]) : int(rows[-1]) + 2]
+        seen = slice(int(pointer[0]), int(pointer[-1]))
+        column, starts = data.column[seen], (pointer - pointer[0]).to(data.column)
+
+        def total(table: Tensor, weight: Tensor | None) -> Tensor:
+            of_each = None if weight is None else weight[seen]  # noqa: B023
+            sums: Tensor = embedding_bag(
+                column,  # noqa: B023
+                table,
+                starts,  # noqa: B023
+                mode="sum",
+                per_sample_weights=of_each,
+                include_last_offset=True,
+            )
+            return sums
+
+        gram = (below.mT @ below).repeat(len(rows), 1, 1)
+        for i, j in upper:
+            gram[:, i, j] += total(other[:, i] * other[:, j], data.weight)
+        gram = gram.triu() + gram.triu(1).mT
+        gram.diagonal(dim1=-2, dim2=-1).add_(ridge[rows].unsqueeze(-1))
+        x, _, singular[rows] = cholesky_solution(gram, total(other, weighted))
+        solved[rows] = torch.where(singular[rows].unsqueeze(1), 0.0, x)
+    return solved, singular & (data.pointer.diff() > 0)
 
 
 def _gather(data: Compressed, rows: Tensor, length: int, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,6 +272,13 @@ def least_absolute(
     return U
 
 
+def absolute_loss(data: Compressed, U: Float[Tensor, "m k"], V: Float[Tensor, "n k"]) -> Float[Tensor, " m"]:
+    """Σ_j w_ij |M_ij − u_i · v_j| of every row."""
+    rows = torch.repeat_interleave(torch.arange(len(U), device=U.device), data.pointer.diff())
+    size = (entries(U, V, rows, data.column) - data.value).abs()
+    return U.new_zeros(len(U)).index_add_(0, rows, size if data.weight is None else data.weight * size)
+
+
 def clip_incoherent(U: Float[Tensor, "m k"], incoherence: float) -> Float[Tensor, "m k"]:
     """U with every entry above 2 μ √(k/m) in size set to zero.
 
@@ -237,9 +294,9 @@ def entries(
     U: Float[Tensor, "m k"], V: Float[Tensor, "n k"], rows: Int[Tensor, " nnz"], cols: Int[Tensor, " nnz"]
 ) -> Float[Tensor, " nnz"]:
     """u_i · v_j of these entries."""
-    pieces = max(1, len(rows) * U.shape[1] // BATCH)
+    pieces = max(1, len(rows) * U.shape[1] // GATHERED)
     parts = zip(rows.tensor_split(pieces), cols.tensor_split(pieces), strict=True)
-    return torch.cat([(U[i] * V[j]).sum(1) for i, j in parts])
+    return torch.cat([(U.index_select(0, i) * V.index_select(0, j)).sum(1) for i, j in parts])
 
 
 def inner_residual(
@@ -263,9 +320,9 @@ def inner_residual(
     if everywhere:
         slope = slope - U @ (V.mT @ V)
     every = torch.arange(len(rows), device=U.device)
-    for place in every.tensor_split(max(1, len(rows) * U.shape[1] // BATCH)):
-        row, known, value = rows[place], V[data.column[place]], data.value[place]
-        rest = value - (U[row] * known).sum(1)
+    for place in every.tensor_split(max(1, len(rows) * U.shape[1] // GATHERED)):
+        row, known, value = rows[place], V.index_select(0, data.column[place]), data.value[place]
+        rest = value - (U.index_select(0, row) * known).sum(1)
         scale = torch.ones_like(value) if data.weight is None else data.weight[place]
         slope.index_add_(0, row, known * (scale * rest).unsqueeze(1))
         target.index_add_(0, row, known * (scale * value).unsqueeze(1))

@@ -11,7 +11,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Iteration = Literal["unit", "damped", "heavy_ball", "pcg"]
@@ -27,15 +27,9 @@ def normal_equations(
         b: right-hand sides.
         ridge: c, not negative.
     """
-    k = A.shape[-1]
     gram = A.mT @ A
     gram.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    pivots = factor.diagonal(dim1=-2, dim2=-1)
-    floor = k * math.sqrt(torch.finfo(A.dtype).eps) * pivots.amax(-1)
-    singular = (failed > 0) | ~(pivots.amin(-1) > floor)
-    x = _times(A.mT, b)
-    x = torch.cholesky_solve(x.unsqueeze(-1), factor).squeeze(-1)
+    x, factor, singular = cholesky_solution(gram, _times(A.mT, b))
     if not bool((ridge > 0).all()):  # the condition number is squared: one refinement wins it back
         slope = _slope(A, b, ridge, x)
         x = x + torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
@@ -43,6 +37,17 @@ def normal_equations(
         rows, targets = _with_ridge(A[singular], b[singular], ridge[singular])
         x[singular] = _times(torch.linalg.pinv(rows), targets)
     return x
+
+
+def cholesky_solution(
+    gram: Float[Tensor, "*batch k k"], right: Float[Tensor, "*batch k"]
+) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k k"], Bool[Tensor, "*batch"]]:
+    """The solution of G x = b, the factor of G, and where G is singular to working precision: x is nothing there."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal(dim1=-2, dim2=-1)
+    floor = gram.shape[-1] * math.sqrt(torch.finfo(gram.dtype).eps) * pivots.amax(-1)
+    singular = (failed > 0) | ~(pivots.amin(-1) > floor)
+    return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1), factor, singular
 
 
 def conjugate_gradient(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from eckart.arguments import checked
-from eckart.metrics._states import Mask, States, measurable, read_states, real_rows
+from eckart.metrics._states import ROUNDING, Mask, States, measurable, read_states, real_rows
 
 BLOCK = 2**17
 """Numbers of the blocks of rows that are normalised and summed while they are in the cache, on a CPU."""
@@ -45,8 +47,13 @@ def matrix_nuclear_norm(
 
     Source: Li, Xia, Chang & Wu, "Large Language Model Evaluation via Matrix Nuclear-Norm", arXiv:2410.10672.
     """
+    kept = torch.is_grad_enabled() and isinstance(hidden, Tensor) and hidden.requires_grad
+    if mask is None and normalise and not kept and fits(hidden):
+        found = _at_once(hidden, D, per_token)
+        if found is not None:
+            return found
     real = real_rows(hidden, mask)
-    if not normalise or hidden.shape[-2] == 0 or (torch.is_grad_enabled() and hidden.requires_grad):
+    if not normalise or hidden.shape[-2] == 0 or kept:
         states = read_states(hidden, mask, normalise)
         return states.answer(column_norms(states, D, per_token))
     count = real.sum(-1)
@@ -58,6 +65,37 @@ def column_norms(states: States, D: int | None = None, per_token: bool = True) -
     """Sum of the D largest column norms, by token or whole."""
     norms = torch.linalg.vector_norm(states.matrix, dim=-2)
     return _largest(norms, states.matrix.shape[-2], states.count, D, per_token)
+
+
+def fits(hidden: Tensor) -> bool:
+    """Whether these are texts that fit in the cache together, on a CPU."""
+    return (
+        isinstance(hidden, Tensor)
+        and hidden.is_floating_point()
+        and hidden.dim() > 1
+        and 0 < hidden.numel() <= BLOCK
+        and hidden.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _at_once(
+    hidden: Float[Tensor, "*batch n d"], D: int | None, per_token: bool
+) -> Float[Tensor, "*batch"] | None:
+    """The score of texts that fit in the cache; None where a token may be within rounding of the mean."""
+    n, d = hidden.shape[-2:]
+    x = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    mean = x.mean(-2, keepdim=True)
+    squares = (x - mean).square_()
+    length = squares.sum(-1, keepdim=True)
+    nearest, farthest = (math.sqrt(float(end)) for end in length.aminmax())
+    typical = float(torch.linalg.vector_norm(mean)) + farthest
+    if not ROUNDING * torch.finfo(x.dtype).eps * typical < nearest <= farthest < math.inf:
+        return None
+    norms = (length.reciprocal_().mT @ squares).squeeze(-2).sqrt_()
+    most = min(n if D is None else D, d)
+    total: Tensor = (norms if most == d else norms.topk(most, sorted=False).values).sum(-1)
+    return total / n if per_token else total
 
 
 def _streamed(

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eckart.linalg.completion import RowSolver, alternate, entries, inner_residual
+from eckart.linalg.completion import Compressed, RowSolver, alternate, entries, inner_residual
 from eckart.recovery._alternation import halves_of, initial_factor, spread
 from eckart.recovery._base import to_numpy
-from eckart.recovery._biases import BIAS_RIDGE, Biases, solve_with_bias
+from eckart.recovery._biases import BIAS_RIDGE, Biases, fit_biases, solve_with_bias
 from eckart.recovery._ratings import Observations
 
 HELD_OUT = 0.1
@@ -26,6 +26,9 @@ COLLAPSED = 1e-2
 """Factors below this share of the start are given up: too high a ridge ends at zero, which alternation cannot leave."""
 NOISE_FREE = 1e-3
 """Where the error on what is held out falls to this share of the data, and still falls, the ridge is zero."""
+
+ENOUGH = 2**18
+"""Observations of whole rows, drawn at random, on which a ridge is chosen that does not go with their number."""
 
 Watch = Callable[[int, float, Tensor, Tensor], None]
 
@@ -39,7 +42,6 @@ class Completed:
     biases: Biases
     rmse: list[float]
     converged: bool
-    residual: float
 
 
 class Alternation:
@@ -63,6 +65,7 @@ class Alternation:
         started = data.values * data.mass() if options.implicit else self.rest
         self.start = initial_factor(data, started, k, init, clip, random, like)
         self.random, self.seed = random, int(random.randint(2**31 - 1))
+        self._seen: dict[bool, Callable[[int], tuple[Compressed, Compressed]]] = {}
 
     def _orthonormal(self, reg: float) -> bool:
         wanted = self.options.orthonormal
@@ -73,17 +76,21 @@ class Alternation:
         return float(found.U.norm() * found.V.norm()) > COLLAPSED * float(self.start.square().sum())
 
     def run(
-        self, reg: float, max_iter: int, tol: float, watch: Watch, after: Completed | None = None
+        self,
+        reg: float,
+        max_iter: int,
+        tol: float = 0.0,
+        watch: Watch | None = None,
+        after: Completed | None = None,
     ) -> Completed:
-        """At this ridge, from the start or from where another run ended."""
+        """At this ridge, from the start or from where another run ended; without a RMSE where nobody watches."""
         options, data, like = self.options, self.data, self.like
         orthonormal = self._orthonormal(reg)
         kappa = (
             math.sqrt(reg / BIAS_RIDGE[options.reg_scaling]) if options._biased and not orthonormal else 0.0
         )
         values = data.values - self.biases.mean if kappa else self.rest
-        parts = None if options.sample_reuse else max_iter
-        halves = halves_of(data, values, parts, self.random, like)
+        halves = self._halves(values, kappa > 0, max_iter)
         solver = RowSolver(self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit)
         solve = spread(solver, options.n_jobs)
         U, biases = (self.start, self.biases) if after is None else (after.U, after.biases)
@@ -105,17 +112,31 @@ class Alternation:
             halves,
             U,
             solve,
-            self._measure(values, kappa),
+            self._measure(values, kappa) if watch else lambda U, V: math.nan,
             *ridge,
             orthonormal=orthonormal,
             max_iter=max_iter,
             tol=tol,
-            watch=lambda t, rmse, U, V: watch(t, rmse, *unpack(U, V)[:2]),
+            watch=lambda t, rmse, U, V: watch(t, rmse, *unpack(U, V)[:2]) if watch else None,
         )
-        U, V, biases = unpack(end.U, end.V)
-        last = data.compress(data.values - biases.of(data.rows, data.cols), 0, None, like)
-        residual = inner_residual(last, U, V, ridge[0], options.implicit)
-        return Completed(U, V, biases, end.rmse, end.converged, residual)
+        return Completed(*unpack(end.U, end.V), end.rmse, end.converged)
+
+    def _halves(
+        self, values: np.ndarray, biased: bool, max_iter: int
+    ) -> Callable[[int], tuple[Compressed, Compressed]]:
+        """What each iteration sees: the same in all runs with or without biases, unless it is to be fresh."""
+        if not self.options.sample_reuse:
+            return halves_of(self.data, values, max_iter, self.random, self.like)
+        if biased not in self._seen:
+            self._seen[biased] = halves_of(self.data, values, None, self.random, self.like)
+        return self._seen[biased]
+
+    def residual(self, found: Completed, reg: float) -> float:
+        """How far the rows are from solving their regressions."""
+        data, options = self.data, self.options
+        rest = data.compress(data.values - found.biases.of(data.rows, data.cols), 0, None, self.like)
+        ridge = options._ridge(data.counts(0), self.like, reg)
+        return inner_residual(rest, found.U, found.V, ridge, options.implicit)
 
     def _measure(self, values: np.ndarray, kappa: float) -> Callable[[Tensor, Tensor], float]:
         """The RMSE of a pair of factors on the observations; of implicit feedback on all entries, by confidence."""
@@ -152,6 +173,9 @@ def choose_reg(
 
     In units of the root mean square of what the biases leave and of the mean weight, so that it follows both.
     """
+    if options.reg_scaling == "none" and isinstance(options.init, str) and len(data.values) > ENOUGH:
+        data = data.some_rows(ENOUGH, random)
+        biases = fit_biases(data, options._biased)
     held = random.random_sample(len(data.values)) < HELD_OUT
     train, test = data.only(~held), data.only(held)
     rest = data.values - biases.of(data.rows, data.cols)
@@ -166,7 +190,7 @@ def choose_reg(
     best, least, rises, after = HIGHEST * unit, math.inf, 0, None
     reg = best
     for _ in range(HALVINGS):
-        found = alternation.run(reg, SWEEPS, 0.0, lambda *_: None, after)
+        found = alternation.run(reg, SWEEPS, after=after)
         after = found if alternation.alive(found) else None
         error = _error(found, test)
         if error < least:

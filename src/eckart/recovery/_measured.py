@@ -17,6 +17,8 @@ NORMAL_MEDIAN = 0.6745
 """Median of |N(0, 1)|: turns a median of |y| into a norm of X, and a median residual into a deviation."""
 SMALL = 1e-2
 """Singular values above this share of the largest count for the rank."""
+RESOLVED = 1e-3
+"""Share of a typical measurement below which a residual is the descent's own, not an outlier."""
 Factors = tuple[Tensor, Tensor]
 """U and V; the same tensor twice where X is symmetric."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from eckart.errors import InputError
@@ -41,12 +42,33 @@ class Observations:
             (self.rows, self.cols, self.shape[0]),
             (self.cols, self.rows, self.shape[1]),
         )[axis]
-        order = np.arange(len(values)) if axis == 0 else np.argsort(index, kind="stable")
+        order = np.arange(len(values)) if axis == 0 else self.by_column()
         order = order if kept is None else order[kept[order]]
         pointer = np.concatenate([[0], np.cumsum(np.bincount(index[order], minlength=size))])
         weights = None if self.weights is None else torch.as_tensor(self.weights[order]).to(like)
-        starts, others = (torch.as_tensor(index).to(like.device) for index in (pointer, other[order]))
+        others = torch.as_tensor(other[order].astype(np.int32)).to(like.device)
+        starts = torch.as_tensor(pointer).to(like.device)
         return Compressed(starts, others, torch.as_tensor(values[order]).to(like), weights)
+
+    def by_column(self) -> np.ndarray:
+        """The places of the entries in order of (column, row), by counting."""
+        places = sp.csr_array((np.arange(len(self.rows)), self.cols, self.pointer()), shape=self.shape)
+        order: np.ndarray = places.tocsc().data
+        return order
+
+    def pointer(self) -> np.ndarray:
+        """Where each row begins, and the end."""
+        return np.concatenate([[0], np.cumsum(np.bincount(self.rows, minlength=self.shape[0]))])
+
+    def some_rows(self, entries: int, random: np.random.RandomState) -> Observations:
+        """Whole rows drawn at random, of about so many entries, as a matrix of their own."""
+        counts = np.diff(self.pointer())
+        order = random.permutation(self.shape[0])
+        taken = np.sort(order[: 1 + int(np.searchsorted(counts[order].cumsum(), entries))])
+        place = np.full(self.shape[0], -1)
+        place[taken] = np.arange(len(taken))
+        part = self.only(place[self.rows] >= 0)
+        return replace(part, rows=place[part.rows], shape=(len(taken), self.shape[1]))
 
     def only(self, kept: np.ndarray) -> Observations:
         """These entries of the same matrix alone."""

@@ -10,13 +10,15 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
+from torch.nn.functional import pad
 
 from eckart.errors import InputError
-from eckart.linalg.completion import least_absolute
+from eckart.linalg.completion import Compressed, absolute_loss, least_absolute
 from eckart.linalg.operators import EntryOperator
 from eckart.linalg.subgradient import weighted_quantile
 from eckart.recovery import _forms
 from eckart.recovery._base import FLOATS, to_numpy
+from eckart.recovery._measured import RESOLVED, Factors, Measured
 from eckart.recovery._ratings import Observations
 from eckart.recovery._sensing import SensingEstimator, is_operator
 
@@ -24,10 +26,16 @@ SQUARE = 1e-6
 """Residuals of a new row below this share of the table's typical entry count as squares, so that a fit has an end."""
 
 
+NEAR, ROUNDS = 10 * RESOLVED, 2
+"""A descent that leaves less than this share of a typical entry may be that of a table without noise, whose rows and
+columns are then solved for in turn, so often."""
+
+
 class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingEstimator):
     """The side of `RobustLowRank` that reads tables (n, d): NaN, or what a sparse matrix does not store, is missing."""
 
     components_: np.ndarray
+    effective_rank_: int
     outlier_mask_: np.ndarray
 
     def __sklearn_tags__(self) -> Any:
@@ -73,6 +81,8 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
     def transform(self, X: Any) -> np.ndarray:
         """Coordinates of rows in the row space of the matrix, (rows, r′): argmin Σ_j |x_j − (z components_)_j|.
 
+        Components beyond `effective_rank_` are no part of that space: their coordinates are zero.
+
         Args:
             X: (rows, d), with outliers and missing entries.
 
@@ -86,7 +96,7 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
     def _coordinates(self, data: Observations) -> np.ndarray:
         if data.shape[1] != self.components_.shape[1]:
             raise InputError(f"X has {data.shape[1]} columns: the matrix has {self.components_.shape[1]}")
-        V = torch.as_tensor(self.components_.T.copy())
+        V = torch.as_tensor(self.components_[: self.effective_rank_].T.copy())
         floor = (
             SQUARE
             * float(
@@ -94,7 +104,8 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
             )
             or 1.0
         )
-        return to_numpy(least_absolute(data.compress(data.values, 0, None, V), V, floor))
+        Z = least_absolute(data.compress(data.values, 0, None, V), V, floor)
+        return to_numpy(pad(Z, (0, len(self.components_) - V.shape[1])))
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Z components_, (rows, d): the low-rank part of rows from their coordinates."""
@@ -109,3 +120,39 @@ class TableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, SensingE
         residual = torch.as_tensor(np.abs(data.values - fitted[data.rows, data.cols]))
         weights = None if data.weights is None else torch.as_tensor(data.weights).to(residual)
         return -float(weighted_quantile(residual, 0.5, weights))
+
+
+def polished(task: Measured, factors: Factors) -> Factors:
+    """Factors of a table without noise, exact where a descent is only near: rows, then columns, by absolute deviations.
+
+    What a descent leaves of a wide spectrum, or of a single row, goes at once. Others come back as they are.
+
+    Args:
+        task: the observed entries, by row.
+        factors: U and V; spare columns come back as zero.
+    """
+    kept, operator = task.clear(factors), task.operator
+    if task.symmetric or task.median(task.rest(kept)) > NEAR * task.median():
+        return factors
+    assert isinstance(operator, EntryOperator), "a table is its entries"
+    rows, cols, values = (to_numpy(part) for part in (operator.rows, operator.cols, task.y))
+    weights = None if task.weights is None else to_numpy(task.weights)
+    data = Observations(rows, cols, values, weights, None, operator.shape_in)
+    by_row, by_column = (data.compress(values, axis, None, task.y) for axis in (0, 1))
+    floor = SQUARE * float(task.shares() @ task.y.abs())
+    U, V = kept
+    for _ in range(ROUNDS):
+        U = nearer(by_row, V, U, floor)
+        V = nearer(by_column, U, V, floor)
+    found = task.clear((U, V))
+    if task.median(task.rest(found)) > RESOLVED * task.median():
+        return factors
+    spare = factors[0].shape[1] - found[0].shape[1]
+    return pad(found[0], (0, spare)), pad(found[1], (0, spare))
+
+
+def nearer(data: Compressed, known: Tensor, found: Tensor, floor: float) -> Tensor:
+    """Of each row what is nearer to its entries, ``found`` or its least absolute deviations."""
+    new = least_absolute(data, known, floor)
+    better = absolute_loss(data, new, known) < absolute_loss(data, found, known)
+    return torch.where(better.unsqueeze(1), new, found)

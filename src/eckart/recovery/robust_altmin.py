@@ -171,7 +171,8 @@ class MatrixCompletion(RankedMatrix):
         else:
             reg = choose_reg(self, used, biases, random, like)
         report = self._reporter()
-        end = Alternation(self, used, biases, random, like).run(
+        alternation = Alternation(self, used, biases, random, like)
+        end = alternation.run(
             reg,
             self.max_iter,
             self.tol,
@@ -186,7 +187,7 @@ class MatrixCompletion(RankedMatrix):
         self._set_model(end.U, end.V, end.biases)
         self.loss_history_ = np.array(end.rmse)
         self.n_iter_, self.converged_ = len(end.rmse), end.converged
-        self.inner_residual_ = end.residual
+        self.inner_residual_ = alternation.residual(end, reg)
         if not end.converged:
             self._warn(f"the RMSE still changes by more than tol={self.tol} after max_iter={self.max_iter}")
         return self

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import StrOptions
+from torch.nn.functional import pad
 
 from eckart.errors import InputError
 from eckart.linalg.factored_descent import core_svd
@@ -36,13 +37,11 @@ from eckart.linalg.subgradient import (
     weighted_quantile,
 )
 from eckart.recovery._base import fitting, of, to_numpy
-from eckart.recovery._measured import NORMAL_MEDIAN, SMALL, Factors, HoldOut, Measured
-from eckart.recovery._table import TableEstimator
+from eckart.recovery._measured import NORMAL_MEDIAN, RESOLVED, SMALL, Factors, HoldOut, Measured
+from eckart.recovery._table import TableEstimator, polished
 
 OUTLIER = 5.0
 """A residual beyond so many standard deviations, as the MAD estimates them, is an outlier."""
-RESOLVED = 1e-3
-"""Share of a typical measurement below which a residual is the descent's own, not an outlier."""
 AGAIN = 0.1
 """The step at which the descent on the columns that were kept begins, in units of ``eta0``."""
 HELD_OUT = 0.1
@@ -56,9 +55,9 @@ class RobustLowRank(TableEstimator):
     the outliers; it is not centred. ``fit(A, y)`` recovers X from linear measurements of it.
 
     Args:
-        rank: columns r′ of U, at least the rank of X. None starts with as many as X can have; a tenth of the data tells
-            where to stop; the columns whose singular value is above 1 % of the largest and above what the noise alone
-            would give are kept, and descended again on all data.
+        rank: columns r′ of U, at least the rank of X; those that are not found are zero. None starts with as many as X
+            can have; a tenth of the data tells where to stop; the columns whose singular value is above 1 % of the
+            largest and above what the noise alone would give are kept, and descended again on all data.
         loss: "l1" (the paper's), "l2" (what it is compared with) or "huber".
         step: η_t: "normalized_geometric" η0 ρᵗ/‖D‖, "geometric" η0 ρᵗ, "residual" η0 mean|ρ_i| (without outliers
             only), "quantile" η0 Q_q(|ρ_i|) (fewer than half outliers) or "constant" η0.
@@ -169,12 +168,9 @@ class RobustLowRank(TableEstimator):
         scale = used.size() if self.scale == "auto" else float(self.scale)
         task = replace(used, y=used.y / scale)
         course: list[tuple[float, Descent]] = []
-        if self.rank is None and isinstance(self.init, str):
-            factors = self._find(task, scale, course, random)
-        else:
-            share = 0.0 if self.validation_fraction == "auto" else self.validation_fraction
-            train, held = self._split(task, share, random)
-            factors = self._descend(train, self._initial(train, scale, random), held, scale, course)
+        factors = self._find(task, scale, course, random)
+        if y is None:
+            factors = polished(task, factors)
         self._set_results(raw, factors, scale, course)
         if y is None:
             self._lay_out(cast(EntryOperator, operator), target)
@@ -193,24 +189,44 @@ class RobustLowRank(TableEstimator):
     ) -> Factors:
         """Descents from a small start, each on what the columns so far leave, until one adds none that is clear.
 
-        After each, all columns descend again on all measurements, from a smaller step.
+        After each, all columns descend again on all measurements, from a smaller step. Where the rank is given the
+        first is the last if it leaves nothing clear, and columns that were not found are zero.
         """
-        share = HELD_OUT if self.validation_fraction == "auto" else self.validation_fraction
-        nothing = task.part(torch.zeros(0, dtype=torch.long))
-        found: Factors | None = None
-        while found is None or task.median(task.rest(found)) > RESOLVED * task.median():
-            rest = task if found is None else replace(task, y=task.rest(found))
-            unit = 1.0 if found is None else rest.size()
-            train, held = self._split(replace(rest, y=rest.y / unit), share, random)
-            new = self._descend(train, self._initial(train, scale * unit, random), held, scale * unit, course)
-            left, right = (math.sqrt(unit) * factor for factor in new)
-            if found is not None:
-                left, right = torch.hstack([found[0], left]), torch.hstack([found[1], right])
+        limit, nothing = self.rank or min(task.operator.shape_in), task.part(torch.zeros(0, dtype=torch.long))
+        told = bool(self.rank) or not isinstance(self.init, str)
+        found = self._grow(task, scale, limit, 0.0 if told else HELD_OUT, course, random)
+        alone = not isinstance(self.init, str) or self.validation_fraction != "auto"
+        if told and (alone or not course[-1][1].converged):
+            return found
+        kept = task.clear(found)
+        if not told:
+            found = kept = self._descend(task, kept, nothing, scale, course, AGAIN)
+        while kept[0].shape[1] < limit and task.median(task.rest(found)) > RESOLVED * task.median():
+            rest = replace(task, y=task.rest(kept))
+            unit = rest.size()
+            rest, free = replace(rest, y=rest.y / unit), limit - kept[0].shape[1]
+            new = self._grow(rest, scale * unit, free, HELD_OUT, course, random)
+            left, right = (torch.hstack([a, math.sqrt(unit) * b]) for a, b in zip(kept, new, strict=True))
             start = task.clear((left, right))
-            if found is not None and start[0].shape[1] <= found[0].shape[1]:
+            if start[0].shape[1] <= kept[0].shape[1]:
                 break
-            found = self._descend(task, start, nothing, scale, course, AGAIN)
-        return found
+            found = kept = self._descend(task, start, nothing, scale, course, AGAIN)
+        spare = max((self.rank or 0) - found[0].shape[1], 0)
+        return pad(found[0], (0, spare)), pad(found[1], (0, spare))
+
+    def _grow(
+        self,
+        task: Measured,
+        scale: float,
+        columns: int,
+        share: float,
+        course: list[tuple[float, Descent]],
+        random: Any,
+    ) -> Factors:
+        """The descent from a small start, watched by what is held out: ``share``, unless the user says how much."""
+        share = share if self.validation_fraction == "auto" else self.validation_fraction
+        train, held = self._split(task, share, random)
+        return self._descend(train, self._initial(train, scale, columns, random), held, scale, course)
 
     def _descend(
         self,
@@ -280,9 +296,9 @@ class RobustLowRank(TableEstimator):
         self.__dict__.pop("sparse_", None)
         self._warn_of_failure(NORMAL_MEDIAN * deviation / (typical or 1.0), len(course[0][1].steps))
 
-    def _initial(self, task: Measured, scale: float, random: Any) -> Factors:
+    def _initial(self, task: Measured, scale: float, rank: int, random: Any) -> Factors:
         """U and V at the start, for measurements divided by ``scale``."""
-        shape, rank = task.operator.shape_in, self.rank or min(task.operator.shape_in)
+        shape = task.operator.shape_in
         if rank > min(shape):
             raise InputError(f"rank is {rank}: at most {min(shape)} for matrices of shape {shape}")
         if not isinstance(self.init, str):
