@@ -51,9 +51,15 @@ def test_words_become_arguments(given, tmp_path: Path, capsys: pytest.CaptureFix
     words = (
         "federate --strategy flexlora --option threshold=0.9 --rank 4,8 --clients 4 --fraction 0.5 --rounds 2"
     )
-    assert main([*words.split(), "--limit", "train=100", "--tls", "--output", str(tmp_path / "run")]) == 0
+    method = ("--method", "lora", "--method-option", "use_rslora=true")
+    assert (
+        main([*words.split(), *method, "--limit", "train=100", "--tls", "--output", str(tmp_path / "run")])
+        == 0
+    )
     assert given["options"] == {"threshold": 0.9}
     assert given["ranks"] == [4, 8]
+    assert given["method"] == "lora"
+    assert given["method_options"] == {"use_rslora": True}
     assert given["limits"] == {"train": 100}
     assert given["tls"] is True
     assert given["clients"] == 4

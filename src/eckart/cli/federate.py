@@ -60,6 +60,14 @@ def federate(
             "NAME=VALUE", "An option of the strategy, such as lam=0.1; may be repeated.", METHOD, "--option"
         ),
     ] = None,
+    method: Annotated[
+        str,
+        option("NAME", "What clients train: peft:lora, lora, rslora or another product of factors.", METHOD),
+    ] = "peft:lora",
+    method_option: Annotated[
+        list[str] | None,
+        option("NAME=VALUE", "An option of it, such as lora_dropout=0.1; may be repeated.", METHOD),
+    ] = None,
     rank: Annotated[
         str, option("RANKS", "Rank, or several with commas that clients take in turn.", METHOD)
     ] = "8",
@@ -136,6 +144,8 @@ def federate(
             strategy,
             output=output,
             options=options(option_),
+            method=method,
+            method_options=options(method_option),
             clients=clients,
             fraction=fraction,
             min_clients=min_clients,

@@ -147,7 +147,8 @@ def test_encrypted_and_too_few(files, tmp_path: Path, monkeypatch, light) -> Non
 
 
 def test_real_clients_in_processes_and_in_ray_end_in_the_same_numbers(files, tmp_path: Path) -> None:
-    given = {"clients": 2, "fraction": 1.0, "rounds": 1, "partition": "iid", "deadline": 300.0}
+    """Two rounds: in the second, the processes' clients find their examples in the context."""
+    given = {"clients": 2, "fraction": 1.0, "rounds": 2, "partition": "iid", "deadline": 300.0}
     one = federate(**small(files, tmp_path / "ray", **given, workers=1))
     two = federate(**small(files, tmp_path / "processes", **given, backend="processes", port=free_port()))
     for name in ("validation", "test", "bytes_up", "bytes_down"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from federate_cases import small
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from local_grid import LocalGrid
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
@@ -20,6 +20,7 @@ from tiny_models import WORDS, save_gpt2
 
 from eckart.errors import InputError
 from eckart.jobs.federate import client, results, simulation
+from eckart.jobs.federate.encoded import hold_out
 from eckart.jobs.federate.federating import federate
 from eckart.jobs.federate.server import serve
 from eckart.tasks.task import load_task
@@ -32,12 +33,13 @@ class Stop(Exception):
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Clients are functions of this process instead of Ray's; ``after`` stops the run after so many rounds."""
-    control: dict[str, Any] = {"after": None, "messages": []}
+    control: dict[str, Any] = {"after": None, "messages": [], "contexts": {}}
 
     def simulate(plan, task, directory: Path, *, deadline: float, workers, on_round) -> dict[str, Any]:
         def answer(number: int, message: Message):
             control["messages"].append((number, message))
-            context = type("Context", (), {"node_config": {"partition-id": number}})()
+            state = control["contexts"].setdefault(number, RecordDict())
+            context = type("Context", (), {"node_config": {"partition-id": number}, "state": state})()
             message.metadata.__dict__.setdefault("_src_node_id", 1)
             return client.train(message, context).content
 
@@ -193,10 +195,10 @@ def test_a_client_may_have_data_and_a_model_of_its_own(files, tmp_path: Path, in
 
 
 def test_hold_out_is_a_tenth_and_apart() -> None:
-    kept, held = client.hold_out(list(range(100, 125)), 0, 3)
+    kept, held = hold_out(list(range(100, 125)), 0, 3)
     assert (len(kept), len(held)) == (23, 2)
     assert sorted(kept + held) == list(range(100, 125))
-    assert client.hold_out([1, 2, 3], 0, 0) == ([1, 2, 3], [])
+    assert hold_out([1, 2, 3], 0, 0) == ([1, 2, 3], [])
 
 
 @pytest.mark.parametrize(
