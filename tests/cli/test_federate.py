@@ -78,6 +78,8 @@ def test_json(given, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("words", "said"),
     [
         ("--strategy lora-fare", "unknown strategy 'lora-fare': did you mean 'lora-fair'?"),
+        ("--method lorra", "unknown method 'lorra'"),
+        ("--method rslora --method-option alpha=3", "has no option 'alpha'"),
         ("--rank 4,x", "--rank 4,x: write a whole number"),
         ("--rank 0", "ranks are [0]"),
         ("--partition even", "partition is 'even'"),
