@@ -157,6 +157,21 @@ def test_real_clients_in_processes_and_in_ray_end_in_the_same_numbers(files, tmp
     assert processes_of(tmp_path / "processes" / processes.HOME) == []
 
 
+def test_a_ray_worker_that_dies_is_replaced(files, tmp_path: Path, monkeypatch, light) -> None:
+    """Its client is asked again, and the numbers are those of a run in which none died."""
+    import dying_client
+
+    from eckart.jobs.federate import client
+
+    monkeypatch.setattr(client, "app", dying_client.app)
+    monkeypatch.setenv("DYING_CLIENT", str(tmp_path / "died"))
+    given = {"clients": 3, "fraction": 1.0, "partition": "iid", "deadline": 120.0}
+    metrics = federate(**small(files, tmp_path / "run", **given, workers=2))
+    assert (tmp_path / "died").exists()
+    assert [row["clients"] for row in rows_of(tmp_path / "run", "rounds.csv")] == ["3", "3"]
+    assert federate(**small(files, tmp_path / "again", **given, workers=1))["test"] == metrics["test"]
+
+
 def test_a_port_in_use_is_refused(files, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

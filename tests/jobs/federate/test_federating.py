@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from federate_cases import small
@@ -16,7 +17,7 @@ from flwr.app import Message, RecordDict
 from local_grid import LocalGrid
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from tiny_models import WORDS, save_gpt2
+from tiny_models import WORDS, save_gpt2, save_vit
 
 from eckart.errors import InputError
 from eckart.jobs.federate import client, results, simulation
@@ -297,3 +298,16 @@ def test_clients_refuse_other_files_than_the_servers(files, tmp_path: Path) -> N
     assert task.fingerprint != plan.fingerprint
     with pytest.raises(InputError, match="are not the server's"):
         client.local_round(plan, 0, {}, number=1, fresh_seed=0)
+
+
+def test_pictures(tmp_path: Path, in_process) -> None:
+    labels = np.arange(60) % 2
+    light = np.random.default_rng(0).integers(0, 120, (60, 16, 16, 3)) + 100 * labels[:, None, None, None]
+    np.savez(tmp_path / "data.npz", images=light.astype(np.uint8), labels=labels)
+    files = {"model": str(save_vit(tmp_path / "vit")), "data": str(tmp_path / "data.npz")}
+    given = {"clients": 3, "fraction": 1.0, "local_epochs": 4, "strategy": "flexlora", "partition": "iid"}
+    metrics = federate(**small(files, tmp_path / "run", **given))
+    assert metrics["kind"] == "image-classification"
+    assert metrics["validation"]["score"] > 0.9  # bright against dark
+    assert not any(in_process["contexts"].values())  # pixels are not kept in the context
+    assert adapter(tmp_path / "run")
