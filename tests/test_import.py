@@ -57,6 +57,7 @@ GROUND = {
     "files",
     "hub",
     "quiet",
+    "registry",
     "tensors",
 }
 

@@ -51,9 +51,15 @@ def test_words_become_arguments(given, tmp_path: Path, capsys: pytest.CaptureFix
     words = (
         "federate --strategy flexlora --option threshold=0.9 --rank 4,8 --clients 4 --fraction 0.5 --rounds 2"
     )
-    assert main([*words.split(), "--limit", "train=100", "--tls", "--output", str(tmp_path / "run")]) == 0
+    method = ("--method", "lora", "--method-option", "use_rslora=true")
+    assert (
+        main([*words.split(), *method, "--limit", "train=100", "--tls", "--output", str(tmp_path / "run")])
+        == 0
+    )
     assert given["options"] == {"threshold": 0.9}
     assert given["ranks"] == [4, 8]
+    assert given["method"] == "lora"
+    assert given["method_options"] == {"use_rslora": True}
     assert given["limits"] == {"train": 100}
     assert given["tls"] is True
     assert given["clients"] == 4
@@ -72,6 +78,8 @@ def test_json(given, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("words", "said"),
     [
         ("--strategy lora-fare", "unknown strategy 'lora-fare': did you mean 'lora-fair'?"),
+        ("--method lorra", "unknown method 'lorra'"),
+        ("--method rslora --method-option alpha=3", "has no option 'alpha'"),
         ("--rank 4,x", "--rank 4,x: write a whole number"),
         ("--rank 0", "ranks are [0]"),
         ("--partition even", "partition is 'even'"),

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from eckart.errors import InputError
+from eckart.federated import partition
 from eckart.federated.partition import parse_partition, split_examples
 
 LABELS = [i % 5 for i in range(400)]
 GROUPS = [f"m{i // 30}" for i in range(400)]
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet:0.3", "dirichlet:100", "groups", "contiguous"])
-def test_every_example_has_one_client(partition: str) -> None:
-    parts = split_examples(partition, 400, 7, labels=LABELS, groups=GROUPS, seed=3)
+@pytest.mark.parametrize("rule", ["iid", "dirichlet:0.3", "dirichlet:100", "groups", "contiguous"])
+def test_every_example_has_one_client(rule: str) -> None:
+    parts = split_examples(rule, 400, 7, labels=LABELS, groups=GROUPS, seed=3)
     assert len(parts) == 7
     assert sorted(i for part in parts for i in part) == list(range(400))
-    assert parts == split_examples(partition, 400, 7, labels=LABELS, groups=GROUPS, seed=3)
+    assert parts == split_examples(rule, 400, 7, labels=LABELS, groups=GROUPS, seed=3)
     assert all(part == sorted(part) and part for part in parts)
 
 
@@ -31,6 +32,17 @@ def _skew(partition: str) -> float:
 def test_a_smaller_alpha_skews_the_labels_more() -> None:
     assert _skew("dirichlet:0.2") > 0.4 > _skew("dirichlet:5") > _skew("dirichlet:1000")
     assert _skew("dirichlet:1000") < 0.03
+
+
+def test_a_draw_that_leaves_a_client_empty_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults of the command on two labels: most draws leave somebody empty."""
+    labels = [i % 2 for i in range(400)]
+    parts = split_examples("dirichlet:0.3", 400, 20, labels=labels)
+    assert min(map(len, parts)) >= 1
+    assert sorted(i for part in parts for i in part) == list(range(400))
+    monkeypatch.setattr(partition, "DRAWS", 1)
+    with pytest.raises(InputError, match="of 20 clients without examples"):
+        split_examples("dirichlet:0.3", 400, 20, labels=labels)
 
 
 def test_seeds_draw_other_partitions() -> None:
@@ -61,7 +73,11 @@ def test_contiguous_parts_are_runs() -> None:
         ("dirichlet:0.3", {"labels": None}, "no labels"),
         ("groups", {"groups": None}, "no groups"),
         ("groups", {"clients": 300}, "leaves 286 of 300 clients without examples"),
-        ("dirichlet:0.01", {"clients": 200}, "raise alpha or lower clients"),
+        (
+            "dirichlet:0.01",
+            {"clients": 200},
+            "clients without examples: 1000 draws did, raise alpha or lower clients",
+        ),
         ("iid", {"clients": 401}, "clients is 401: give 1 to 400"),
         ("iid", {"clients": 0}, "clients is 0"),
     ],

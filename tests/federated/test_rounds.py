@@ -14,7 +14,7 @@ from federated_cases import EXACT, STRATEGY_SLUGS
 from eckart.errors import InputError
 from eckart.federated import FlexLoRA, make_strategy
 from eckart.federated.rounds import WINDOW, Round, Update
-from eckart.federated.state import KEY_A, KEY_B, ServerState, complete, fresh_a
+from eckart.federated.state import BASE_A, BASE_B, KEY_A, KEY_B, ServerState, complete, fresh_a
 
 SHAPES = {"one.q": (9, 14), "two.v": (12, 7)}
 HEAD = "base_model.model.classifier.weight"
@@ -159,6 +159,30 @@ def test_what_follows_from_the_seed_is_not_sent(slug: str, left_out: set[str]) -
         assert (KEY_B.format(name) in message) == ("B" not in left_out)
     assert any(key.startswith("base_update") for key in message) == (slug in EXACT)
     assert message[HEAD].dtype == torch.float32
+
+
+@pytest.mark.parametrize("slug", ["flora-stacking", "fedex-lora"])
+def test_no_client_is_sent_anothers_factors(slug: str) -> None:
+    """The base update that is sent has the product of all, and no row or column along one client's."""
+    wide = {"one.q": (400, 300)}
+    state = ServerState.begin(wide, {}, 2, 1.0, 0)
+    round_, sent = Round(state, make_strategy(slug), [0, 1, 2]), []
+    for client in range(3):
+        generator = torch.Generator().manual_seed(client)
+        tensors = {k: torch.randn(v.shape, generator=generator) for k, v in state.start(2).items()}
+        sent.append(tensors)
+        round_.add(Update(client, tensors, 2, 1.0))
+    after = round_.finish().state
+    message = after.message(make_strategy(slug), 2)
+    b, a = (message[key.format("one.q")] for key in (BASE_B, BASE_A))
+    torch.testing.assert_close(b @ a, after.base["one.q"].dense().float(), rtol=1e-3, atol=1e-4)
+    key_a, key_b = KEY_A.format("one.q"), KEY_B.format("one.q")
+    for tensors in sent:
+        for mine, theirs in ((a, tensors[key_a]), (b.mT, tensors[key_b].mT)):
+            cosines = torch.nn.functional.normalize(mine) @ torch.nn.functional.normalize(theirs).mT
+            assert cosines.abs().max() < 0.95
+    again = after.message(make_strategy(slug), 2)
+    assert all(torch.equal(value, again[key]) for key, value in message.items())
 
 
 def test_restarts_draw_another_a_each_round_and_ranks_share_rows() -> None:

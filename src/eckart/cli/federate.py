@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from eckart.arguments import hint
 from eckart.catalog import methods
+from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
 from eckart.cli.console import table
 from eckart.cli.options import (
@@ -31,6 +32,7 @@ from eckart.cli.options import (
 )
 from eckart.cli.words import fields, limits, options, targets
 from eckart.errors import InputError
+from eckart.jobs.federate.plan import PEFT_LORA
 
 FEDERATION, PROTECTION = "Federation", "Protection"
 
@@ -59,6 +61,14 @@ def federate(
         option(
             "NAME=VALUE", "An option of the strategy, such as lam=0.1; may be repeated.", METHOD, "--option"
         ),
+    ] = None,
+    method: Annotated[
+        str,
+        option("NAME", "What clients train: peft:lora, lora, rslora or another product of factors.", METHOD),
+    ] = PEFT_LORA,
+    method_option: Annotated[
+        list[str] | None,
+        option("NAME=VALUE", "An option of it, such as lora_dropout=0.1; may be repeated.", METHOD),
     ] = None,
     rank: Annotated[
         str, option("RANKS", "Rank, or several with commas that clients take in turn.", METHOD)
@@ -126,6 +136,9 @@ def federate(
 
     if (slug := strategy.strip().lower().replace("_", "-")) not in _strategies():
         raise InputError(f"unknown strategy {strategy!r}: {hint(slug, _strategies())}")
+    of_method = options(method_option)
+    if method.strip().lower() != PEFT_LORA:
+        check_method(method, of_method, None)
     form = fields(sep, columns, encoding)
     find_model(model)
     check_source(data, form)
@@ -136,6 +149,8 @@ def federate(
             strategy,
             output=output,
             options=options(option_),
+            method=method,
+            method_options=of_method,
             clients=clients,
             fraction=fraction,
             min_clients=min_clients,

@@ -6,6 +6,8 @@ sum is dense. Both are exact, and everything asked of the sum is the same of bot
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -82,6 +84,15 @@ class ProductSum:
             return torch.cat([empty[0], *self._b], 1), torch.cat([empty[1], *self._a])
         u, s, vh = self.svd()
         return u * s.sqrt(), s.sqrt()[:, None] * vh
+
+    def mixed_stacks(self) -> tuple[Float[Tensor, "out R"], Float[Tensor, "R in"]]:
+        """The stacks turned so that no column is one term's: B Q, Qᵀ A, Q orthogonal and drawn from B itself, so that
+        who is sent them cannot turn them back."""
+        b, a = self.stacks()
+        digest = hashlib.sha256(b.contiguous().numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        q = torch.linalg.qr(torch.randn(b.shape[1], b.shape[1], generator=generator, dtype=DTYPE)).Q
+        return b @ q, q.mT @ a
 
     def dense(self) -> Float[Tensor, "out in"]:
         """The matrix itself."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from eckart.arguments import checked
 from eckart.federated._sums import Aggregate, LayerSum
+from eckart.registry import entry
 
 STRATEGIES: dict[str, type[FederatedStrategy]] = {}
 C = TypeVar("C", bound="type[FederatedStrategy]")
@@ -63,15 +63,10 @@ def register_strategy(
         trains: what clients train, in a few words.
         saves: what the final checkpoint holds.
         knob: the option that sets its size.
+
+    Raises:
+        InputError: the slug is taken.
     """
 
-    def decorate(strategy: C) -> C:
-        if slug in STRATEGIES:
-            raise ValueError(f"strategy {slug!r} is registered twice")
-        strategy.slug, strategy.title, strategy.paper, strategy.arxiv = slug, title, paper, arxiv
-        strategy.trains, strategy.saves, strategy.knob = trains, saves, knob
-        strategy.__init__ = checked(strategy.__init__)  # type: ignore[method-assign]
-        STRATEGIES[slug] = strategy
-        return strategy
-
-    return decorate
+    facts = {"title": title, "paper": paper, "arxiv": arxiv, "trains": trains, "saves": saves, "knob": knob}
+    return entry(STRATEGIES, "strategy", slug, **facts)

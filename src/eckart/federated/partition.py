@@ -1,7 +1,8 @@
 """Which client holds which example.
 
     iid            equal shares at random
-    dirichlet:α    label skew: each label is dealt by shares drawn from Dirichlet(α, …, α); small α, few labels a client
+    dirichlet:α    label skew: each label is dealt by shares drawn from Dirichlet(α, …, α); small α, few labels each.
+                   A draw that leaves a client empty is drawn again, `DRAWS` times at most
     groups         feature skew: whole groups (modules, domains) are dealt, the largest first, to whoever has least
     contiguous     runs of neighbours, for plain text
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from eckart.errors import InputError
 
+DRAWS = 1000
 KINDS = "iid, dirichlet:ALPHA, groups or contiguous"
 
 
@@ -106,7 +108,7 @@ def split_examples(
     if empty:
         raise InputError(
             f"partition {partition!r} leaves {len(empty)} of {clients} clients without examples: "
-            + ("raise alpha or lower clients" if kind == "dirichlet" else "lower clients")
+            + (f"{DRAWS} draws did, raise alpha or lower clients" if kind == "dirichlet" else "lower clients")
         )
     return [sorted(int(i) for i in part) for part in parts]
 
@@ -114,13 +116,18 @@ def split_examples(
 def _by_label(
     labels: np.ndarray, clients: int, alpha: float, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    held: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for label in np.unique(labels):
-        where = generator.permutation(np.flatnonzero(labels == label))
-        shares = generator.dirichlet(np.full(clients, alpha))
-        cuts = np.round(shares.cumsum()[:-1] * len(where)).astype(int)
-        for client, part in enumerate(np.split(where, cuts)):
-            held[client].append(part)
+    places = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(DRAWS):
+        held: list[list[np.ndarray]] = [[] for _ in range(clients)]
+        for where in places:
+            where = generator.permutation(where)
+            cuts = np.round(generator.dirichlet(np.full(clients, alpha)).cumsum()[:-1] * len(where)).astype(
+                int
+            )
+            for client, part in enumerate(np.split(where, cuts)):
+                held[client].append(part)
+        if all(any(len(part) for part in parts) for parts in held):
+            break
     return [np.concatenate(parts) for parts in held]
 
 

@@ -144,7 +144,8 @@ class ServerState:
 
     def message(self, strategy: FederatedStrategy, r: int) -> dict[str, Tensor]:
         """What is sent to a client of rank r, see `complete`. What it can draw from the seed itself is left out: a
-        frozen A, and both factors where clients start afresh."""
+        frozen A, and both factors where clients start afresh. What was added to base weights is sent as a whole: no
+        factor in it is one client's."""
         left_out = set()
         for name in self.shapes:
             if strategy.freezes_a or self.restarts:
@@ -152,16 +153,16 @@ class ServerState:
             if self.restarts:
                 left_out.add(KEY_B.format(name))
         tensors = {key: value for key, value in self.start(r).items() if key not in left_out}
-        return tensors | dict(self._base_tensors(torch.float32))
+        return tensors | {key: value.float() for key, value in self._base_tensors(sent=True)}
 
-    def _base_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    def _base_tensors(self, sent: bool) -> Iterator[tuple[str, Tensor]]:
         for name, total in self.base.items():
             if total.numbers < total.out * total.inner:
-                b, a = total.stacks()
-                yield BASE_A.format(name), a.to(dtype)
-                yield BASE_B.format(name), b.to(dtype)
+                b, a = total.mixed_stacks() if sent else total.stacks()
+                yield BASE_A.format(name), a
+                yield BASE_B.format(name), b
             else:
-                yield BASE.format(name), total.dense().to(dtype)
+                yield BASE.format(name), total.dense()
 
     def update(self, name: str) -> ProductSum:
         """The whole change of a layer's weight since the run began."""
@@ -198,7 +199,7 @@ class ServerState:
             facts: JSON values to keep beside the tensors.
         """
         tensors = {f"head/{key}": value for key, value in self.head.items()}
-        tensors |= {f"base/{key}": value for key, value in self._base_tensors(DTYPE)}
+        tensors |= {f"base/{key}": value for key, value in self._base_tensors(sent=False)}
         for name, layer in self.layers.items():
             if layer.a is not None and layer.b is not None:
                 tensors |= {f"a/{name}": layer.a, f"b/{name}": layer.b}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from eckart.adapters import Adapter, EckartLayer, walk
-from eckart.arguments import checked, hint
+from eckart.arguments import hint
 from eckart.errors import InputError
+from eckart.registry import entry
 from eckart.tensors import load_state, save_state
 
 if TYPE_CHECKING:
@@ -201,16 +202,8 @@ def register_rule(
         InputError: the slug is taken.
     """
 
-    def decorate(rule: R) -> R:
-        if slug in RULES:
-            raise InputError(f"rule {slug!r} is registered already: choose another slug for {rule.__name__}")
-        rule.slug, rule.title, rule.paper, rule.arxiv = slug, title, paper, arxiv
-        rule.trains, rule.saves, rule.knob = trains, saves, knob
-        rule.__init__ = checked(rule.__init__)  # type: ignore[method-assign]
-        RULES[slug] = rule
-        return rule
-
-    return decorate
+    facts = {"title": title, "paper": paper, "arxiv": arxiv, "trains": trains, "saves": saves, "knob": knob}
+    return entry(RULES, "rule", slug, **facts)
 
 
 def get_rule(name: str) -> type[Rule]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from tiny_models import WORDS, save_bert
 
+from eckart.jobs.federate.plan import Plan
+from eckart.tasks.task import Task
+
 GOOD, BAD = WORDS[:4], WORDS[4:8]
 
 
@@ -40,3 +43,16 @@ def small(files: dict[str, str], output: Path, **options: Any) -> dict[str, Any]
         "lr": 1e-2,
         "deadline": 120.0,
     } | options
+
+
+def plan_of(
+    files: dict[str, str], task: Task, method: str, strategy: str = "fedit", **options: object
+) -> Plan:
+    """The plan of a small run whose task is loaded."""
+    return Plan(
+        model=files["model"], data=files["data"], task={"max_length": 16}, fingerprint=task.fingerprint,
+        strategy=strategy, options={}, clients=3, fraction=1.0, min_clients=1, rounds=1, partition="iid", ranks=[4],
+        lora_alpha=8.0, target_modules=["query", "intermediate.dense"], local_epochs=1, batch_size=8, lr=0.01,
+        head_lr=0.01, robust=None, malicious=0, clip=None, noise=0.0, delta=None, norm_ratio=20.0, seed=0,
+        method=method.strip(), method_options=dict(options),
+    )  # fmt: skip

@@ -147,13 +147,29 @@ def test_encrypted_and_too_few(files, tmp_path: Path, monkeypatch, light) -> Non
 
 
 def test_real_clients_in_processes_and_in_ray_end_in_the_same_numbers(files, tmp_path: Path) -> None:
-    given = {"clients": 2, "fraction": 1.0, "rounds": 1, "partition": "iid", "deadline": 300.0}
+    """Two rounds: in the second, the processes' clients find their examples in the context."""
+    given = {"clients": 2, "fraction": 1.0, "rounds": 2, "partition": "iid", "deadline": 300.0}
     one = federate(**small(files, tmp_path / "ray", **given, workers=1))
     two = federate(**small(files, tmp_path / "processes", **given, backend="processes", port=free_port()))
     for name in ("validation", "test", "bytes_up", "bytes_down"):
         assert one[name] == two[name]
     assert json.loads((tmp_path / "ray" / results.METRICS).read_text())["test"] == two["test"]
     assert processes_of(tmp_path / "processes" / processes.HOME) == []
+
+
+def test_a_ray_worker_that_dies_is_replaced(files, tmp_path: Path, monkeypatch, light) -> None:
+    """Its client is asked again, and the numbers are those of a run in which none died."""
+    import dying_client
+
+    from eckart.jobs.federate import client
+
+    monkeypatch.setattr(client, "app", dying_client.app)
+    monkeypatch.setenv("DYING_CLIENT", str(tmp_path / "died"))
+    given = {"clients": 3, "fraction": 1.0, "partition": "iid", "deadline": 120.0}
+    metrics = federate(**small(files, tmp_path / "run", **given, workers=2))
+    assert (tmp_path / "died").exists()
+    assert [row["clients"] for row in rows_of(tmp_path / "run", "rounds.csv")] == ["3", "3"]
+    assert federate(**small(files, tmp_path / "again", **given, workers=1))["test"] == metrics["test"]
 
 
 def test_a_port_in_use_is_refused(files, tmp_path: Path) -> None:

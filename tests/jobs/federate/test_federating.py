@@ -9,17 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from federate_cases import small
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from local_grid import LocalGrid
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from tiny_models import WORDS, save_gpt2
+from tiny_models import WORDS, save_gpt2, save_vit
 
 from eckart.errors import InputError
 from eckart.jobs.federate import client, results, simulation
+from eckart.jobs.federate.encoded import hold_out
 from eckart.jobs.federate.federating import federate
 from eckart.jobs.federate.server import serve
 from eckart.tasks.task import load_task
@@ -32,12 +34,13 @@ class Stop(Exception):
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Clients are functions of this process instead of Ray's; ``after`` stops the run after so many rounds."""
-    control: dict[str, Any] = {"after": None, "messages": []}
+    control: dict[str, Any] = {"after": None, "messages": [], "contexts": {}}
 
     def simulate(plan, task, directory: Path, *, deadline: float, workers, on_round) -> dict[str, Any]:
         def answer(number: int, message: Message):
             control["messages"].append((number, message))
-            context = type("Context", (), {"node_config": {"partition-id": number}})()
+            state = control["contexts"].setdefault(number, RecordDict())
+            context = type("Context", (), {"node_config": {"partition-id": number}, "state": state})()
             message.metadata.__dict__.setdefault("_src_node_id", 1)
             return client.train(message, context).content
 
@@ -193,10 +196,10 @@ def test_a_client_may_have_data_and_a_model_of_its_own(files, tmp_path: Path, in
 
 
 def test_hold_out_is_a_tenth_and_apart() -> None:
-    kept, held = client.hold_out(list(range(100, 125)), 0, 3)
+    kept, held = hold_out(list(range(100, 125)), 0, 3)
     assert (len(kept), len(held)) == (23, 2)
     assert sorted(kept + held) == list(range(100, 125))
-    assert client.hold_out([1, 2, 3], 0, 0) == ([1, 2, 3], [])
+    assert hold_out([1, 2, 3], 0, 0) == ([1, 2, 3], [])
 
 
 @pytest.mark.parametrize(
@@ -295,3 +298,16 @@ def test_clients_refuse_other_files_than_the_servers(files, tmp_path: Path) -> N
     assert task.fingerprint != plan.fingerprint
     with pytest.raises(InputError, match="are not the server's"):
         client.local_round(plan, 0, {}, number=1, fresh_seed=0)
+
+
+def test_pictures(tmp_path: Path, in_process) -> None:
+    labels = np.arange(60) % 2
+    light = np.random.default_rng(0).integers(0, 120, (60, 16, 16, 3)) + 100 * labels[:, None, None, None]
+    np.savez(tmp_path / "data.npz", images=light.astype(np.uint8), labels=labels)
+    files = {"model": str(save_vit(tmp_path / "vit")), "data": str(tmp_path / "data.npz")}
+    given = {"clients": 3, "fraction": 1.0, "local_epochs": 4, "strategy": "flexlora", "partition": "iid"}
+    metrics = federate(**small(files, tmp_path / "run", **given))
+    assert metrics["kind"] == "image-classification"
+    assert metrics["validation"]["score"] > 0.9  # bright against dark
+    assert not any(in_process["contexts"].values())  # pixels are not kept in the context
+    assert adapter(tmp_path / "run")

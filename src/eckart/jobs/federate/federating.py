@@ -11,7 +11,7 @@ from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, check_output
 from eckart.jobs.federate import results
-from eckart.jobs.federate.plan import Plan
+from eckart.jobs.federate.plan import PEFT_LORA, Plan
 from eckart.jobs.federate.processes import HOME, check_port, end_leftovers, run_processes
 from eckart.jobs.federate.results import RUN
 
@@ -25,6 +25,8 @@ def federate(
     *,
     output: str | Path,
     options: Mapping[str, Any] | None = None,
+    method: str = PEFT_LORA,
+    method_options: Mapping[str, Any] | None = None,
     clients: int = 20,
     fraction: float = 0.3,
     min_clients: int = 2,
@@ -65,6 +67,8 @@ def federate(
         strategy: slug, see `eckart.methods("federated")`.
         output: directory of the run.
         options: the strategy's own options.
+        method: the adapter that clients train: PEFT's own LoRA, or one of eckart's that is a product of two factors.
+        method_options: its own options, such as ``use_rslora``.
         clients: how many there are.
         fraction: share of them that trains in a round.
         min_clients: fewest updates that make a round.
@@ -130,6 +134,8 @@ def federate(
         delta=delta,
         norm_ratio=norm_ratio,
         seed=seed,
+        method=method.strip().lower().replace("_", "-"),
+        method_options=dict(method_options or {}),
     )
     plan.check()
     if not (directory / RUN).is_file() or overwrite:
@@ -154,6 +160,7 @@ def _run(
 ) -> dict[str, Any]:
     from eckart.federated.flower import check_ranks
     from eckart.jobs.federate import lora
+    from eckart.jobs.federate.local import check_method
     from eckart.jobs.federate.server import begin, combination_of
     from eckart.tasks.task import load_task
 
@@ -166,7 +173,7 @@ def _run(
         target_modules=plan.target_modules or lora.linear_layers(task),
     )
     plan.split(task)
-    begin(task, plan)
+    check_method(task, plan, begin(task, plan).shapes)
     run = directory / RUN
     if run.is_file() and not overwrite:
         plan.check_same(Plan.from_json(run.read_text(encoding="utf-8")))

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +36,7 @@ def with_lora(
     scaling: float,
     seed: int,
     ranks: Mapping[str, int] | None = None,
+    **options: Any,
 ) -> PeftModel:
     """The task's model with LoRA of rank r, its head trainable.
 
@@ -45,6 +47,7 @@ def with_lora(
         scaling: what B A is multiplied by.
         seed: of the head.
         ranks: layer name -> its own rank, where it has one.
+        options: further ones of PEFT's LoraConfig.
 
     Raises:
         InputError: target modules that match nothing or are no linear layers.
@@ -57,6 +60,7 @@ def with_lora(
         alpha_pattern={name: scaling * rank for name, rank in ranks.items()},
         target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
         modules_to_save=list(task.head_modules) or None,
+        **options,
     )
     try:
         model: PeftModel = get_peft_model(task.fresh_model(seed), config)
@@ -80,9 +84,14 @@ def shapes_and_head(model: PeftModel) -> tuple[dict[str, tuple[int, int]], dict[
     for name, layer in lora_layers(model).items():
         a, b = (cast(nn.Linear, part["default"]).weight for part in (layer.lora_A, layer.lora_B))
         shapes[name] = (b.shape[0], a.shape[1])
-    factors = {key.format(name) for name in shapes for key in (KEY_A, KEY_B)}
-    state = get_peft_model_state_dict(model)
-    return shapes, {key: value.detach().float().cpu() for key, value in state.items() if key not in factors}
+    return shapes, {key: value.detach().float().cpu().clone() for key, value in head(model).items()}
+
+
+def head(model: PeftModel) -> dict[str, Tensor]:
+    """The trained copies of the head's tensors, by the keys that PEFT saves them under."""
+    mark = ".modules_to_save.default."
+    state = model.state_dict(keep_vars=True)
+    return {key.replace(mark, "."): value for key, value in state.items() if mark in key}
 
 
 @torch.no_grad()
@@ -93,11 +102,11 @@ def add_to_base(model: PeftModel, updates: Mapping[str, Tensor]) -> None:
         model: adapted.
         updates: layer name -> (out, in).
     """
-    layers = lora_layers(model)
+    root = model.get_base_model()
     for name, update in updates.items():
-        layer = layers[name]
-        weight = cast(nn.Linear, layer.get_base_layer()).weight
-        weight += (update.mT if layer.fan_in_fan_out else update).to(weight)
+        layer = cast(BaseTunerLayer, root.get_submodule(name)).get_base_layer()
+        weight = cast(nn.Linear, layer).weight
+        weight += (update.mT if isinstance(layer, Conv1D) else update).to(weight)
 
 
 def load_factors(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
@@ -107,15 +116,6 @@ def load_factors(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
         raise InputError(
             f"the server sent {result.unexpected_keys[0]}, which this model has not: use the same model"
         )
-
-
-def trained_tensors(model: PeftModel, freezes_a: bool) -> dict[str, Tensor]:
-    """What a client sends: all that it trained, float32 on the CPU."""
-    left_out = {KEY_A.format(name) for name in lora_layers(model)} if freezes_a else set()
-    state = get_peft_model_state_dict(model)
-    return {
-        key: value.detach().float().cpu().contiguous() for key, value in state.items() if key not in left_out
-    }
 
 
 def server_model(task: Task, state: ServerState, seed: int) -> Any:

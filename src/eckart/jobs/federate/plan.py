@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from eckart.arguments import check_least, check_positive
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("rounds",)
 """What a resumed run may say otherwise: it can be made longer."""
+PEFT_LORA = "peft:lora"
+"""What clients train where nothing else is said."""
 HOLD_OUT = 0.1
 """Share of a client's examples that it scores models on and does not train on."""
 
@@ -38,6 +40,7 @@ class Plan:
         robust, malicious, clip, noise, delta: see `eckart.federated.robust`.
         norm_ratio: an update is refused above this multiple of the round's median norm.
         seed: of the partition, the choice of clients, fresh factors, heads and data order.
+        method, method_options: the adapter that clients train, see `eckart.jobs.federate.local`.
     """
 
     model: str | None
@@ -65,6 +68,8 @@ class Plan:
     delta: float | None
     norm_ratio: float
     seed: int
+    method: str = PEFT_LORA
+    method_options: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what cannot be run, before anything is read and torch is loaded.
@@ -134,7 +139,7 @@ class Plan:
         """
         try:
             values = json.loads(text)
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"run.json is damaged or of another version ({error}): begin again with --overwrite"
