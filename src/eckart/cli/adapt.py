@@ -149,7 +149,6 @@ def adapt(
                 on_step=on_step,
                 **said,
                 max_length=max_length,
-                limits=task.limits(),
             )
     except KeyboardInterrupt:
         if (output / RUN).is_file():

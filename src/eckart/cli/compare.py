@@ -135,7 +135,6 @@ def compare(
         quick=quick,
         overwrite=overwrite,
         learning_rates=learning_rates,
-        limits=task.limits(),
         target_modules=layers,
         **said,
     )

@@ -65,11 +65,5 @@ class TaskOptions:
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
         said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
-        return {
-            **{name: value for name, value in said.items() if name not in ("sep", "columns", "encoding")},
-            **form,
-        }
-
-    def limits(self) -> dict[str, int] | None:
-        """Most examples of each split."""
-        return words.limits(self.limit)
+        found = {name: value for name, value in said.items() if name not in ("sep", "columns", "encoding")}
+        return {**found, **form, "limits": words.limits(self.limit)}
