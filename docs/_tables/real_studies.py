@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, machine, percent, result, rows, signed, table
+from _rows import Blocks, Row, machine, percent, result, rows, signed, table
 
 DATA = {"docstrings": "the built-in docstrings", "sst2": "SST-2"}
 RULES = {"meet": "grid, intervals that do not meet", "paired": "grid, paired", "race": "race"}
 ORDER = ("meet", "paired", "race")
+
+
+def points(r: Row) -> str:
+    """The difference to the best and its interval, in points."""
+    if r["to_best"] is None:
+        return "–"
+    value, low, high = (signed(100 * r[key], 1) for key in ("to_best", "to_best_low", "to_best_high"))
+    return f"{value} ({low} to {high})"
 
 
 def board(data: str) -> str:
@@ -15,9 +23,7 @@ def board(data: str) -> str:
         (
             r["label"],
             f"{percent(r['score'])} %",
-            "–"
-            if r["to_best"] is None
-            else f"{signed(100 * r['to_best'], 1)} ({signed(100 * r['to_best_low'], 1)} to {signed(100 * r['to_best_high'], 1)})",
+            points(r),
             f"{r['trained_parameters']:,.0f}",
             f"{r['lr']:g}",
             "yes" if r["ruled_out"] else "",
@@ -40,9 +46,20 @@ def studies() -> str:
             f"{r['set']:.1f}",
             f"{percent(r['best lost'])} %",
         )
-        for r in sorted(found, key=lambda r: (list(DATA).index(r["data"]), r["seeds"], ORDER.index(r["rule"])))
+        for r in sorted(
+            found, key=lambda r: (list(DATA).index(r["data"]), r["seeds"], ORDER.index(r["rule"]))
+        )
     ]
-    head = ("data", "rule", "seeds", "training steps", "names one", "wrongly", "methods left", "the best lost")
+    head = (
+        "data",
+        "rule",
+        "seeds",
+        "training steps",
+        "names one",
+        "wrongly",
+        "methods left",
+        "the best lost",
+    )
     return table(head, lines)
 
 

@@ -310,7 +310,9 @@ def test_one_class_only(tmp_path):
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_measurements_for_labels(tmp_path, ending):
     rows = [{"text": f"t{i}", "label": i / 4} for i in range(20)]
-    refuse(write(tmp_path / f"d.{ending}", rows), "0.25", "regression is not supported", "--label-column")
+    path = write(tmp_path / f"d.{ending}", rows)
+    assert read_data(path).target == "numbers"
+    refuse(path, "0.25", "--kind regression", "--label-column", target="classes", labelled=True)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
@@ -333,7 +335,9 @@ def test_missing_cells_of_csv(tmp_path):
 def test_cells_of_the_wrong_type(tmp_path):
     refuse(write(tmp_path / "d.jsonl", [{"text": 5, "label": 1}] * 3), "row 1", "column text", "not text")
     rows = [{"text": "t", "label": [1, 2]}] * 3
-    refuse(write(tmp_path / "e.jsonl", rows), "row 1", "several labels are not supported")
+    refuse(write(tmp_path / "e.jsonl", rows), "lists of labels", "--kind multi-label", target="classes")
+    rows = [{"text": "t", "label": {"a": 1}}] * 3
+    refuse(write(tmp_path / "f.jsonl", rows), "row 1", "is not one class")
 
 
 def test_truncated_csv_names_the_line(tmp_path):

@@ -15,7 +15,7 @@ from eckart.tasks.task import load_task
 def scores(task: Any, model: Any, rows: list[Any]) -> np.ndarray:
     batch = task.collator(rows)
     with torch.no_grad():
-        return task.per_example(model(**batch), batch["labels"])
+        return task.scores(task.outcomes(model(**batch), batch))[0]
 
 
 def refuse(model: object, data: object, *words: str, **options: object) -> None:

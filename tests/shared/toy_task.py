@@ -101,8 +101,17 @@ class ToyTask:
         names = {"kind": self.kind, "model": self.model_name, "data": self.data_name}
         return names | {"sizes": SIZES, "labels": self.labels, "fingerprint": self.fingerprint}
 
-    def per_example(self, outputs: Any, labels: torch.Tensor) -> np.ndarray:
-        return (outputs.logits.argmax(-1) == labels).float().cpu().numpy()
+    def outcomes(self, outputs: Any, batch: Any) -> np.ndarray:
+        return np.stack([batch["labels"].cpu().numpy(), outputs.logits.argmax(-1).cpu().numpy()], axis=1)
+
+    def answered(self, model: Any, split: Any, outcomes: np.ndarray, batch_size: int) -> np.ndarray:
+        return outcomes
+
+    def scores(self, outcomes: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        return (outcomes[:, 0] == outcomes[:, 1]).astype(float), {}
+
+    def predictions(self, outcomes: np.ndarray) -> list[int]:
+        return outcomes[:, 1].tolist()
 
 
 def install(**fields: Any) -> ToyTask:

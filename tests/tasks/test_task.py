@@ -112,7 +112,8 @@ def test_language_model_blocks_and_bits(gpt2, corpus):
             chosen = logits.log_softmax(-1)[torch.arange(15), row["input_ids"][1:]]
             assert score == pytest.approx(-chosen.mean().item() / math.log(2), rel=1e-5)
     uniform = SimpleNamespace(logits=torch.zeros(2, 4, 32))
-    assert task.per_example(uniform, torch.ones(2, 4, dtype=torch.long)).tolist() == pytest.approx([5, 5])
+    found = task.outcomes(uniform, {"labels": torch.ones(2, 4, dtype=torch.long)})
+    assert task.scores(found)[0].tolist() == pytest.approx([5, 5])
 
 
 def test_language_model_on_rows_joins_them_by_the_end_token(gpt2, reviews):
@@ -124,7 +125,7 @@ def test_language_model_on_rows_joins_them_by_the_end_token(gpt2, reviews):
 
 def test_scores_of_classes_and_of_a_run_that_diverged(task):
     outputs = SimpleNamespace(logits=torch.tensor([[1.0, 2], [2, 1], [math.nan, 1], [math.inf, 1]]))
-    result = task.per_example(outputs, torch.tensor([1, 1, 0, 0]))
+    result, _ = task.scores(task.outcomes(outputs, {"labels": torch.tensor([1, 1, 0, 0])}))
     assert result[:2].tolist() == [1, 0]
     assert np.isnan(result[2:]).all()
 

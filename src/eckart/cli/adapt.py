@@ -13,26 +13,20 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
-    Columns,
     Data,
-    Encoding,
-    Kind,
-    LabelColumn,
-    Limit,
     Model,
     Optimizer,
     OptimizerOption,
     Output,
     Overwrite,
-    Sep,
     Targets,
-    TextColumn,
     adapters,
     choices,
     flag,
     option,
 )
-from eckart.cli.words import fields, limits, options, targets
+from eckart.cli.task import TaskOptions
+from eckart.cli.words import fields, options, targets
 from eckart.compression._criteria import CRITERIA
 from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
 from eckart.jobs.adapt.loram_options import pruning
@@ -41,6 +35,7 @@ from eckart.tasks.optimizers import check_optimizer
 
 def adapt(
     output: Output,
+    task: TaskOptions,
     model: Model = None,
     data: Data = None,
     method: Annotated[
@@ -78,13 +73,6 @@ def adapt(
     optimizer_option: OptimizerOption = None,
     seed: Annotated[int, option("N", "Of the data order, the head, the adapters and dropout.", TRAINING)] = 0,
     max_length: Annotated[int, option("N", "Tokens of an example at most.", TRAINING)] = 128,
-    kind: Kind = "auto",
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    sep: Sep = None,
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    limit: Limit = None,
     save_every: Annotated[
         int | None, option("N", "Steps between checkpoints; a tenth of all when left out.", OUTPUT)
     ] = None,
@@ -117,8 +105,8 @@ def adapt(
     from eckart.data.read import check_source
     from eckart.tasks.pretrained import find_model
 
-    given, of_optimizer, most = options(option_), options(optimizer_option), limits(limit)
-    form = fields(sep, columns, encoding)
+    given, of_optimizer, said = options(option_), options(optimizer_option), task.given()
+    form = fields(task.sep, task.columns, task.encoding)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
@@ -130,7 +118,7 @@ def adapt(
     pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     if model is not None or data is None:  # else the data tell which one is meant
-        find_model(model, kind)
+        find_model(model, task.kind)
     check_source(data, form)
 
     from eckart.jobs.adapt.finetuning import finetune
@@ -159,21 +147,20 @@ def adapt(
                 overwrite=overwrite,
                 on_task=tell_task,
                 on_step=on_step,
-                kind=kind,
-                text_column=text_column,
-                label_column=label_column,
-                **form,
+                **said,
                 max_length=max_length,
-                limits=most,
             )
     except KeyboardInterrupt:
         if (output / RUN).is_file():
             print("eckart: go on with the same command and --resume", file=sys.stderr)
         raise
-    rows = table("split", metrics["metric"].replace("_", " "), "95% interval")
+    rows = table("split", metrics["metric"].replace("_", " "), "95% interval", "also")
     for split in ("validation", "test"):
         scored = metrics[split]
-        rows.add_row(split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}")
+        also = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scored["also"].items())
+        rows.add_row(
+            split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}", also
+        )
     told = (
         f"{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
         f"{metrics['head_parameters']:,} in the head. Written: {output}"

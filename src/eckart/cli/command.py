@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -46,8 +46,14 @@ class Answer:
 
 
 def command(function: Callable[..., Answer]) -> Callable[..., None]:
-    """A function with options as a command: with those that every command has, and its answer printed."""
+    """A function with options as a command: with those that every command has, and its answer printed. A parameter that
+    is a dataclass stands for the options that its fields are."""
     signature = inspect.signature(function, eval_str=True)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
     common = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         for name, default, kind in (("json_", False, Json), ("config", None, Config), ("debug", False, Debug))
@@ -55,6 +61,8 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(json_: bool, config: Path | None, debug: bool, **given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         answer = function(**given)  # --config gave its defaults and --debug is for main
         if json_:
             show_json(answer.value)
@@ -62,7 +70,21 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
         for part in answer.shown:
             show(part)
 
-    parameters = [*signature.parameters.values(), *common]
+    own = (
+        _options(groups[parameter.name]) if parameter.name in groups else [parameter]
+        for parameter in signature.parameters.values()
+    )
+    parameters = [*(parameter for part in own for parameter in part), *common]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters."""
+    kinds = get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [
+        inspect.Parameter(field.name, kind, default=field.default, annotation=kinds[field.name])
+        for field in fields(group)
+    ]

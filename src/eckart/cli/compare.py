@@ -17,23 +17,17 @@ from eckart.cli.options import (
     METHOD,
     OUTPUT,
     TRAINING,
-    Columns,
     Data,
-    Encoding,
-    Kind,
-    LabelColumn,
-    Limit,
     Model,
     Overwrite,
-    Sep,
     Targets,
-    TextColumn,
     adapters,
     choices,
     flag,
     option,
 )
-from eckart.cli.words import fields, limits, rates, targets
+from eckart.cli.task import TaskOptions
+from eckart.cli.words import rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 
@@ -45,6 +39,7 @@ COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio
 
 
 def compare(
+    task: TaskOptions,
     model: Model = None,
     data: Data = None,
     methods: Annotated[
@@ -102,13 +97,6 @@ def compare(
         Literal["bytes", "memory", "step-time"],
         typer.Option(help="What the cheapest of several is cheapest by.", rich_help_panel=LIMITS),
     ] = "bytes",
-    kind: Kind = "auto",
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    sep: Sep = None,
-    columns: Columns = None,
-    encoding: Encoding = "utf-8",
-    limit: Limit = None,
     output: Annotated[Path, option("DIR", "Directory of the results.", OUTPUT)] = Path("eckart-compare"),
     storage: Annotated[
         str | None,
@@ -122,8 +110,7 @@ def compare(
     """
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
-    learning_rates, most, layers = rates(lr), limits(limit), targets(target_modules)
-    fields(sep, columns, encoding)
+    learning_rates, layers, said = rates(lr), targets(target_modules), task.given()
 
     import eckart
 
@@ -136,12 +123,6 @@ def compare(
         seeds=seeds,
         batch_size=batch_size,
         max_length=max_length,
-        kind=kind,
-        text_column=text_column,
-        label_column=label_column,
-        sep=sep,
-        columns=columns,
-        encoding=encoding,
         output=output,
         storage=storage,
         time=time,
@@ -152,13 +133,13 @@ def compare(
         quick=quick,
         overwrite=overwrite,
         learning_rates=learning_rates,
-        limits=most,
         target_modules=layers,
+        **said,
     )
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
     from eckart.jobs.compare.judgement import judge
-    from eckart.jobs.compare.leaderboard import QUANTITIES, metric_of
+    from eckart.jobs.compare.leaderboard import METRICS, QUANTITIES, Metric, metric_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
@@ -166,16 +147,19 @@ def compare(
     judgement = judge(results, read_examples(output / "examples.parquet"), terms)
     board, told = judgement.board, sentences(judgement)
     metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]
+    others = [json.loads(text) for text in board["also"]]
+    names = list(dict.fromkeys(name for also in others for name in also))
     rows = table(
         "method",
         metric.name,
         "to the best",
         "to LoRA",
+        *(METRICS.get(name, Metric(name)).name for name in names),
         *(item.title for item in costs),
         "learning rate",
         "state",
     )
-    for row, entry in zip(board.to_dict("records"), board.itertuples(), strict=True):
+    for row, entry, also in zip(board.to_dict("records"), board.itertuples(), others, strict=True):
         rows.add_row(
             row["label"],
             metric.show(row["score"]) if row["seeds"] else "-",
@@ -183,6 +167,7 @@ def compare(
                 metric.change(row[f"to_{word}"], row[f"to_{word}_low"], row[f"to_{word}_high"])
                 for word in ("best", "lora")
             ),
+            *(METRICS.get(name, Metric(name)).show(also[name]) if name in also else "-" for name in names),
             *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
             standing(entry),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from eckart.catalog import methods
 from eckart.tasks.optimizers import OPTIMIZERS
+from eckart.tasks.options import KindName
 
 MODEL_AND_DATA, METHOD, TRAINING, OUTPUT, COMMON = (
     "Model and data",
@@ -72,7 +73,7 @@ Data = Annotated[
     ),
 ]
 Kind = Annotated[
-    Literal["auto", "text-classification", "causal-lm", "image-classification"],
+    KindName,
     typer.Option(help="The task; auto: as the data says.", rich_help_panel=MODEL_AND_DATA),
 ]
 TextColumn = Annotated[

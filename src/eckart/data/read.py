@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from eckart.data import images
-from eckart.data.columns import choose_columns, encode_labels, pick_columns
+from eckart.data.chat import chat_columns, read_conversations
+from eckart.data.columns import choose_columns, existing, label_columns, pick_columns
 from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
+from eckart.data.labels import CLASSES, Labels, encode_labels
 from eckart.data.splits import PARTS, Split, complete
 from eckart.data.stdlib_docs import ACTS, RETURNS, stdlib_docstrings
 from eckart.data.tables import Table, is_table, read_table
@@ -22,15 +24,20 @@ from eckart.errors import InputError, first_line
 from eckart.extras import require
 from eckart.hub import download, is_path
 
+CHAT = "chat"
+"""A target as `CLASSES` and its like are: what the assistant says."""
+
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: ``kind`` is "text" or "image"; ``labels`` are the class names, None for plain text."""
+    """A data set: ``kind`` is "text", "image" or "chat"; ``labels`` are the names of classes, None without any."""
 
     name: str
     kind: str
     splits: dict[str, Split]
     labels: list[str] | None = None
+    target: str | None = None
+    """What is to be told of an example: see `eckart.data.labels`; None for text that has no labels."""
     notes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     """Those that were read, where the data has columns: of the input, and last of the label if there is one."""
@@ -41,7 +48,7 @@ class Data:
         for part in PARTS:
             sha.update(part.encode() + repr(self.splits[part].labels).encode())
             for item in self.splits[part].inputs:
-                if isinstance(item, dict):
+                if isinstance(item, dict) and "bytes" in item:
                     item = item["bytes"] or Path(item["path"])
                 if isinstance(item, Path):
                     item = item.read_bytes()
@@ -62,13 +69,14 @@ def stdlib_data() -> Data:
         part: Split([d.text for d in docs], [index[d.label] for d in docs], [d.module for d in docs])
         for part, docs in found.items()
     }
-    return Data("the docstrings of Python's standard library", "text", splits, names)
+    return Data("the docstrings of Python's standard library", "text", splits, names, CLASSES)
 
 
 def read_data(
     source: str | Path | None,
     *,
     labelled: bool | None = None,
+    target: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
     sep: str | None = None,
@@ -83,6 +91,7 @@ def read_data(
             a folder of images per class, a saved `datasets` set), a hub name (``owner/name`` or ``owner/name:config``);
             None is the embedded set.
         labelled: True needs labels, False ignores them, None takes them where they are.
+        target: what is to be told, such as `CLASSES` or `CHAT`; as the data look when None.
         text_column: the column of texts, or two joined by a comma for pairs; found by its name when None.
         label_column: the column of labels; found by its name when None.
         sep: what stands between the fields of a text file, such as ``";"`` or ``"tab"``; as its ending says when None.
@@ -96,34 +105,70 @@ def read_data(
     form = Format(sep, columns, encoding)
     if source is None:
         form.refuse("what is read without --data", "none")
+        if target not in (None, CLASSES):
+            raise InputError(
+                "--data is left out, and the built-in data are for classification or for their text alone"
+            )
         return without_labels(stdlib_data()) if labelled is False else stdlib_data()
     tables = locate(source, form)
-    notes: list[str] = []
     empty = next((table for table in tables.values() if not len(table)), None)
     if empty is not None:
         raise InputError(f"--data {empty.source} has no rows")
-    chosen = {
-        part: pick_columns(table, text_column, label_column, labelled) for part, table in tables.items()
+    first = next(iter(tables.values()))
+    if target == CHAT or (labelled is None and target is None and label_column is None):
+        labels = () if target == CHAT else label_columns(first, None, None)
+        if not labels and (taken := chat_columns(first, text_column, wanted=target == CHAT)):
+            return _conversations(str(source), tables, taken, seed)
+    return _labelled(str(source), tables, (text_column, label_column, labelled), target, seed)
+
+
+def _conversations(source: str, tables: Mapping[str, Table], taken: list[str], seed: int) -> Data:
+    notes: list[str] = []
+    for table in tables.values():
+        for name in taken:
+            existing(table, name, "--text-column")
+    splits = {part: Split(read_conversations(table, taken)) for part, table in tables.items()}
+    return Data(source, CHAT, complete(splits, None, seed, notes), None, CHAT, notes, taken)
+
+
+def _labelled(
+    source: str,
+    tables: Mapping[str, Table],
+    asked: tuple[str | None, str | None, bool | None],
+    target: str | None,
+    seed: int,
+) -> Data:
+    """Texts or images with their labels, or without any."""
+    notes: list[str] = []
+    chosen: dict[str, tuple[Sequence[Any], Labels | None]] = {
+        part: pick_columns(table, *asked) for part, table in tables.items()
     }
-    hidden = [part for part, (_, labels) in chosen.items() if labels and set(labels) == {"-1"}]
+    hidden = [
+        part for part, (_, labels) in chosen.items() if labels and all(label == "-1" for label in labels)
+    ]
     for part in hidden:
         del chosen[part]
         notes.append(f"the {part} split has hidden labels (all -1) and is left out")
     if not chosen:
         raise InputError(f"--data {source}: every label is -1, there is nothing to learn from")
-    names, encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables, notes)
-    splits = {part: Split(inputs, encoded[part]) for part, (inputs, _) in chosen.items()}
+    encoded = encode_labels({part: labels for part, (_, labels) in chosen.items()}, tables, notes, target)
+    splits = {part: Split(inputs, encoded.columns[part]) for part, (inputs, _) in chosen.items()}
     kind = "image" if images.is_image(next(iter(splits.values())).inputs[0]) else "text"
-    splits = complete(splits, names, seed, notes)
+    splits = complete(splits, encoded.names if encoded.target == CLASSES else None, seed, notes)
     read = next(iter(tables.values()))
-    taken = choose_columns(read, text_column, label_column, labelled) if len(read.columns) > 1 else []
-    return Data(str(source), kind, splits, names, notes, taken)
+    taken = choose_columns(read, *asked) if len(read.columns) > 1 else []
+    if left := [name for name in read.columns if taken and name not in taken]:
+        notes.append(f"columns that are not used: {', '.join(left)}")
+    return Data(source, kind, splits, encoded.names, encoded.target, notes, taken)
 
 
 def without_labels(data: Data) -> Data:
     """The same examples as plain text."""
     return replace(
-        data, splits={part: replace(s, labels=None) for part, s in data.splits.items()}, labels=None
+        data,
+        splits={part: replace(s, labels=None) for part, s in data.splits.items()},
+        labels=None,
+        target=None,
     )
 
 

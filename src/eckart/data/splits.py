@@ -28,14 +28,20 @@ PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split: inputs (texts, pairs of texts, or images), class indices, and where each came from."""
+    """Examples of one split: inputs (texts, pairs, images, conversations), labels (indices of classes, numbers, or a
+    0 or 1 for each label), and where each came from."""
 
     inputs: Sequence[Any]
-    labels: list[int] | None = None
+    labels: list[Any] | None = None
     groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    @property
+    def classes(self) -> list[int] | None:
+        """The labels where each is the index of one class: what cuts keep the shares of."""
+        return self.labels if self.labels and isinstance(self.labels[0], int) else None
 
     def take(self, indices: Sequence[int]) -> Split:
         """The examples at ``indices``, in that order."""
@@ -78,24 +84,27 @@ def _check_labels(splits: Mapping[str, Split], names: list[str] | None) -> None:
         for label, name in enumerate(names):
             if label not in present[part]:
                 where = next(other for other in PARTS if label in present[other])
+                score = all(other.lstrip("-").isdigit() for other in names)
                 raise InputError(
                     f"--data: label {name!r} is missing from the {part} split while {where} has it; "
                     "drop these rows, or give one file and let it be split"
+                    + ("; if the labels are a score, say --kind regression" if score else "")
                 )
 
 
 def _cut(split: Split, share: float, seed: int, names: list[str] | None) -> tuple[Split, Split]:
     """Cut off ``share`` of a split: stratified, or at a line end near that position for one plain text."""
-    if split.labels is None and len(split) == 1:
+    if split.labels is None and len(split) == 1 and isinstance(split.inputs[0], str):
         text = split.inputs[0]
         at = round(len(text) * (1 - share))
         end = text.rfind("\n", 0, at) + 1 or at
         return replace(split, inputs=[text[:end]]), replace(split, inputs=[text[end:]])
-    if names and split.labels and (rare := Counter(split.labels).most_common()[-1])[1] < 2:
+    if names and split.classes and (rare := Counter(split.classes).most_common()[-1])[1] < 2:
         raise InputError(
             f"--data: label {names[rare[0]]!r} has too few examples to be in every split; 3 are needed"
+            + ("; if the labels are a score, say --kind regression" if names[0].lstrip("-").isdigit() else "")
         )
-    chosen = sample(split.labels, len(split), max(1, round(len(split) * share)), seed)
+    chosen = sample(split.classes, len(split), max(1, round(len(split) * share)), seed)
     held = set(chosen)
     return split.take([i for i in range(len(split)) if i not in held]), split.take(chosen)
 
@@ -114,7 +123,7 @@ def limit(
             raise InputError(f"--limit {part}={number}: give train, validation or test, and at least 1")
         whole = splits[part]
         if number < len(whole):
-            kept[part] = whole.take(sample(whole.labels, len(whole), number, seed))
+            kept[part] = whole.take(sample(whole.classes, len(whole), number, seed))
             notes.append(f"{part}: {len(kept[part]):,} of {len(whole):,} examples")
     return kept
 

@@ -7,6 +7,7 @@ where there is one, the line. Rows are counted from 1, the header not included.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
+
+    @property
+    def listed(self) -> str:
+        """The file with its columns, for messages."""
+        return f"{self.source} (its columns: {', '.join(self.columns)})"
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_table(path: Path, form: Format = AS_ENDING) -> bool:

@@ -88,7 +88,9 @@ class RowSolver:
         below = torch.linalg.qr(other).R if self.everywhere else other[:0]
         counts = data.pointer.diff()
         solved, left = other.new_zeros(len(counts), k), counts > 0
-        if (self.kind == "cholesky" or (self.kind == "auto" and k <= DIRECT_RANK)) and bool((ridge > 0).all()):
+        if (self.kind == "cholesky" or (self.kind == "auto" and k <= DIRECT_RANK)) and bool(
+            (ridge > 0).all()
+        ):
             solved, left = ridge_solutions(data, other, ridge, below)
         order = torch.where(left, counts, 0).argsort()
         lengths = counts[order]

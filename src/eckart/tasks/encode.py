@@ -43,8 +43,8 @@ class Rows(Dataset[dict[str, Any]]):
         return self.rows[index]
 
 
-def load_tokenizer(checkpoint: Checkpoint, model: Any, kind: str) -> Any:
-    """The tokenizer of a checkpoint, with a padding token where the task needs one.
+def load_tokenizer(checkpoint: Checkpoint, model: Any, *, pad: bool = False) -> Any:
+    """The tokenizer of a checkpoint, with a token to pad with where the task needs one.
 
     Raises:
         InputError: no tokenizer, one with more tokens than the model has, or none to pad with.
@@ -65,7 +65,7 @@ def load_tokenizer(checkpoint: Checkpoint, model: Any, kind: str) -> Any:
         raise InputError(
             f"--model {name}: its tokenizer has {len(tokenizer)} tokens and the model {rows}: not of one another"
         )
-    if kind == "text-classification":
+    if pad:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token is None:

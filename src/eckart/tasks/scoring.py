@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from eckart.tasks.task import Task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score on one split with its 95% interval over the examples, and the mean loss."""
+    """A score on one split with its 95% interval over the examples, the mean loss, and the task's other scores."""
 
     score: float
     ci_low: float
     ci_high: float
     loss: float
+    also: dict[str, float] = field(default_factory=dict)
 
     @property
     def standard_error(self) -> float:
@@ -41,18 +42,20 @@ class Scored:
     """What a model makes of every example of a split, in the order of the split.
 
     Attributes:
-        scores: of each example, as `Task.per_example` gives them.
+        scores: of each example; their mean is the score.
         loss: the mean over the examples.
         predictions: the class said of each example; None where there are no classes.
+        also: the task's other scores.
     """
 
     scores: Float[np.ndarray, " n"]
     loss: float
     predictions: list[int] | None
+    also: Mapping[str, float] = field(default_factory=dict)
 
     def evaluation(self, groups: Sequence[str] | None = None) -> Evaluation:
         """The mean with its interval; clustered where the examples come in groups."""
-        return Evaluation(*interval(self.scores, groups), loss=self.loss)
+        return Evaluation(*interval(self.scores, groups), loss=self.loss, also=dict(self.also))
 
 
 @torch.inference_mode()
@@ -63,8 +66,8 @@ def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size
     model.eval()
     sizes = lengths(split)
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
-    scores, losses, classes = np.empty(len(sizes)), 0.0, [-1] * len(sizes)
-    labelled = task.labels is not None
+    found: dict[int, np.ndarray] = {}
+    losses = 0.0
     for start, batch in zip(
         range(0, len(order), batch_size),
         DataLoader(Subset(split, order), batch_size=batch_size, collate_fn=task.collator),
@@ -73,13 +76,12 @@ def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size
         places = order[start : start + batch_size]
         batch = {name: value.to(device) for name, value in batch.items()}
         outputs = model(**batch)
-        scores[places] = task.per_example(outputs, batch["labels"])
+        found.update(zip(places, task.outcomes(outputs, batch), strict=True))
         losses += float(outputs.loss) * len(places)
-        if labelled:
-            for place, said in zip(places, outputs.logits.argmax(-1).tolist(), strict=True):
-                classes[place] = said
+    outcomes = task.answered(model, split, np.stack([found[i] for i in range(len(sizes))]), batch_size)
     model.train(training)
-    return Scored(scores, losses / len(sizes), classes if labelled else None)
+    scores, also = task.scores(outcomes)
+    return Scored(scores, losses / len(sizes), task.predictions(outcomes), also)
 
 
 SCORED_TOKENS = 4096

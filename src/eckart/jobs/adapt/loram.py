@@ -101,7 +101,9 @@ class PrunedBase:
             "test_of_the_small": dataclasses.asdict(evaluate(trained, task, task.test, size)),
         }
         config: Any = dataclasses.replace(cast(Any, trained.peft_config["default"]))
-        large = load_base(find_model(job.model), task.kind, task.labels).fresh(job.seed)
+        large = load_base(find_model(job.model), task.kind, task.form.outputs(), task.form.config()).fresh(
+            job.seed
+        )
         whole: Any = get_peft_model(large, config)
         set_peft_model_state_dict(whole, {name: value.cpu() for name, value in state.items()})
         whole.to(next(trained.parameters()).device)

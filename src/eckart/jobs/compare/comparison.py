@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import quote
 
 from eckart.arguments import check_least, read_budget
@@ -24,6 +24,7 @@ from eckart.jobs.compare.progress import Progress
 from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
 from eckart.quiet import quiet
+from eckart.tasks.options import TaskOptions, beyond_data
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -46,12 +47,6 @@ def compare(
     batch_size: int | None = None,
     max_length: int | None = None,
     target_modules: str | Sequence[str] | None = None,
-    kind: str = "auto",
-    text_column: str | None = None,
-    label_column: str | None = None,
-    sep: str | None = None,
-    columns: str | None = None,
-    encoding: str = "utf-8",
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
@@ -63,6 +58,7 @@ def compare(
     quick: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    **task_options: Unpack[TaskOptions],
 ) -> pd.DataFrame:
     """Race every method at the same budget on the same batches, tuned alike, and say which to use.
 
@@ -82,12 +78,6 @@ def compare(
         batch_size: examples in a step.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
-        kind: ``"text-classification"``, ``"causal-lm"``, ``"image-classification"`` or ``"auto"``.
-        text_column: the column of the text, where the data has columns.
-        label_column: the column of the label.
-        sep: between the fields of a text file, such as ``";"`` or ``"tab"``; as its ending says when None.
-        columns: names of its columns, with commas, where it has no header.
-        encoding: of its text.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
@@ -99,6 +89,8 @@ def compare(
         quick: a first impression: few steps, one learning rate, one seed.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
+        task_options: what the task is, such as ``kind="chat"`` or ``metric="mcc"``: see
+            `eckart.tasks.options.TaskOptions`.
 
     Returns:
         One row for each run, as in ``results.csv``.
@@ -107,7 +99,9 @@ def compare(
         InputError: bad input, with the remedy; nothing was trained.
         KeyboardInterrupt: passed on after the results so far were written.
     """
-    arguments = {name: value for name, value in locals().items() if value is not None}
+    arguments = {name: value for name, value in locals().items() if name != "task_options"} | task_options
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    kind = task_options.get("kind", "auto")
     check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
@@ -133,15 +127,10 @@ def compare(
         task = load_task(
             model,
             data,
-            kind=kind,
-            text_column=text_column,
-            label_column=label_column,
-            sep=sep,
-            columns=columns,
-            encoding=encoding,
             max_length=max_length,
             limits={split: size for split, size in sizes.items() if size is not None},
             seed=0,
+            **task_options,
         )
         everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
     identity: dict[str, Any] = {
@@ -152,6 +141,7 @@ def compare(
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
         "plan": "race",
+        **beyond_data(task_options),
     }
     about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
     terms = Terms(look_level(seeds - 1), at_most, cost)

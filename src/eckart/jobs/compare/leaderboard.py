@@ -5,6 +5,7 @@ The interval of a method joins two sources of luck: which examples are in the te
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,10 @@ NUMBERS = (
     "peak_memory_mb",
     "seconds",
 )
-TEXTS = ("run_id", "stage", "method", "label", "options", "budget", "status", "metric", "error", "machine")
+TEXTS = (
+    *("run_id", "stage", "method", "label", "options", "budget"),
+    *("status", "metric", "also", "error", "machine"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,24 @@ class Metric:
 METRICS = {
     "accuracy": Metric("accuracy", scale=100, suffix="%", difference="points", decimals=1, low=0.0, high=1.0),
     "bits_per_token": Metric("bits per token", difference="bits", low=0.0),
+    "bits_per_answer_token": Metric("bits per answer token", difference="bits", low=0.0),
+    **{
+        name: Metric(title, scale=100, suffix="%", difference="points", decimals=1, low=0.0, high=1.0)
+        for name, title in (
+            ("exact_match", "exact match"),
+            ("label_accuracy", "label accuracy"),
+            ("subset_accuracy", "subset accuracy"),
+        )
+    },
+    **{
+        name: Metric(title, low=0.0, high=1.0)
+        for name, title in (("macro_f1", "macro-F1"), ("micro_f1", "micro-F1"), ("auroc", "AUROC"))
+    },
+    **{
+        name: Metric(title, low=-1.0, high=1.0)
+        for name, title in (("mcc", "MCC"), ("pearson", "Pearson's r"), ("spearman", "Spearman's ρ"))
+    },
+    "rmse": Metric("RMSE", low=0.0),
 }
 
 
@@ -206,8 +228,18 @@ def _line(arm: pd.DataFrame, metric: Metric) -> dict[str, Any]:
         "options": shown["options"].iloc[0],
         "error": "" if len(done) else next(filter(None, arm["error"]), ""),
         "metric": arm["metric"].iloc[0],
+        "also": _mean(done["also"]),
         "greater_is_better": bool(arm["greater_is_better"].iloc[0]),
     }
+
+
+def _mean(texts: pd.Series[str]) -> str:
+    """The other scores of some runs, each the mean over them, as JSON."""
+    found: dict[str, list[float]] = {}
+    for text in texts:
+        for name, value in json.loads(text or "{}").items():
+            found.setdefault(name, []).append(value)
+    return json.dumps({name: float(np.mean(values)) for name, values in found.items()})
 
 
 def leaderboard(results: pd.DataFrame) -> pd.DataFrame:

@@ -80,8 +80,14 @@ def clear(directory: Path) -> None:
 def command_line(arguments: Mapping[str, Any]) -> str:
     """The command line that repeats a call; what stands at its default is left out."""
     words = ["eckart", "compare"]
-    plain = {"methods": "all", "budget": "0.5%", "kind": "auto", "output": "eckart-compare", "cost": "bytes"}
-    plain["encoding"] = "utf-8"
+    plain: dict[str, Any] = {
+        "methods": "all",
+        "budget": "0.5%",
+        "kind": "auto",
+        "output": "eckart-compare",
+        "cost": "bytes",
+    }
+    plain |= {"encoding": "utf-8", "generate": 0}
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
         if name in ("overwrite", "progress") or value == plain.get(name) or value is False:

@@ -30,7 +30,7 @@ from eckart.tasks.trainer import Recipe, Training, data_order, in_head, train_ru
 WHAT = ["run_id", "stage", "method", "label", "options", "budget"]
 SIZE = ["trainable_parameters", "head_parameters", "saved_bytes"]
 HOW = ["lr", "seed", "steps", "status"]
-SCORE = ["validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better"]
+SCORE = ["validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better", "also"]
 COST = ["step_time_ratio", "step_seconds", "peak_memory_mb", "seconds"]
 COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, "error", "versions", "machine"]
 """The columns of ``results.csv``."""
@@ -153,6 +153,7 @@ class Runner:
             )
             found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
+            row["also"] = json.dumps(found.also)
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
 
     def _record(self, training: Training, result: Result) -> None:

@@ -119,8 +119,8 @@ class Plan:
             InputError: as `split_examples`.
         """
         held = task.data.splits["train"]
-        labels = None if task.kind == "causal-lm" else held.labels
-        groups = None if task.kind == "causal-lm" else held.groups
+        labels = None if task.form.languages else held.classes
+        groups = None if task.form.languages else held.groups
         size = len(task.train)  # type: ignore[arg-type]
         return split_examples(
             self.partition, size, self.clients, labels=labels, groups=groups, seed=self.seed

@@ -209,7 +209,7 @@ def _measure_checkpoint(
 
     with quiet():
         model = load_backbone(checkpoint)
-        tokenizer = load_tokenizer(checkpoint, model, "causal-lm")
+        tokenizer = load_tokenizer(checkpoint, model)
     with _naming(checkpoint):
         check_length(settings.max_length, tokenizer, model.config)
     items, encode = _items(texts, tokenizer, settings)

@@ -1,0 +1,69 @@
+"""Options that say what a task is: those of every command that trains and scores on data of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+from eckart.cli import words
+from eckart.cli.options import (
+    MODEL_AND_DATA,
+    Columns,
+    Encoding,
+    Kind,
+    LabelColumn,
+    Limit,
+    Sep,
+    TextColumn,
+    option,
+)
+from eckart.tasks.options import Words, check_words
+
+ALWAYS = ("kind", "text_column", "label_column")
+"""What a run's file names whether it is said or not."""
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The options, as they are written."""
+
+    kind: Kind = "auto"
+    text_column: TextColumn = None
+    label_column: LabelColumn = None
+    sep: Sep = None
+    columns: Columns = None
+    encoding: Encoding = "utf-8"
+    limit: Limit = None
+    metric: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "The score that decides, such as macro_f1, mcc or auroc, or module:function; the others stand beside it.",
+            MODEL_AND_DATA,
+        ),
+    ] = None
+    extract: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "What is compared of an answer (chat): last-number, text or module:function; as the answers look.",
+            MODEL_AND_DATA,
+        ),
+    ] = None
+    generate: Annotated[
+        int, option("N", "Test examples that are answered, for the exact match (chat).", MODEL_AND_DATA)
+    ] = 0
+
+    def given(self) -> dict[str, Any]:
+        """What `eckart.tasks.task.load_task` is told, and what of it can be refused by itself is refused.
+
+        Raises:
+            InputError: naming an option.
+        """
+        form = words.fields(self.sep, self.columns, self.encoding)
+        check_words(self.kind, Words(self.metric, self.extract, self.generate))
+        values = {name: value for name, value in asdict(self).items() if name != "limit"}
+        plain = {field.name: field.default for field in fields(self)}
+        said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
+        found = {name: value for name, value in said.items() if name not in ("sep", "columns", "encoding")}
+        return {**found, **form, "limits": words.limits(self.limit)}

@@ -1,0 +1,17 @@
+"""Kinds of tasks, one file each: how examples are encoded, what a model says of them, and how well."""
+
+from __future__ import annotations
+
+from eckart.tasks.kinds.chat import Chat
+from eckart.tasks.kinds.classes import ImageClassification, TextClassification
+from eckart.tasks.kinds.kind import Kind
+from eckart.tasks.kinds.language import CausalLM
+from eckart.tasks.kinds.numbers import MultiLabel, Regression
+
+KINDS: dict[str, type[Kind]] = {
+    kind.name: kind
+    for kind in (TextClassification, Regression, MultiLabel, CausalLM, Chat, ImageClassification)
+}
+"""By name, as `--kind` takes it."""
+
+__all__ = ["KINDS", "Kind"]

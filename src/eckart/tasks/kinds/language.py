@@ -1,0 +1,70 @@
+"""Language modelling on plain text, in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+
+from eckart.data.splits import PARTS, Split
+from eckart.tasks.encode import Rows, check_length, load_tokenizer, token_blocks
+from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink, texts_of
+from eckart.tasks.metrics import Metric, Outcomes, bits
+from eckart.tasks.pretrained import Checkpoint
+
+
+class CausalLM(Kind):
+    """An outcome is the bits of a block, −Σ log₂ p(token | tokens before it), over its tokens but the first, and how
+    many those are."""
+
+    name = "causal-lm"
+    languages = True
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "bits_per_token": Metric("bits_per_token", each=bits, greater_is_better=False)
+    }
+
+    def outputs(self) -> list[str] | None:
+        """The model's own tokens."""
+        return None
+
+    def encode(self, checkpoint: Checkpoint, model: Any, max_length: int, shrink: Shrink) -> Encoded:
+        """All texts joined and cut into blocks of ``max_length`` tokens."""
+        from transformers import default_data_collator
+
+        tokenizer = load_tokenizer(checkpoint, model)
+        check_length(max_length, tokenizer, model.config)
+        blocks = shrink(
+            {p: Split(list(token_blocks(self.data.splits[p], tokenizer, max_length, p))) for p in PARTS}
+        )
+        train, validation, test = (
+            Rows([{"input_ids": b, "labels": b} for b in blocks[part].inputs]) for part in PARTS
+        )
+        return Encoded(train, validation, test, default_data_collator, tokenizer)
+
+    def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
+        """Bits and tokens of each block; NaN bits where the logits are not finite."""
+        logits, labels = outputs.logits.detach().float(), batch["labels"]
+        nats = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+        told = nats.double().sum(1).cpu().numpy() / math.log(2)
+        return np.stack([told, np.full(len(told), labels.shape[1] - 1.0)], axis=1)
+
+    def trivial(self, train: Examples, test: Examples, model: Any) -> tuple[str, Outcomes]:
+        """Every token by its frequency in the train split, with one added to the count of each token of the
+        vocabulary: bits = −log₂ p(token)."""
+        known = [np.asarray(train[i]["labels"])[1:] for i in range(len(train))]  # type: ignore[arg-type]
+        asked = [np.asarray(test[i]["labels"])[1:] for i in range(len(test))]  # type: ignore[arg-type]
+        return "unigram", unigram(known, asked, model.config.vocab_size)
+
+    def example(self, train: Examples, letters: int) -> str:
+        """The beginning of the text."""
+        return texts_of(self.data.splits["train"], letters)
+
+
+def unigram(known: list[np.ndarray], asked: list[np.ndarray], vocabulary: int) -> Outcomes:
+    """Bits and tokens of each text, its tokens by their frequency in the known ones, one added to each count."""
+    counts = np.bincount(np.concatenate(known), minlength=vocabulary) + 1
+    told = np.log2(counts.sum()) - np.log2(counts)
+    return np.array([[told[tokens].sum(), len(tokens)] for tokens in asked], dtype=float)

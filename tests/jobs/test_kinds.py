@@ -1,0 +1,123 @@
+"""Every kind of task, through `adapt` and through `compare`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from tiny_models import WORDS, save_bert, save_gpt2
+
+from eckart.jobs.adapt.finetuning import finetune
+from eckart.jobs.compare.comparison import compare
+
+SMALL: dict[str, Any] = {
+    "methods": "lora",
+    "budget": "20%",
+    "steps": 2,
+    "seeds": 1,
+    "batch_size": 4,
+    "progress": False,
+}
+
+
+def numbers(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.choices(WORDS, k=4)
+    return {"sentence1": " ".join(words), "sentence2": words[0], "label": sum(map(len, words)) / 4}
+
+
+def several(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.choices(WORDS, k=4)
+    return {"text": " ".join(words), "labels": sorted({len(word) % 3 for word in words[:2]})}
+
+
+def pairs(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.choices(WORDS, k=3)
+    return {
+        "premise": " ".join(words),
+        "hypothesis": words[0] if i % 3 else "not",
+        "label": ["no", "yes"][i % 3 > 0],
+    }
+
+
+def chat(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.choices(WORDS, k=3)
+    return {"instruction": " ".join(words), "output": words[0]}
+
+
+KINDS = {
+    "regression": (numbers, save_bert, {}, "pearson", {"spearman", "rmse"}),
+    "multi-label": (
+        several,
+        save_bert,
+        {},
+        "label_accuracy",
+        {"micro_f1", "macro_f1", "auroc", "subset_accuracy"},
+    ),
+    "text-classification": (
+        pairs,
+        save_bert,
+        {"metric": "macro_f1"},
+        "macro_f1",
+        {"accuracy", "mcc", "auroc"},
+    ),
+    "chat": (chat, save_gpt2, {"generate": 2}, "bits_per_answer_token", {"exact_match"}),
+}
+
+
+def files(directory: Path, kind: str) -> tuple[str, str]:
+    row, save, *_ = KINDS[kind]
+    draw = random.Random(0)
+    rows = [row(draw, i) for i in range(60)]
+    (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"pad": "[PAD]"} if save is save_gpt2 else {}
+    return str(save(directory / "model", **options)), str(directory / "data.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapt(tmp_path: Path, kind: str) -> None:
+    *_, options, metric, also = KINDS[kind]
+    told: list[dict[str, Any]] = []
+    found = finetune(
+        *files(tmp_path, kind),
+        output=tmp_path / "out",
+        options={"r": 2},
+        steps=2,
+        batch_size=4,
+        max_length=16,
+        on_task=told.append,
+        **options,
+    )
+    assert (found["kind"], found["metric"]) == (kind, metric)
+    assert set(found["test"]["also"]) == also and told[0]["kind"] == kind
+    assert found["validation"]["also"].keys() <= also
+    card = (tmp_path / "out" / "README.md").read_text()
+    exec(compile(card.split("```python\n")[1].split("```")[0], "card", "exec"), {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compare(tmp_path: Path, kind: str) -> None:
+    *_, options, metric, also = KINDS[kind]
+    results = compare(*files(tmp_path, kind), output=tmp_path / "out", max_length=16, **options, **SMALL)
+    final = results[results["stage"] == "final"].set_index("method")
+    assert final["error"].fillna("").eq("").all() and (final["status"] == "complete").all()
+    assert (final["metric"] == metric).all()
+    assert set(json.loads(final.loc["lora", "also"])) == also
+    assert final.loc["trivial", "score"] == final.loc["trivial", "score"]
+    about = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert about["task"]["kind"] == kind and about["task"]["also"]
+    for name, value in options.items():
+        assert about["identity"][name] == value and f"--{name} {value}" in about["command"]
+    examples = pd.read_parquet(tmp_path / "out" / "examples.parquet")
+    mine = examples[examples["run_id"].str.contains("lora")]
+    assert mine["score"].mean() == pytest.approx(final.loc["lora", "score"], rel=1e-4, abs=1e-6)
+    assert (tmp_path / "out" / "report.html").exists()
