@@ -32,7 +32,7 @@ from eckart.cli.options import (
 )
 from eckart.cli.words import fields, limits, options, targets
 from eckart.errors import InputError
-from eckart.jobs.federate.plan import PEFT_LORA
+from eckart.jobs.federate import PEFT_LORA
 
 FEDERATION, PROTECTION = "Federation", "Protection"
 

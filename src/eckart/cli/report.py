@@ -28,8 +28,7 @@ def report(
     Of several the page shows the rank of every method over models and data, and how sure it is; of one it is
     report.html in its directory.
 
-    Examples: `eckart report eckart-compare`
-    and `eckart report eckart-compare reviews-compare --output report.html`
+    Example: `eckart report eckart-compare reviews-compare --output report.html`
     """
     if len(directories) == 1:
         from eckart.jobs.compare.report import build_report

@@ -362,7 +362,7 @@ def test_presets_are_taken_where_nothing_is_said(
 
 def test_every_final_run_keeps_its_examples(finished: Finished) -> None:
     table = pd.read_parquet(finished.output / "examples.parquet")
-    assert list(table.columns) == ["run_id", "example", "group", "score"]
+    assert list(table.columns) == ["run_id", "example", "group", "score", "prediction", "label"]
     final = finished.results[finished.results["stage"] == "final"].set_index("run_id")
     assert set(table["run_id"]) == set(final.index)
     assert (table.groupby("run_id").size() == 64).all()

@@ -68,11 +68,11 @@ def test_other_files_of_the_model_are_noticed(files, tmp_path: Path) -> None:
     context, other = RecordDict(), save_bert(tmp_path / "bert")
     own_task(plan, 1, None, files["model"], context)
     mark = json.loads(str(context.config_records[FACTS]["json"]))["mark"]
-    assert recall(context, mark, files["model"]) is not None
-    assert recall(context, "another", files["model"]) is None
+    assert recall(context, mark, plan, files["model"]) is not None
+    assert recall(context, "another", plan, files["model"]) is None
     config = other / "config.json"
     config.write_text(config.read_text().replace("{", '{\n  "note": 1,', 1))
-    assert recall(context, mark, str(other)) is None
+    assert recall(context, mark, plan, str(other)) is None
 
 
 def test_large_sets_are_not_kept(files, monkeypatch: pytest.MonkeyPatch) -> None:

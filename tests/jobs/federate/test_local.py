@@ -12,11 +12,11 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.federated.state import KEY_A, KEY_B, complete
-from eckart.jobs.federate import client
+from eckart.jobs.federate import PEFT_LORA, client
 from eckart.jobs.federate.encoded import whole_task
 from eckart.jobs.federate.federating import federate
 from eckart.jobs.federate.local import LocalModel, check_method
-from eckart.jobs.federate.plan import PEFT_LORA, Plan
+from eckart.jobs.federate.plan import Plan
 from eckart.jobs.federate.server import begin
 from eckart.tasks.task import Task, load_task
 

@@ -11,28 +11,31 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch.utils.data import Subset
 
+from eckart.data.labels import CLASSES
 from eckart.data.read import Data
 from eckart.errors import InputError
 from eckart.jobs.federate.plan import HOLD_OUT, Plan
 from eckart.quiet import quiet
 from eckart.tasks.encode import Rows, load_tokenizer
 from eckart.tasks.heads import load_base
+from eckart.tasks.kinds import KINDS
+from eckart.tasks.metrics import chosen
+from eckart.tasks.options import Words
 from eckart.tasks.pretrained import check_weights, find_model
 from eckart.tasks.task import Task, load_task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ARRAYS, FACTS = "eckart.arrays", "eckart.facts"
 """Entries of the context: the examples, and what they are of."""
 MOST_BYTES = 2**26
 """Larger sets are encoded again: the context travels with every message between a node and its client."""
+KEPT = ("text-classification", "causal-lm")
+"""Kinds of tasks whose examples are whole numbers."""
 LENGTHS = "#"
 """Name of the array of the sequences' lengths."""
 
@@ -52,10 +55,7 @@ def own_task(plan: Plan, client: int, data: str | None, model: str | None, conte
     """
     options = [plan.model, plan.data, plan.task, plan.fingerprint, plan.partition, plan.clients, plan.seed]
     mark = hashlib.sha256(json.dumps([*options, client, data, model]).encode()).hexdigest()
-    if (
-        not whole_task.cache_info().currsize
-        and (kept := recall(context, mark, model or plan.model)) is not None
-    ):
+    if not whole_task.cache_info().currsize and (kept := recall(context, mark, plan, model)) is not None:
         return kept
     task, parts = whole_task(plan.to_json(), data, model)
     examples = list(range(len(task.train))) if parts is None else parts[client]  # type: ignore[arg-type]
@@ -85,11 +85,11 @@ def hold_out(examples: list[int], seed: int, client: int) -> tuple[list[int], li
 
 
 def remember(context: RecordDict, mark: str, task: Task, model: str | None) -> None:
-    """Leave a client's examples in its context, where they are sequences of tokens and few enough."""
+    """Leave a client's examples in its context, where they are of a kind in `KEPT` and few enough."""
     if (facts := _facts(context)) is not None and facts["mark"] == mark:
         return
     trained, held_out = (list(split) for split in (task.train, task.validation))  # type: ignore[call-overload]
-    if "input_ids" not in trained[0]:
+    if task.kind not in KEPT:
         return
     arrays = pack(trained + held_out)
     if sum(value.nbytes for value in arrays.values()) > MOST_BYTES:
@@ -108,37 +108,37 @@ def remember(context: RecordDict, mark: str, task: Task, model: str | None) -> N
     context[FACTS] = ConfigRecord({"json": json.dumps(known)})
 
 
-def recall(context: RecordDict, mark: str, model: str | None) -> Task | None:
+def recall(context: RecordDict, mark: str, plan: Plan, model: str | None) -> Task | None:
     """The task that was left under a mark; None where there is none, or the model's files are others now."""
     if (facts := _facts(context)) is None or facts["mark"] != mark:
         return None
-    checkpoint = find_model(model, facts["kind"])
+    kind, labels = facts["kind"], facts["labels"]
+    checkpoint = find_model(model or plan.model, kind)
     if check_weights(checkpoint) != facts["weights"]:
         return None
     from transformers import DataCollatorWithPadding, default_data_collator
 
+    data = Data(facts["data"], "text", {}, labels, CLASSES if labels else None)
+    form = KINDS[kind](data, Words(metric := plan.task.get("metric")))
     rows = unpack({name: value.numpy() for name, value in context.array_records[ARRAYS].items()})
-    tokenizer: PreTrainedTokenizerBase | None = None
-    collator: Any = default_data_collator
     with quiet():
-        base = load_base(checkpoint, facts["kind"], facts["labels"])
-        if facts["kind"] == "text-classification":
-            tokenizer = load_tokenizer(checkpoint, base.model, facts["kind"])
-            collator = DataCollatorWithPadding(tokenizer)
+        base = load_base(checkpoint, kind, form.outputs(), form.config())
+        tokenizer = load_tokenizer(checkpoint, base.model, pad=bool(labels))
     return Task(
-        facts["kind"],
+        form,
         checkpoint.name,
-        facts["data"],
-        facts["labels"],
+        data.name,
+        labels,
         Rows(rows[: facts["trained"]]),
         Rows(rows[facts["trained"] :]),
         Rows([]),
-        collator,
+        DataCollatorWithPadding(tokenizer) if labels else default_data_collator,
         tokenizer,
         facts["fingerprint"],
         facts["max_length"],
+        chosen(metric, form.metrics, form.said, kind),
         base,
-        Data(facts["data"], "text", {}, facts["labels"]),
+        data,
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, check_output
-from eckart.jobs.federate import results
-from eckart.jobs.federate.plan import PEFT_LORA, Plan
+from eckart.jobs.federate import PEFT_LORA, results
+from eckart.jobs.federate.plan import Plan
 from eckart.jobs.federate.processes import HOME, check_port, end_leftovers, run_processes
 from eckart.jobs.federate.results import RUN
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from eckart.errors import InputError, first_line
 from eckart.federated.state import KEY_A, KEY_B
-from eckart.jobs.federate import lora
-from eckart.jobs.federate.plan import PEFT_LORA
+from eckart.jobs.federate import PEFT_LORA, lora
 
 if TYPE_CHECKING:
     from eckart.jobs.federate.plan import Plan

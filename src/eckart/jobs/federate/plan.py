@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
 from eckart.federated.partition import check_numbers, parse_partition, split_examples
+from eckart.jobs.federate import PEFT_LORA
 
 if TYPE_CHECKING:
     from eckart.federated import FederatedStrategy
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = ("rounds",)
 """What a resumed run may say otherwise: it can be made longer."""
-PEFT_LORA = "peft:lora"
-"""What clients train where nothing else is said."""
 HOLD_OUT = 0.1
 """Share of a client's examples that it scores models on and does not train on."""
 
