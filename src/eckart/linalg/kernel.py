@@ -34,7 +34,8 @@ def threshold(magnitude: Float[Tensor, "m n"], sparsity: float, how: Sparsify) -
     position = sparsity * (sizes.numel() - 1)
     rank = int(position)
     below, above = order_statistics(sizes, rank).unbind()
-    return below if position == rank else below.lerp(above, position - rank)
+    bound: Tensor = below if position == rank else below.lerp(above, position - rank)
+    return bound
 
 
 @torch.library.custom_op(
