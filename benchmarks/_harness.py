@@ -61,13 +61,21 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
 }
 
 
-def make_arm(model_name: str, wrap: Callable[[nn.Module, Any], nn.Module] | None) -> nn.Module:
-    """The frozen model with one arm's adapters on it, and a trained scale at the end that every arm has."""
+def make_arm(
+    model_name: str, wrap: Callable[[nn.Module, Any], nn.Module] | None, targets: str | None = None
+) -> nn.Module:
+    """The frozen model with one arm's adapters on it, and a trained scale at the end that every arm has.
+
+    Args:
+        model_name: of `MODELS`.
+        wrap: puts the arm on the model.
+        targets: the layers, as a pattern; the model's own when None.
+    """
     torch.manual_seed(0)
-    make, targets, width = MODELS[model_name]
+    make, own, width = MODELS[model_name]
     model = make().requires_grad_(False)
     if wrap is not None:
-        model = wrap(model, targets)
+        model = wrap(model, targets or own)
     return nn.ModuleDict({"body": model, "head": nn.Linear(width, 2)}).train()
 
 

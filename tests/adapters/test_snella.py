@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from eckart.errors import InputError
-from eckart.linalg.kernel import piecewise_kernel, threshold
+from eckart.linalg.kernel import sparse_piecewise_kernel, threshold
 
 DOUBLE = torch.float64
 
@@ -24,7 +24,7 @@ def one_layer(out: int = 20, width: int = 30, dtype: torch.dtype = DOUBLE, **opt
 
 def test_the_softmax_runs_over_the_outputs() -> None:
     _, adapter = one_layer(init_weights=False)
-    distance = piecewise_kernel(adapter.out_qs, adapter.in_qs, [0.1, -0.1])
+    distance = sparse_piecewise_kernel(adapter.out_qs, adapter.in_qs, [0.1, -0.1], 0.0)
     share = (adapter.kernel() - distance - adapter.beta) / adapter.alpha
     torch.testing.assert_close(share.sum(0), torch.ones(30, dtype=DOUBLE))
     torch.testing.assert_close(share, torch.softmax(distance / adapter.gamma, 0))
@@ -34,7 +34,9 @@ def test_without_softmax_and_offset_the_kernel_is_snells() -> None:
     _, adapter = one_layer()
     with torch.no_grad():
         adapter.alpha.zero_()
-    torch.testing.assert_close(adapter.kernel(), piecewise_kernel(adapter.out_qs, adapter.in_qs, [0.1, -0.1]))
+    torch.testing.assert_close(
+        adapter.kernel(), sparse_piecewise_kernel(adapter.out_qs, adapter.in_qs, [0.1, -0.1], 0.0)
+    )
 
 
 def test_the_start_follows_the_authors_code() -> None:

@@ -9,10 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from eckart.linalg.kernel import multiplier, piecewise_kernel, sparse_piecewise_kernel, threshold
+from eckart.linalg.kernel import multiplier, order_statistics, sparse_piecewise_kernel, threshold
 
 COEFF = [0.1, -0.1]
 HOW = ["square", "soft", "hard"]
+
+
+def piecewise_kernel(outer: Tensor, inner: Tensor, coeff: list[float], norm: float = 2.0) -> Tensor:
+    """The kernel with nothing set to zero."""
+    return sparse_piecewise_kernel(outer, inner, coeff, 0.0, norm=norm)
+
+
+def plain(outer: Tensor, inner: Tensor, coeff: list[float], norm: float) -> Tensor:
+    """The equation as it stands, for autograd."""
+    differences = outer[:, :, None] - inner[:, None]
+    return torch.einsum(
+        "p,pij->ij",
+        torch.tensor(coeff, dtype=outer.dtype),
+        torch.linalg.vector_norm(differences, norm, dim=-1),
+    )
 
 
 def factors(m: int = 7, n: int = 5, q: int = 3, pieces: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -111,6 +126,42 @@ def test_gradients_are_those_of_the_function_at_a_fixed_threshold(
                     values.append((surrogate(*moved, detach) * weights).sum())
                 expected = (values[0] - values[1]) / (2 * step)
                 torch.testing.assert_close(leaf.grad.view(-1)[index], expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("q", "norm"), [(1, 2.0), (1, 3.0), (2, 2.0), (5, 2.0), (3, 1.0), (3, 3.0)])
+def test_gradients_are_those_of_autograd(q: int, norm: float, how: str, detach: bool) -> None:
+    """Over several blocks of rows, and an uneven last one."""
+    outer, inner = factors(70, 2**15 // 30, q)
+    weights = torch.randn(70, 2**15 // 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found, wanted = ([f.clone().requires_grad_() for f in (outer, inner)] for _ in range(2))
+    delta = sparse_piecewise_kernel(*found, COEFF, 0.7, how, detach=detach, norm=norm)
+    kernel = plain(*wanted, COEFF, norm)
+    bound = (
+        torch.quantile(kernel.abs(), 0.7).detach()
+        if how != "soft"
+        else threshold(kernel.abs(), 0.7, how).detach()
+    )
+    factor = multiplier(kernel.abs(), bound, how)
+    expected = kernel * (factor.detach() if detach else factor)
+    torch.testing.assert_close(delta, expected, rtol=1e-12, atol=1e-14)
+    for pair in zip(
+        torch.autograd.grad((delta * weights).sum(), found),
+        torch.autograd.grad((expected * weights).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(*pair, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 2.0, 5.0], [1.0], [math.nan, 1.0, 0.0]])
+def test_order_statistics(values: list[float]) -> None:
+    x = torch.tensor(values)
+    ordered = x.sort().values
+    for rank in range(len(values)):
+        expected = torch.stack([ordered[rank], ordered[min(rank + 1, len(values) - 1)]])
+        torch.testing.assert_close(order_statistics(x, rank), expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(x.nan_to_num(), torch.tensor(values).nan_to_num())
 
 
 def test_square_has_twice_the_slope_when_the_multiplier_is_differentiated() -> None:
