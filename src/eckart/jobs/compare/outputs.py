@@ -14,6 +14,7 @@ from eckart.files import Inputs, atomic_write, check_apart, check_output, check_
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
+from eckart.jobs.repeat import CONFIG
 
 DATABASE, ABOUT = "study.db", "compare.json"
 RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
@@ -72,7 +73,7 @@ def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
     names = (*LABELS, *(method.slug for method in methods("adapters")))
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
+    remove_owned(directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
 
 
 def command_line(arguments: Mapping[str, Any]) -> str:
