@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from eckart.tasks.options import Memory
+
 METHODS = "lora,randlora"
 SIZES = {"train": 96, "validation": 48, "test": 64}
 
@@ -65,6 +67,7 @@ class ToyTask:
     greater_is_better: bool = True
     head_modules: list[str] = field(default_factory=lambda: ["classifier"])
     default_targets: Any = field(default_factory=lambda: ["query", "value"])
+    memory: Memory = field(default_factory=Memory)
     pause: float = 0.0
     log: Path | None = None
     batched: list[int] = field(default_factory=list, repr=False)

@@ -22,7 +22,7 @@ Config = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="YAML file with any of these options; the command line wins.",
+        help="YAML file with any of these options, or a run.json or compare.json; the command line wins.",
         callback=read_config,
         is_eager=True,
         rich_help_panel=COMMON,

@@ -12,7 +12,7 @@ import typer
 from eckart.arguments import check_pattern
 from eckart.cli.checks import check_methods
 from eckart.cli.command import Answer
-from eckart.cli.console import table
+from eckart.cli.console import table, tell_task
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
@@ -134,6 +134,7 @@ def compare(
         overwrite=overwrite,
         learning_rates=learning_rates,
         target_modules=layers,
+        on_task=tell_task,
         **said,
     )
     from eckart.jobs.compare.advice import sentences

@@ -1,4 +1,4 @@
-"""Options of a command from a YAML file."""
+"""Options of a command from a YAML file, or from what an earlier run wrote."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 
 from eckart.arguments import hint
 from eckart.errors import InputError
+from eckart.jobs.repeat import options_of_results
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the values of a YAML file the defaults of a command.
+    """Make the values of a YAML file, or of the run.json or compare.json of an earlier run, the defaults of a command.
 
     Raises:
         InputError: a file that cannot be read, or a key that is no option of the command.
@@ -28,6 +29,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"--config {path} cannot be read: {error}") from None
     if not isinstance(values, dict | None):
         raise InputError(f"--config {path} must hold 'option: value' lines, not a {type(values).__name__}")
+    values = options_of_results(values or {}, str(context.info_name)) or values
     options = {
         long.removeprefix("--"): parameter
         for parameter in context.command.params

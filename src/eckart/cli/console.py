@@ -129,15 +129,28 @@ def tell_task(task: Mapping[str, Any]) -> None:
     told = {
         "task": task["kind"],
         "model": f"{task['model']} ({task['base_parameters']:,} numbers)",
+        "trained in": ", ".join(_trained_in(task)),
         "data": task["data"],
         "columns": ", ".join(task["columns"]),
         "examples": sizes,
         "labels": ", ".join(
             f"{name} {count:,}" for name, count in task["label_counts"].get("train", {}).items()
         ),
+        "score": ", ".join([task["metric"], *(f"beside it {name}" for name in task.get("also", ()))]),
         "first example": task["example"],
         "note": "; ".join(task["notes"]),
     }
     for name, value in told.items():
         if value:
             print(f"{name}: {one_line(value)}", file=sys.stderr, flush=True)
+
+
+def _trained_in(task: Mapping[str, Any]) -> Iterator[str]:
+    """Where and at what size the base is trained."""
+    yield f"{task['dtype']} on {task['device']}"
+    if task["quantize"]:
+        yield f"linear layers in {task['quantize']}"
+    if task["gradient_checkpointing"]:
+        yield "activations computed twice"
+    if task["gradient_accumulation"] > 1:
+        yield f"each batch in {task['gradient_accumulation']} parts"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from eckart.cli import words
 from eckart.cli.options import (
     MODEL_AND_DATA,
+    TRAINING,
     Columns,
     Encoding,
     Kind,
@@ -15,9 +16,10 @@ from eckart.cli.options import (
     Limit,
     Sep,
     TextColumn,
+    flag,
     option,
 )
-from eckart.tasks.options import Words, check_words
+from eckart.tasks.options import Memory, Words, check_words
 
 ALWAYS = ("kind", "text_column", "label_column")
 """What a run's file names whether it is said or not."""
@@ -53,6 +55,23 @@ class TaskOptions:
     generate: Annotated[
         int, option("N", "Test examples that are answered, for the exact match (chat).", MODEL_AND_DATA)
     ] = 0
+    dtype: Annotated[
+        str, option("NAME", "Of the frozen base: fp32, bf16 or fp16; what trains is in fp32.", TRAINING)
+    ] = "fp32"
+    quantize: Annotated[
+        str | None, option("NAME", "int8 keeps the linear layers of the base in eight bits.", TRAINING)
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool,
+        flag(
+            "--gradient-checkpointing",
+            help="Compute activations twice instead of keeping them.",
+            panel=TRAINING,
+        ),
+    ] = False
+    gradient_accumulation: Annotated[
+        int, option("N", "Equal parts that each step's batch is computed in.", TRAINING)
+    ] = 1
 
     def given(self) -> dict[str, Any]:
         """What `eckart.tasks.task.load_task` is told, and what of it can be refused by itself is refused.
@@ -62,6 +81,7 @@ class TaskOptions:
         """
         form = words.fields(self.sep, self.columns, self.encoding)
         check_words(self.kind, Words(self.metric, self.extract, self.generate))
+        Memory(self.dtype, self.quantize, self.gradient_checkpointing, self.gradient_accumulation)
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
         said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}

@@ -1,4 +1,4 @@
-"""Pretrained models loaded in float32 for a task, their head found and drawn from a seed.
+"""Pretrained models loaded for a task, their head found and drawn from a seed.
 
 The head is what a task trains beside an adapter: the module that gives the classes (``classifier``, ``score``, …), what
 stands outside the pretrained base and is missing from the checkpoint, and a pooler that was never trained: one the
@@ -18,7 +18,8 @@ from torch import nn
 from transformers.models.auto import modeling_auto
 
 from eckart.errors import InputError
-from eckart.tasks.options import LANGUAGE
+from eckart.tasks.memory import fit
+from eckart.tasks.options import LANGUAGE, Memory
 from eckart.tasks.pretrained import Checkpoint, load_pretrained, refuse_incomplete
 
 AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of the architectures that have one
@@ -97,15 +98,20 @@ class FrozenStatisticsBatchNorm2d(nn.BatchNorm2d):
 
 
 def load_base(
-    checkpoint: Checkpoint, kind: str, labels: list[str] | None, config: Mapping[str, Any] | None = None
+    checkpoint: Checkpoint,
+    kind: str,
+    labels: list[str] | None,
+    config: Mapping[str, Any] | None = None,
+    memory: Memory | None = None,
 ) -> Base:
-    """Load a model for a task, in float32 on the CPU.
+    """Load a model for a task, on the CPU.
 
     Args:
         checkpoint: a transformers model with safetensors weights.
         kind: a key of `AUTO_CLASSES`.
         labels: names of what the head gives; None for language modelling.
         config: further fields of the model's config.
+        memory: how small the base is made; as it is when None.
 
     Raises:
         InputError: an architecture that cannot do the task, weights that are incomplete or of other shapes.
@@ -131,6 +137,7 @@ def load_base(
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FrozenStatisticsBatchNorm2d
+    fit(model, heads, memory or Memory(), checkpoint.name)
     return Base(model.eval(), heads)
 
 

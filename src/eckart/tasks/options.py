@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
 from eckart.arguments import check_least
@@ -24,7 +24,16 @@ LANGUAGE = ("causal-lm", "chat")
 """Kinds that need a language model."""
 
 
-class TaskOptions(TypedDict, total=False):
+class MemoryOptions(TypedDict, total=False):
+    """How a model is made to fit in memory, as `TaskOptions` says."""
+
+    dtype: str
+    quantize: str | None
+    gradient_checkpointing: bool
+    gradient_accumulation: int
+
+
+class TaskOptions(MemoryOptions, total=False):
     """What `eckart.compare`, `eckart adapt` and their like pass on to `load_task`.
 
     Keys:
@@ -34,6 +43,10 @@ class TaskOptions(TypedDict, total=False):
         metric: the score that decides; ``module:function`` for one of your own.
         extract: what is compared of an answer: "last-number", "text" or ``module:function``.
         generate: test examples that chat models answer, for the exact match.
+        dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
+        quantize: "int8" keeps the base's linear layers in eight bits.
+        gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
+        gradient_accumulation: parts that each step's batch is computed in.
     """
 
     kind: str
@@ -54,7 +67,8 @@ _OF_DATA = ("kind", "text_column", "label_column", "sep", "columns", "encoding")
 def beyond_data(options: TaskOptions) -> dict[str, object]:
     """Of these options those that are given and that no example tells of: with the task's fingerprint they say what
     decides the numbers."""
-    return {name: value for name, value in options.items() if name not in _OF_DATA and value}
+    plain = {field.name: field.default for kind in (Words, Memory) for field in fields(kind)}
+    return {name: value for name, value in options.items() if name not in _OF_DATA and value != plain[name]}
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,48 @@ class Words:
     metric: str | None = None
     extract: str | None = None
     generate: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a model is made to fit: see `TaskOptions`.
+
+    Raises:
+        InputError: an option out of its range.
+    """
+
+    dtype: str = "fp32"
+    quantize: str | None = None
+    gradient_checkpointing: bool = False
+    gradient_accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("fp32", "bf16", "fp16"):
+            raise InputError(f"--dtype {self.dtype}: choose fp32, bf16 or fp16")
+        if self.quantize not in (None, "int8"):
+            raise InputError(f"--quantize {self.quantize}: choose int8, or leave it out")
+        if not isinstance(self.gradient_checkpointing, bool):
+            raise InputError(f"gradient_checkpointing is {self.gradient_checkpointing!r}: give True or False")
+        check_least(1, gradient_accumulation=self.gradient_accumulation)
+
+    def part(self, batch_size: int) -> int:
+        """Examples of each part of a batch.
+
+        Raises:
+            InputError: parts of unequal size.
+        """
+        if batch_size % self.gradient_accumulation:
+            raise InputError(
+                f"--gradient-accumulation {self.gradient_accumulation} does not divide --batch-size {batch_size}: a "
+                "step's batch is computed in so many equal parts"
+            )
+        return batch_size // self.gradient_accumulation
+
+
+def memory_of(options: TaskOptions) -> Memory:
+    """What the options say of memory."""
+    known = {field.name for field in fields(Memory)}
+    return Memory(**{name: value for name, value in options.items() if name in known})  # type: ignore[arg-type]
 
 
 def check_kind(kind: str) -> None:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import Float
@@ -20,11 +20,12 @@ from eckart.data.splits import PARTS, limit
 from eckart.errors import InputError
 from eckart.quiet import quiet
 from eckart.tasks.heads import Base, load_base
+from eckart.tasks.instruments import device
 from eckart.tasks.kinds import KINDS, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Examples
 from eckart.tasks.metrics import Metric, Outcomes, chosen
-from eckart.tasks.options import Words, check_kind, check_words
+from eckart.tasks.options import Memory, MemoryOptions, Words, check_kind, check_words
 from eckart.tasks.pretrained import check_weights, find_model
 
 _TARGETS: dict[str, tuple[bool | None, str | None]] = {
@@ -53,6 +54,7 @@ class Task:
         fingerprint: SHA-256 of model files, data and options; equal fingerprints mean equal tasks.
         max_length: tokens of an example at most.
         decides: the metric that methods are compared by.
+        memory: how small the base is in training.
     """
 
     form: Kind
@@ -67,6 +69,7 @@ class Task:
     fingerprint: str
     max_length: int
     decides: Metric
+    memory: Memory
     base: Base = field(repr=False)
     data: Data = field(repr=False)
 
@@ -163,6 +166,8 @@ class Task:
             "head_modules": self.head_modules,
             "base_parameters": self.base.base_parameters,
             "head_parameters": self.base.head_parameters,
+            "device": str(device()),
+            **asdict(self.memory),
             "example": self.example(),
             "notes": self.data.notes,
             "fingerprint": self.fingerprint,
@@ -193,6 +198,7 @@ def load_task(
     extract: str | None = None,
     generate: int = 0,
     seed: int = 0,
+    **small: Unpack[MemoryOptions],
 ) -> Task:
     """Read a model and a data set and make a task of them.
 
@@ -212,12 +218,13 @@ def load_task(
         extract: what is compared of the answers of a chat model: see `eckart.tasks.kinds.chat.extractor`.
         generate: test examples that a chat model answers, for its exact match.
         seed: seed of the cuts and limits of the data.
+        small: how the model is made to fit, as `Memory` has it.
 
     Raises:
         InputError: anything wrong with the model, the data, or the two together.
     """
     check_kind(kind)
-    words = Words(metric, extract, generate)
+    words, memory = Words(metric, extract, generate), Memory(**small)
     check_words(kind, words)
     checkpoint = None if model is None else find_model(model)
     labelled, target = _TARGETS[kind]
@@ -244,7 +251,7 @@ def load_task(
         read.notes.append(told)
     weights = check_weights(checkpoint)
     with quiet():
-        base = load_base(checkpoint, kind, form.outputs(), form.config())
+        base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
         encoded = form.encode(checkpoint, base.model, max_length, shrink)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -257,6 +264,7 @@ def load_task(
         fingerprint,
         max_length,
         decides,
+        memory,
         base,
         read,
     )

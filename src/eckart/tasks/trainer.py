@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
 from eckart.tasks.optimizers import make_optimizer
+from eckart.tasks.options import LANGUAGE
 from eckart.tasks.scoring import Evaluation, evaluate, lengths, scoring_batch
 from eckart.tasks.task import Task
 
@@ -132,10 +133,15 @@ def make_trainer(
         callbacks: further `TrainerCallback`s.
         arguments: fields of `TrainingArguments` that differ, such as ``output_dir`` and ``save_steps``.
     """
+    memory = task.memory
     settings: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.batch_size,
+        "per_device_train_batch_size": memory.part(recipe.batch_size),
+        "gradient_accumulation_steps": memory.gradient_accumulation,
+        "gradient_checkpointing": memory.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "fp16": memory.dtype == "fp16",
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": max(1, round(WARMUP * recipe.steps)),
@@ -167,6 +173,8 @@ def make_trainer(
         optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
+    # the mean over a batch that is cut into parts: of tokens by their number in all of it, else of equal parts
+    trainer.model_accepts_loss_kwargs = task.kind in LANGUAGE
     return trainer
 
 
@@ -231,7 +239,8 @@ class _Watch(TrainerCallback):
             self.times[step] = seconds
             if self.floor and step in self.probes:
                 batch = {k: v for k, v in self.batch.items() if k != "num_items_in_batch"}
-                self.ratios.append(seconds / self.floor.step(batch))
+                parts = self.task.memory.gradient_accumulation
+                self.ratios.append(seconds / (parts * self.floor.step(batch)))
         self.on_step(step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

@@ -28,8 +28,10 @@ from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
+from eckart.jobs.repeat import CONFIG, adapt_options, write_config
 from eckart.tasks.environment import versions
 from eckart.tasks.optimizers import check_optimizer, check_resumable
+from eckart.tasks.options import TaskOptions, memory_of
 from eckart.tasks.pretrained import base_name
 from eckart.tasks.scoring import evaluate
 from eckart.tasks.trainer import Recipe, make_trainer
@@ -50,6 +52,7 @@ OWNED = (
     PRUNING,
     METRICS,
     RUN,
+    CONFIG,
     CARD,
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -140,6 +143,7 @@ def finetune(
         {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
     )
     check_optimizer(optimizer)
+    memory_of(cast(TaskOptions, task_options)).part(batch_size)
     if resume:
         check_resumable(optimizer)
     config = get_config(method)
@@ -208,6 +212,7 @@ def _run(
         remove_owned(directory, OWNED)
         with atomic_write(directory / RUN) as file:
             file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+        write_config(directory / CONFIG, "adapt", adapt_options(job.plain()))
     if pruned is not None and pruned.changes():
         del adapted
         pruned.change()
@@ -315,6 +320,7 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         **{
             name: getattr(job, name) for name in ("steps", "batch_size", "lr", "head_lr", "seed", "optimizer")
         },
+        "task": task.describe(),
         "metric": task.metric,
         "greater_is_better": task.greater_is_better,
         "validation": {name: value for name, value in validations[-1].items() if name != "step"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
@@ -23,8 +23,9 @@ from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, sec
 from eckart.jobs.compare.progress import Progress
 from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
+from eckart.jobs.repeat import CONFIG, compare_options, write_config
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data
+from eckart.tasks.options import TaskOptions, beyond_data, memory_of
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def compare(
     quick: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    on_task: Callable[[dict[str, Any]], None] | None = None,
     **task_options: Unpack[TaskOptions],
 ) -> pd.DataFrame:
     """Race every method at the same budget on the same batches, tuned alike, and say which to use.
@@ -89,6 +91,7 @@ def compare(
         quick: a first impression: few steps, one learning rate, one seed.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
+        on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
         task_options: what the task is, such as ``kind="chat"`` or ``metric="mcc"``: see
             `eckart.tasks.options.TaskOptions`.
 
@@ -99,7 +102,8 @@ def compare(
         InputError: bad input, with the remedy; nothing was trained.
         KeyboardInterrupt: passed on after the results so far were written.
     """
-    arguments = {name: value for name, value in locals().items() if name != "task_options"} | task_options
+    arguments = {name: value for name, value in locals().items() if name not in ("task_options", "on_task")}
+    arguments |= task_options
     arguments = {name: value for name, value in arguments.items() if value is not None}
     kind = task_options.get("kind", "auto")
     check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
@@ -113,6 +117,7 @@ def compare(
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
+    memory_of(task_options).part(batch_size)
     if model is not None or data is None:  # else the data tell which one is meant
         find_model(model, kind)
     check_source(data)
@@ -133,6 +138,8 @@ def compare(
             **task_options,
         )
         everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
+    if on_task is not None:
+        on_task(task.describe())
     identity: dict[str, Any] = {
         "budget": str(budget),
         "steps": steps,
@@ -194,6 +201,7 @@ def _begin(directory: Path, about: dict[str, Any], task: Task, storage: str | No
     if overwrite:
         outputs.clear(directory)
     outputs.write_about(directory, about)
+    write_config(directory / CONFIG, "compare", compare_options(about["command"]))
     url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
     return shared or _open_study(url, digest, task.greater_is_better, overwrite)
 

@@ -67,6 +67,8 @@ class Contender:
 
         if self.config is not None:
             return get_peft_model(model, replace(cast("MethodConfig", self.config), seed=seed))
+        if self.name == FULL:
+            model.float()  # a step of AdamW is lost in the digits of a smaller dtype
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
         return model
@@ -237,7 +239,8 @@ def contenders(
     for name in names:
         if name in MIDDLE_RATES:
             rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
-            found.append(Contender(name, LABELS[name], rates if heads or name == FULL else ()))
+            reason = _too_large(task, model) if name == FULL else ""
+            found.append(Contender(name, LABELS[name], rates if heads or name == FULL else (), reason=reason))
             continue
         if name.startswith(PREFIX):
             rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
@@ -265,6 +268,15 @@ def contenders(
         raise failures[0]
     _check_counts(found)
     return found
+
+
+def _too_large(task: Task, model: nn.Module) -> str:
+    """Why all of a model cannot be trained; nothing where it can."""
+    from eckart.tasks.memory import full_memory
+
+    if task.memory.quantize is not None:
+        return f"full fine-tuning is left out: the base is kept in {task.memory.quantize}, which cannot be trained"
+    return full_memory(sum(p.numel() for p in model.parameters()))
 
 
 def _check_counts(found: Sequence[Contender]) -> None:

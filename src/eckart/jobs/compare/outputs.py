@@ -15,6 +15,7 @@ from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
+from eckart.jobs.repeat import CONFIG
 
 DATABASE, ABOUT = "study.db", "compare.json"
 RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
@@ -74,7 +75,7 @@ def clear(directory: Path) -> None:
     slugs = [method.slug for method in methods("adapters")]
     names = (*LABELS, *slugs, *(f"{slug}+*" for slug in slugs), *peft_names())
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(directory, (f"{DATABASE}*", ABOUT, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
+    remove_owned(directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
 
 
 def command_line(arguments: Mapping[str, Any]) -> str:

@@ -184,15 +184,16 @@ class Runner:
         steps = run.parameters["steps"]
         model = self.task.fresh_model(0).to(device())
         floor = FrozenFloor(model)
-        order = data_order(lengths(self.task.train), steps + 1, self.batch_size, 0)
-        loader = DataLoader(Subset(self.task.train, order), self.batch_size, collate_fn=self.task.collator)
+        size = self.task.memory.part(self.batch_size)
+        order = data_order(lengths(self.task.train), steps + 1, size, 0)
+        loader = DataLoader(Subset(self.task.train, order), size, collate_fn=self.task.collator)
         batches = [{name: value.to(device()) for name, value in batch.items()} for batch in loader]
         with PeakMemory([*model.parameters(), *model.buffers()]) as memory:
             floor.step(batches[0])
         result.row |= {
             "trainable_parameters": 0,
             "head_parameters": 0,
-            "step_seconds": median(floor.step(batch) for batch in batches[1:]),
+            "step_seconds": self.batch_size // size * median(floor.step(batch) for batch in batches[1:]),
             "step_time_ratio": 1.0,
             "peak_memory_mb": memory.peak / 1e6,
         }

@@ -1,0 +1,70 @@
+"""A run as the options of the command that repeats it: written beside its results, and read back by ``--config``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eckart.files import atomic_write
+
+CONFIG = "config.yaml"
+_LISTED = {"options": "option", "optimizer_options": "optimizer-option"}
+_NOT_GIVEN = ("fingerprint", "task", "loram", *_LISTED)
+
+
+def adapt_options(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `eckart adapt` that give the run of a run.json."""
+    found = {name: value for name, value in job.items() if name not in _NOT_GIVEN}
+    found |= {option: job[name] for name, option in _LISTED.items() if job.get(name)}
+    task = dict(job["task"])
+    found["limit"] = task.pop("limits", None)
+    found |= task
+    if loram := job.get("loram"):
+        found |= {"loram": loram["ratio"]}
+        found |= {f"loram-{name}": loram[name] for name in ("criterion", "align", "int8")}
+    return {
+        name.replace("_", "-"): value
+        for name, value in found.items()
+        if value is not None and value is not False
+    }
+
+
+def compare_options(command: str) -> dict[str, Any]:
+    """The options of a command line of `eckart compare` but the directory of its results."""
+    words = shlex.split(command)[2:]
+    found: dict[str, Any] = {}
+    while words:
+        name, bare = words.pop(0).removeprefix("--"), not words or words[0].startswith("--")
+        value: Any = True if bare else words.pop(0)
+        if name in found:
+            value = [*(found[name] if isinstance(found[name], list) else [found[name]]), value]
+        found[name] = value
+    found.pop("output", None)
+    return found
+
+
+def write_config(path: Path, command: str, options: Mapping[str, Any]) -> None:
+    """Write the options as a file that ``--config`` takes."""
+    import yaml
+
+    told = f"# Repeats the run: eckart {command} --config {CONFIG} --output DIR\n"
+    with atomic_write(path) as file:
+        file.write_text(
+            told + yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+
+
+def options_of_results(values: Mapping[str, Any], command: str) -> dict[str, Any] | None:
+    """The options that a run.json of `eckart adapt` or a compare.json stands for; None where it is neither.
+
+    Args:
+        values: what the file holds.
+        command: that takes them.
+    """
+    if command == "adapt" and {"fingerprint", "task", "method"} <= set(values):
+        return adapt_options(values)
+    if command == "compare" and {"command", "identity"} <= set(values):
+        return compare_options(str(values["command"]))
+    return None

@@ -1,0 +1,92 @@
+"""The size of a model in training: the precision of its frozen base, eight bits, and steps that are cut into parts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from eckart.errors import InputError
+from eckart.extras import require
+from eckart.tasks.instruments import device
+from eckart.tasks.options import Memory
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FULL_BYTES = 16
+"""Of each number that is trained in float32: itself, its gradient and the two moments of AdamW."""
+
+
+def fit(model: Any, heads: Collection[str], memory: Memory, name: str) -> None:
+    """Bring a base to its size in training, in place: what an adapter trains, and the head, stay float32.
+
+    Args:
+        model: as it was loaded, in float32.
+        heads: names of the modules that are trained whole.
+        memory: what is wanted.
+        name: of the model, for messages.
+
+    Raises:
+        InputError: a precision that this machine, or a saving that the model, has not.
+    """
+    if memory.dtype == "fp16" and device().type != "cuda":
+        raise InputError("--dtype fp16 needs a GPU, whose loss is scaled: bf16 is as small and needs none")
+    if memory.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"--gradient-checkpointing: {name} ({type(model).__name__}) has none in transformers; leave it out"
+        )
+    if memory.quantize is not None:
+        _eight_bits(model, heads, name)
+    if memory.dtype == "fp32":
+        return
+    model.to(DTYPES[memory.dtype])
+    model.register_forward_pre_hook(_cast_pixels, with_kwargs=True)
+    for head in heads:
+        module = model.get_submodule(head)
+        module.float()
+        module.register_forward_pre_hook(_cast_to_float)
+
+
+def full_memory(parameters: int) -> str:
+    """Why full fine-tuning cannot fit in the memory that is free; nothing where it can."""
+    if device().type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = require("psutil", extra="compare").virtual_memory().available
+    needed = FULL_BYTES * parameters
+    if needed <= free:
+        return ""
+    return (
+        f"full fine-tuning is left out: {parameters:,} numbers in float32 with gradients and AdamW's moments take "
+        f"{needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
+    )
+
+
+def _eight_bits(model: Any, heads: Collection[str], name: str) -> None:
+    """The linear layers in eight bits, each row with a scale; the head, and the output that is tied to the embedding or
+    gives tokens, stay."""
+    torchao = require("torchao.quantization", extra="quant")
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    within = tuple(f"{head}." for head in heads)
+    chosen = {
+        id(module)
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and module is not output and not f"{path}.".startswith(within)
+    }
+    if not chosen:
+        raise InputError(f"--quantize int8: {name} has no linear layers beside its head; leave it out")
+    torchao.quantize_(
+        model, torchao.Int8WeightOnlyConfig(), filter_fn=lambda module, path: id(module) in chosen
+    )
+
+
+def _cast_pixels(module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    if "pixel_values" in inputs:
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+    return args, inputs
+
+
+def _cast_to_float(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
