@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OFFLINE = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 """Nothing is reported to anybody."""
-RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
+RESTARTS: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 1}
 """Of Ray's workers: one that dies is started anew and its client asked once more. Flower leaves a dead one in its pool,
 where it is the first to be free, so that every client after it would fail."""
 
@@ -67,7 +67,7 @@ def simulate(
             client,
             plan.clients,
             backend_config={
-                "client_resources": {"num_cpus": 1, "num_gpus": 0.0} | RESTARTS,
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0, **RESTARTS},
                 "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": logging.ERROR},
             },
         )
