@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from eckart.jobs.federate.plan import Plan
+    from eckart.tasks.task import Task
 
 app = ClientApp()
 
@@ -61,7 +62,7 @@ def local_round(
     model: str | None = None,
     context: RecordDict | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Train one client for one round.
+    """Train one client for one round, see `train_round`.
 
     Args:
         plan: the run.
@@ -72,6 +73,28 @@ def local_round(
         data: its own data instead of its part of the plan's.
         model: where its copy of the base model lies.
         context: what its node keeps for it from message to message.
+    """
+    import torch
+
+    from eckart.jobs.federate.encoded import own_task
+
+    torch.set_num_threads(1)
+    task = own_task(plan, client, data, model, RecordDict() if context is None else context)
+    return train_round(task, plan, client, message, number=number, fresh_seed=fresh_seed)
+
+
+def train_round(
+    task: Task, plan: Plan, client: int, message: dict[str, Tensor], *, number: int, fresh_seed: int
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Train one client for one round.
+
+    Args:
+        task: its train and validation splits are the client's own, see `own_task`.
+        plan: the run.
+        client: its number.
+        message: tensors that the server sent.
+        number: of the round, from 1.
+        fresh_seed: see `ServerState.fresh_seed`.
 
     Returns:
         what it trained, by PEFT's keys; its numbers: examples, loss, score of the model as sent and after training on
@@ -80,17 +103,12 @@ def local_round(
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    import torch
-
     from eckart.federated.state import complete
-    from eckart.jobs.federate.encoded import own_task
     from eckart.jobs.federate.local import LocalModel
     from eckart.tasks.scoring import evaluate
     from eckart.tasks.trainer import Recipe, make_trainer
 
     began = time.monotonic()
-    torch.set_num_threads(1)
-    task = own_task(plan, client, data, model, RecordDict() if context is None else context)
     examples, held_out = len(task.train), len(task.validation)  # type: ignore[arg-type]
     local = LocalModel(task, plan, plan.rank(client))
     local.load(*complete(message, local.shapes, plan.rank(client), fresh_seed))

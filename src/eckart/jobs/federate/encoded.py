@@ -59,10 +59,15 @@ def own_task(plan: Plan, client: int, data: str | None, model: str | None, conte
         return kept
     task, parts = whole_task(plan.to_json(), data, model)
     examples = list(range(len(task.train))) if parts is None else parts[client]  # type: ignore[arg-type]
-    trained, held_out = hold_out(examples, plan.seed, client)
-    own = replace(task, train=Subset(task.train, trained), validation=Subset(task.train, held_out))
+    own = part_of(task, examples, plan.seed, client)
     remember(context, mark, own, model or plan.model)
     return own
+
+
+def part_of(task: Task, examples: list[int], seed: int, client: int) -> Task:
+    """The task with some of its training examples alone, a tenth of them held out as validation split."""
+    trained, held_out = hold_out(examples, seed, client)
+    return replace(task, train=Subset(task.train, trained), validation=Subset(task.train, held_out))
 
 
 @lru_cache(maxsize=2)

@@ -67,7 +67,7 @@ def simulate(
             client,
             plan.clients,
             backend_config={
-                "client_resources": {"num_cpus": 1, "num_gpus": 0.0} | RESTARTS,
+                "client_resources": {"num_cpus": 1, "num_gpus": 0.0, **RESTARTS},
                 "init_args": {"num_cpus": cores, "log_to_driver": False, "logging_level": logging.ERROR},
             },
         )
