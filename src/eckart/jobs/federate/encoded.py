@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +26,7 @@ from eckart.tasks.encode import Rows, load_tokenizer
 from eckart.tasks.heads import load_base
 from eckart.tasks.kinds import KINDS
 from eckart.tasks.metrics import chosen
-from eckart.tasks.options import Words
+from eckart.tasks.options import Memory, Words
 from eckart.tasks.pretrained import check_weights, find_model
 from eckart.tasks.task import Task, load_task
 
@@ -125,9 +125,12 @@ def recall(context: RecordDict, mark: str, plan: Plan, model: str | None) -> Tas
 
     data = Data(facts["data"], "text", {}, labels, CLASSES if labels else None)
     form = KINDS[kind](data, Words(metric := plan.task.get("metric")))
+    memory = Memory(
+        **{field.name: plan.task[field.name] for field in fields(Memory) if field.name in plan.task}
+    )
     rows = unpack({name: value.numpy() for name, value in context.array_records[ARRAYS].items()})
     with quiet():
-        base = load_base(checkpoint, kind, form.outputs(), form.config())
+        base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
         tokenizer = load_tokenizer(checkpoint, base.model, pad=bool(labels))
     return Task(
         form,
@@ -142,6 +145,7 @@ def recall(context: RecordDict, mark: str, plan: Plan, model: str | None) -> Tas
         facts["fingerprint"],
         facts["max_length"],
         chosen(metric, form.metrics, form.said, kind),
+        memory,
         base,
         data,
     )
