@@ -47,7 +47,7 @@ def plan(
 def finish(records: dict[str, Any], run: Any, **row: Any) -> None:
     """Pretend a run was done."""
     known = {"lr": None} | dict(run.parameters) | {"run_id": run.id, "status": "complete"}
-    records[run.id] = {"row": known | {"validation_score": 0.5, "validation_loss": 1.0} | row}
+    records[run.id] = {"row": known | {"validation_score": 0.5, "validation_loss": 1.0, "seconds": 1.0} | row}
 
 
 def peaked(best: dict[str, float], heights: dict[str, float] | None = None) -> Any:
@@ -160,6 +160,24 @@ def test_who_diverges_at_its_middle_rate_is_the_last_and_goes_on_only_among_few(
     among_many = records_of(race)
     assert not any(name.startswith(("final/m0", "tune/m0/lr=0.01")) for name in among_many)
     assert race.dropped(among_many)["m0"].endswith("in runs of 30 steps: no run came through")
+
+
+@pytest.mark.parametrize(("seconds", "stays"), [(20.0, True), (20.1, False)])
+def test_who_is_too_slow_for_the_time_leaves_after_the_first_run(seconds: float, stays: bool) -> None:
+    def worked_off(race: Plan) -> dict[str, Any]:
+        records: dict[str, Any] = {}
+        while runs := race(records):
+            slow = runs[0].parameters["method"] in ("lora", "full", "bone")
+            finish(records, runs[0], seconds=seconds if slow else 1.0)
+        return records
+
+    race = replace(plan("lora", "full", "bone", "svfit"), time=600.0)  # a run of 60 steps takes twice as long
+    records = worked_off(race)
+    assert ("final/bone/seed=0" in records, "tune/bone/lr=0.01/steps=30" in records) == (stays, stays)
+    assert {"final/lora/seed=0", "final/full/seed=0", "final/svfit/seed=0"} <= set(records)
+    words = "after its first run: one of 60 steps would take some 40 s of the 600 s there are: give it more --time"
+    assert race.dropped(records) == ({} if stays else {"bone": words})
+    assert "final/bone/seed=0" in worked_off(replace(race, time=None)), "all the time it needs"
 
 
 def test_seeds_go_to_those_that_are_not_ruled_out() -> None:

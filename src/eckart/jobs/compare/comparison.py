@@ -158,7 +158,9 @@ def compare(
     runner = Runner(task, batch_size, str(budget))
     jury = Jury(runner, everyone, terms)
     taking_part = [c for c in everyone if not c.reason]
-    plan = Plan(taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None)
+    plan = Plan(
+        taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None, allowed
+    )
     race = Race(runner, plan, jury, study, directory, about, display)
     with attended(directory):
         return race.work(deadline)

@@ -3,7 +3,7 @@
 First the frozen floor. Then the learning rates of the head-only baseline: its best is the learning rate of everyone's
 head. Then, by successive halving,
 
-1. every method at the middle one of its learning rates;
+1. every method at the middle one of its learning rates; who is too slow to be tested in the time leaves;
 2. the better third of the methods at its other rates; where the best is the largest or smallest tried, one more;
 3. the better third of those on the test split, seed by seed. From two seeds on a method that is told apart from the
    best is dropped, and the race ends when the answer stands or there are no more seeds.
@@ -34,6 +34,8 @@ TUNE_SHARE = 1 / 2
 KEPT = 1 / 3
 """Share of the methods that goes on to the next round of tuning."""
 FEW = 3
+MOST_TIME = 1 / 15
+"""Share of the time that a final run of a method may take: a few seeds of a few methods must fit."""
 EXTENSIONS = 3
 """Learning rates tried beyond the given ones, at most."""
 FLOOR_STEPS = 6
@@ -52,6 +54,7 @@ class Plan:
         greater_is_better: the direction of the score.
         judge: what the records say by now.
         extend: whether learning rates beyond the given ones are tried where the best is at an end.
+        time: seconds that the race may take; None when it takes what it needs.
     """
 
     contenders: Sequence[Contender]
@@ -60,6 +63,7 @@ class Plan:
     greater_is_better: bool
     judge: Callable[[Records], Judgement]
     extend: bool = True
+    time: float | None = None
 
     @property
     def tune_steps(self) -> int:
@@ -123,8 +127,28 @@ class Plan:
         for rates, when in ((self._middle, "at its middle learning rate"), (self._all_rates, "at its best")):
             if missing := self._missing(alive, records, rates):
                 return missing, []
-            alive = self._better(alive, records, rates, when, {} if told is None else told)
+            told = {} if told is None else told
+            alive = self._better(self._affordable(alive, records, told), records, rates, when, told)
         return [], alive
+
+    def _affordable(
+        self, contenders: Sequence[Contender], records: Records, told: dict[str, str]
+    ) -> list[Contender]:
+        """Those whose final run takes a small part of the time, by the pace of their first; baselines always."""
+        kept = []
+        for contender in contenders:
+            first = records.get(self._tune_id(contender, contender.trials[0])) if contender.trials else None
+            seconds = (
+                0.0 if first is None else (first["row"]["seconds"] or 0.0) / self.tune_steps * self.steps
+            )
+            if contender.name in ALWAYS or self.time is None or seconds <= MOST_TIME * self.time:
+                kept.append(contender)
+            else:
+                told[contender.name] = (
+                    f"after its first run: one of {self.steps} steps would take some {seconds:.0f} s of the "
+                    f"{self.time:.0f} s there are: give it more --time"
+                )
+        return kept
 
     def _middle(self, contender: Contender, records: Records) -> list[float]:
         """The learning rate of the first round; none where there is nothing to choose."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -26,7 +26,7 @@ from eckart.tasks.encode import Rows, load_tokenizer
 from eckart.tasks.heads import load_base
 from eckart.tasks.kinds import KINDS
 from eckart.tasks.metrics import chosen
-from eckart.tasks.options import Memory, Words
+from eckart.tasks.options import TaskOptions, Words, memory_of
 from eckart.tasks.pretrained import check_weights, find_model
 from eckart.tasks.task import Task, load_task
 
@@ -125,9 +125,7 @@ def recall(context: RecordDict, mark: str, plan: Plan, model: str | None) -> Tas
 
     data = Data(facts["data"], "text", {}, labels, CLASSES if labels else None)
     form = KINDS[kind](data, Words(metric := plan.task.get("metric")))
-    memory = Memory(
-        **{field.name: plan.task[field.name] for field in fields(Memory) if field.name in plan.task}
-    )
+    memory = memory_of(cast(TaskOptions, plan.task))
     rows = unpack({name: value.numpy() for name, value in context.array_records[ARRAYS].items()})
     with quiet():
         base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
