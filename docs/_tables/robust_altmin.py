@@ -62,14 +62,18 @@ def ranking() -> str:
 
 def peers() -> str:
     found = rows("completion_peers", "benchmarks")
-    lines = [
-        (
-            {"eckart": "eckart, its defaults", "implicit": "implicit 0.7.3 ALS, 15 iterations"}.get(
-                r["arm"], f"{r['arm'].replace(' ', ', λ = ')}"
-            ),
-            "" if r["held-out RMSE"] is None else f"{r['held-out RMSE']:.4f}",
-            f"{r['processor seconds']:.1f}",
-        )
-        for r in found
-    ]
-    return f"{found[0]['ratings']:,} ratings:\n\n" + table(("", "held-out RMSE", "processor s"), lines)
+    names = {"eckart": "eckart, its defaults", "implicit": "implicit 0.7.3 ALS, 15 iterations"}
+    parts = []
+    for size in sorted({r["ratings"] for r in found}):
+        lines = [
+            (
+                names.get(r["arm"], f"{r['arm'].replace(' ', ', λ = ')}"),
+                "" if r["held-out RMSE"] is None else f"{r['held-out RMSE']:.4f}",
+                f"{r['processor seconds']:.1f}",
+                f"{r['MiB']:.0f}",
+            )
+            for r in found
+            if r["ratings"] == size
+        ]
+        parts.append(f"{size:,} ratings:\n\n" + table(("", "held-out RMSE", "processor s", "MiB"), lines))
+    return "\n".join(parts)

@@ -196,7 +196,7 @@ def test_a_failed_fit_leaves_the_estimator_as_it_was(name: str, bad: float) -> N
 def test_parameters_are_refused_in_the_words_of_scikit_learn(name: str) -> None:
     estimator, data = FITS[name]
     for wrong in ({"dtype": "float16"}, {"verbose": -1}):
-        with pytest.raises(ValueError, match=rf"The '{next(iter(wrong))}' parameter of {name} must be"):
+        with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} is .*: give "):
             clone(estimator).set_params(**wrong).fit(*data)
     absent = "cuda" if not torch.cuda.is_available() else "cuda:99"
     for device in ("nowhere", absent):

@@ -85,7 +85,7 @@ def test_forms_of_clicks() -> None:
         ({"fit_bias": True}, counts(), "fit_bias=True with implicit=True"),
         ({}, counts() - 1, "implicit=True takes counts: X holds -1"),
         ({}, np.zeros((5, 5)), "holds none above zero"),
-        ({"alpha": 0.0}, counts(), "'alpha' parameter of MatrixCompletion must be"),
+        ({"alpha": 0.0}, counts(), r"^alpha is .*: give "),
     ],
 )
 def test_bad_clicks(options, X, message: str) -> None:

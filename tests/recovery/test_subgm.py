@@ -244,7 +244,7 @@ def test_too_few_steps_are_reported() -> None:
         ({}, (A[:, :, :5], CLEAN), r"shape \(12, 5\): symmetric=False"),
         ({"init": (np.ones((D, 2)),), "symmetric": False}, (A, CLEAN), "init holds 1 factors"),
         ({"init": np.ones((5, 2))}, (A, CLEAN), r"init has shape \(5, 2\)"),
-        ({"eta0": 0.0}, (A, CLEAN), "'eta0' parameter of RobustLowRank must be"),
+        ({"eta0": 0.0}, (A, CLEAN), r"^eta0 is .*: give "),
         ({"validation_fraction": 0.001}, (A[:100], CLEAN[:100]), "one part is empty"),
     ],
 )

@@ -317,12 +317,13 @@ def inner_residual(
         ridge: c_i.
         everywhere: as of the `RowSolver`.
     """
-    rows = torch.repeat_interleave(torch.arange(len(U), device=U.device), data.pointer.diff())
+    owner = torch.arange(len(U), device=U.device, dtype=data.column.dtype)
+    rows = torch.repeat_interleave(owner, data.pointer.diff())
     slope, target = -ridge.unsqueeze(1) * U, torch.zeros_like(U)
     if everywhere:
         slope = slope - U @ (V.mT @ V)
-    every = torch.arange(len(rows), device=U.device)
-    for place in every.tensor_split(max(1, len(rows) * U.shape[1] // GATHERED)):
+    step = max(1, GATHERED // U.shape[1])
+    for place in (slice(start, start + step) for start in range(0, len(rows), step)):
         row, known, value = rows[place], V.index_select(0, data.column[place]), data.value[place]
         rest = value - (U.index_select(0, row) * known).sum(1)
         scale = torch.ones_like(value) if data.weight is None else data.weight[place]

@@ -11,11 +11,11 @@ import scipy.sparse as sp
 import torch
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.utils.extmath import randomized_svd
-from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.completion import Compressed, RowSolver, Solve, clip_incoherent
+from eckart.recovery._base import check_array
 from eckart.recovery._ratings import Observations
 
 DENSE_ENTRIES = 2**20

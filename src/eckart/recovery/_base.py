@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import validation as _validation
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from eckart.arguments import LARGEST, RANGES
@@ -19,6 +21,17 @@ from eckart.errors import InputError, first_line
 from eckart.recovery import _files
 
 FLOATS = [np.float64, np.float32]
+_PARAMETER = re.compile(r"The '(\w+)' parameter of \w+ must be (.*)\. Got (.*) instead\.")
+REMEDIES = {
+    "contains NaN": "drop or fill what is missing",
+    "contains infinity": "give finite numbers",
+    "Expected 2D array": "Reshape your data to a table (rows, columns)",
+    "Expected a 2-dimensional container": "give a table (rows, columns)",
+    "could not convert": "give numbers",
+    "inconsistent numbers": "give as many of both",
+}
+"""What to do where scikit-learn's checks say only what is wrong."""
+F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound="RecoveryEstimator")
 
 
@@ -47,6 +60,32 @@ def whole(low: int, high: int | None = None) -> Interval:
     from numbers import Integral
 
     return Interval(Integral, low, high, closed="left")
+
+
+def in_one_line(check: F) -> F:
+    """A check of scikit-learn's whose refusal is one line, and says what to do."""
+
+    @functools.wraps(check)
+    def checked(*args: Any, **options: Any) -> Any:
+        try:
+            return check(*args, **options)
+        except ValueError as error:
+            line = first_line(error)
+            remedy = next((f" {words}" for part, words in REMEDIES.items() if part in line), "")
+            raise InputError(f"{line.rstrip(' .:')}:{remedy}" if remedy else line) from None
+
+    return cast(F, checked)
+
+
+check_array, check_consistent_length, column_or_1d, validate_data = map(
+    in_one_line,
+    (
+        _validation.check_array,
+        _validation.check_consistent_length,
+        _validation.column_or_1d,
+        _validation.validate_data,
+    ),
+)
 
 
 def whole_or_nothing(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,13 +139,13 @@ class RecoveryEstimator(BaseEstimator):
             numeric = any(isinstance(constraint, Interval) for constraint in allowed)
             value = getattr(self, name, None)
             if numeric and "boolean" not in allowed and isinstance(value, bool | np.bool_):
-                raise InputError(
-                    f"The {name!r} parameter of {type(self).__name__} must be a number. Got {value!r} instead."
-                )
+                raise InputError(f"{name} is {value!r}: give a number")
         try:
             super()._validate_params()
         except ValueError as error:
-            raise InputError(first_line(error)) from None
+            told = _PARAMETER.fullmatch(first_line(error))
+            words = f"{told[1]} is {told[3]}: give {told[2]}" if told else first_line(error)
+            raise InputError(words) from None
 
     def _keep(self, arguments: dict[str, Any]) -> None:
         """Store the constructor's arguments unchanged, as scikit-learn asks."""

@@ -17,7 +17,8 @@ from eckart.recovery._ratings import Observations
 ROUNDS, DAMPING = 10, (15.0, 10.0)
 """Alternations, and how many observations of zero stand beside those of a row and of a column."""
 
-
+PIECE = 2**20
+"""Observations that are summed at once: NumPy widens their indices and values."""
 BIAS_RIDGE = {"none": 3.0, "count": 0.03}
 """Ridge of a bias beside the factors, in observations; where ridges go with the count, in shares of the row's."""
 
@@ -42,8 +43,7 @@ def fit_biases(data: Observations, wanted: bool) -> Biases:
     rows, cols = (np.zeros(size, dtype) for size in data.shape)
     if not wanted:
         return Biases(0.0, rows, cols)
-    mass = data.mass()
-    mean = float(mass @ data.values / mass.sum())
+    mean = float(np.average(data.values, weights=data.weights))
     for _ in range(ROUNDS):
         cols = damped_means(data, data.values - mean - rows[data.rows], 1)
         rows = damped_means(data, data.values - mean - cols[data.cols], 0)
@@ -72,6 +72,11 @@ def solve_with_bias(solve: Solve, kappa: float, cols: Tensor) -> Solve:
 def damped_means(data: Observations, rest: np.ndarray, axis: int) -> np.ndarray:
     """Σ w rest / (Σ w + damping) of each row (0) or column (1)."""
     index, size = (data.rows, data.cols)[axis], data.shape[axis]
-    mass = data.mass()
-    total = np.bincount(index, mass * rest, minlength=size)
-    return (total / (np.bincount(index, mass, minlength=size) + DAMPING[axis])).astype(data.values.dtype)
+    weights = data.weights
+    total, mass = np.zeros(size), np.zeros(size)
+    for start in range(0, len(index), PIECE):
+        part = slice(start, start + PIECE)
+        known = None if weights is None else weights[part]
+        total += np.bincount(index[part], rest[part] if known is None else known * rest[part], minlength=size)
+        mass += np.bincount(index[part], known, minlength=size)
+    return (total / (mass + DAMPING[axis])).astype(data.values.dtype)

@@ -60,12 +60,15 @@ class Alternation:
     ) -> None:
         self.options, self.data, self.biases, self.like = options, data, biases, like
         self.solver = options.solver
-        self.rest = data.values - biases.of(data.rows, data.cols)
         k, init, clip = options.n_components, options.init, options.incoherence
-        started = data.values * data.mass() if options.implicit else self.rest
+        started = data.values * data.mass() if options.implicit else self._rest()
         self.start = initial_factor(data, started, k, init, clip, random, like)
         self.random, self.seed = random, int(random.randint(2**31 - 1))
         self._seen: dict[bool, Callable[[int], tuple[Compressed, Compressed]]] = {}
+
+    def _rest(self) -> np.ndarray:
+        rest: np.ndarray = self.data.values - self.biases.of(self.data.rows, self.data.cols)
+        return rest
 
     def _orthonormal(self, reg: float) -> bool:
         wanted = self.options.orthonormal
@@ -89,7 +92,7 @@ class Alternation:
         kappa = (
             math.sqrt(reg / BIAS_RIDGE[options.reg_scaling]) if options._biased and not orthonormal else 0.0
         )
-        values = data.values - self.biases.mean if kappa else self.rest
+        values = data.values - self.biases.mean if kappa else self._rest()
         halves = self._halves(values, kappa > 0, max_iter)
         solver = RowSolver(self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit)
         solve = spread(solver, options.n_jobs)
@@ -132,7 +135,8 @@ class Alternation:
         return self._seen[biased]
 
     def residual(self, found: Completed, reg: float) -> float:
-        """How far the rows are from solving their regressions."""
+        """How far the rows are from solving their regressions, at the end of all runs."""
+        self._seen.clear()
         data, options = self.data, self.options
         rest = data.compress(data.values - found.biases.of(data.rows, data.cols), 0, None, self.like)
         ridge = options._ridge(data.counts(0), self.like, reg)
@@ -142,17 +146,18 @@ class Alternation:
         """The RMSE of a pair of factors on the observations; of implicit feedback on all entries, by confidence."""
         data, like = self.data, self.like
         rows, cols = (torch.as_tensor(index).to(like.device) for index in (data.rows, data.cols))
-        target, repeats = torch.as_tensor(values).to(like), torch.as_tensor(data.repeated()).to(like)
-        extra = torch.as_tensor(data.mass()).to(like)
+        target = torch.as_tensor(values).to(like)
+        repeats = None if data.repeats is None else torch.as_tensor(data.repeats).to(like)
+        extra = torch.as_tensor(data.mass().copy()).to(like) if self.options.implicit else target[:0]
 
         def measure(U: Tensor, V: Tensor) -> float:
+            bias: Tensor | float = 0.0
             if kappa:
-                bias = kappa * (U[rows, -1] + V[cols, -1])
+                bias = kappa * (U[:, -1].index_select(0, rows) + V[:, -1].index_select(0, cols))
                 U, V = U[:, :-1], V[:, :-1]
-                return rms((entries(U, V, rows, cols) + bias - target).square(), repeats)
-            found = entries(U, V, rows, cols)
+            found = entries(U, V, rows, cols).add_(bias)
             if not self.options.implicit:
-                return rms((found - target).square(), repeats)
+                return rms(found.sub_(target).square_(), repeats)
             whole = ((U.mT @ U) * (V.mT @ V)).sum()
             # c (1 − u·v)² + 0 elsewhere: the observations as they were before `Observations.confident`
             loss = ((1 + extra) * (1 - found).square() - found.square()).sum() + whole.clamp_min(0)
@@ -161,8 +166,10 @@ class Alternation:
         return measure
 
 
-def rms(squares: Tensor, weights: Tensor) -> float:
+def rms(squares: Tensor, weights: Tensor | None) -> float:
     """The root of a weighted mean."""
+    if weights is None:
+        return math.sqrt(float(squares.mean()))
     return math.sqrt(float((squares * weights).sum() / weights.sum()))
 
 

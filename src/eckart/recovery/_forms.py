@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from sklearn.utils.validation import check_array
 
 from eckart.errors import InputError
+from eckart.recovery._base import check_array
 from eckart.recovery._ratings import Ids, Observations, alike, merge, whole_numbers
 
 NAMES = (("user",), ("item", "movie", "product"), ("rating", "value", "score"))

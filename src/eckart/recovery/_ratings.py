@@ -32,7 +32,7 @@ class Observations:
 
     def mass(self) -> np.ndarray:
         """The weight of each entry in a sum over observations."""
-        return np.ones(len(self.values)) if self.weights is None else self.weights
+        return np.broadcast_to(1.0, len(self.values)) if self.weights is None else self.weights
 
     def compress(
         self, values: np.ndarray, axis: int, kept: np.ndarray | None, like: torch.Tensor
@@ -42,17 +42,19 @@ class Observations:
             (self.rows, self.cols, self.shape[0]),
             (self.cols, self.rows, self.shape[1]),
         )[axis]
-        order = np.arange(len(values)) if axis == 0 else self.by_column()
-        order = order if kept is None else order[kept[order]]
+        order: Any = slice(None) if axis == 0 else self.by_column()
+        if kept is not None:
+            order = kept.nonzero()[0] if axis == 0 else order[kept[order]]
         pointer = np.concatenate([[0], np.cumsum(np.bincount(index[order], minlength=size))])
         weights = None if self.weights is None else torch.as_tensor(self.weights[order]).to(like)
-        others = torch.as_tensor(other[order].astype(np.int32)).to(like.device)
+        others = torch.as_tensor(other[order]).to(like.device)
         starts = torch.as_tensor(pointer).to(like.device)
         return Compressed(starts, others, torch.as_tensor(values[order]).to(like), weights)
 
     def by_column(self) -> np.ndarray:
         """The places of the entries in order of (column, row), by counting."""
-        places = sp.csr_array((np.arange(len(self.rows)), self.cols, self.pointer()), shape=self.shape)
+        places = np.arange(len(self.rows), dtype=self.rows.dtype)
+        places = sp.csr_array((places, self.cols, self.pointer()), shape=self.shape)
         order: np.ndarray = places.tocsc().data
         return order
 
@@ -65,7 +67,7 @@ class Observations:
         counts = np.diff(self.pointer())
         order = random.permutation(self.shape[0])
         taken = np.sort(order[: 1 + int(np.searchsorted(counts[order].cumsum(), entries))])
-        place = np.full(self.shape[0], -1)
+        place = np.full(self.shape[0], -1, self.rows.dtype)
         place[taken] = np.arange(len(taken))
         part = self.only(place[self.rows] >= 0)
         return replace(part, rows=place[part.rows], shape=(len(taken), self.shape[1]))
@@ -102,6 +104,7 @@ class Observations:
         return merge(rows, cols, np.concatenate([self.values, other.values]), mass, repeats, shape)
 
     def repeated(self) -> np.ndarray:
+        """How many observations stand in each entry."""
         return np.ones(len(self.values), np.int64) if self.repeats is None else self.repeats
 
 
@@ -148,15 +151,18 @@ def merge(
     rows: Any, cols: Any, values: Any, weights: Any, repeats: Any, shape: tuple[int, int]
 ) -> Observations:
     """In order of (row, column), entries given more than once merged into their mean, of the weight of all."""
-    key = rows * shape[1] + cols
-    order = np.argsort(key, kind="stable")
-    key, rows, cols, values = key[order], rows[order], cols[order], values[order]
-    weights = None if weights is None else weights[order]
-    repeats = None if repeats is None else repeats[order]
-    first = np.flatnonzero(np.diff(key, prepend=-1))
-    if len(first) == len(key):
+    key = rows.astype(np.int64) * shape[1] + cols
+    small = np.int32 if max(shape) <= np.iinfo(np.int32).max else np.int64
+    rows, cols = rows.astype(small), cols.astype(small)
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        key, rows, cols, values = key[order], rows[order], cols[order], values[order]
+        weights = None if weights is None else weights[order]
+        repeats = None if repeats is None else repeats[order]
+    if (key[1:] > key[:-1]).all():
         single = repeats is None or (repeats == 1).all()
         return Observations(rows, cols, values, weights, None if single else repeats, shape)
+    first = np.flatnonzero(np.diff(key, prepend=-1))
     warnings.warn(
         f"{len(key) - len(first)} entries are given more than once: each counts as another observation of the entry",
         UserWarning,
@@ -180,7 +186,7 @@ def whole_numbers(name: str, index: Any) -> np.ndarray:
         raise InputError(
             f"{name} are {given.dtype}: give whole numbers, or a pandas frame for ids of another kind"
         )
-    return given.astype(np.int64)
+    return given.astype(np.int64, copy=False)
 
 
 def relabel(data: Observations, axis: int, labels: Any) -> np.ndarray:

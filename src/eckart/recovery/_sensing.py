@@ -7,13 +7,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
-from sklearn.utils import check_consistent_length, column_or_1d
-from sklearn.utils.validation import _check_sample_weight, check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
-from eckart.recovery._base import FLOATS, RecoveryEstimator, of, real, to_numpy, whole
+from eckart.recovery._base import (
+    FLOATS,
+    RecoveryEstimator,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+    of,
+    real,
+    to_numpy,
+    validate_data,
+    whole,
+)
 
 OPERATOR = ("forward", "adjoint", "subset", "to", "energy", "shape_in", "m")
 

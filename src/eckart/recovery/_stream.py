@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.extmath import row_norms, safe_sparse_dot
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg import streaming
 from eckart.linalg.streaming import HeavyRows
-from eckart.recovery._base import FLOATS, RecoveryTransformer, to_numpy
+from eckart.recovery._base import FLOATS, RecoveryTransformer, check_array, to_numpy, validate_data
 
 MOST = 128
 """Components that are looked for where a share of the variance is asked for."""

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -17,7 +17,7 @@ from eckart.linalg.completion import Compressed, absolute_loss, least_absolute
 from eckart.linalg.operators import EntryOperator
 from eckart.linalg.subgradient import weighted_quantile
 from eckart.recovery import _forms
-from eckart.recovery._base import FLOATS, to_numpy
+from eckart.recovery._base import FLOATS, to_numpy, validate_data
 from eckart.recovery._measured import RESOLVED, Factors, Measured
 from eckart.recovery._ratings import Observations
 from eckart.recovery._sensing import SensingEstimator, is_operator

@@ -19,13 +19,13 @@ import scipy.sparse as sp
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from eckart.errors import InputError
 from eckart.linalg import streaming
 from eckart.linalg.operators import as_tensor, row_squares
 from eckart.linalg.streaming import BlockState, OjaState
-from eckart.recovery._base import FLOATS, fitting, of, real, whole
+from eckart.recovery._base import FLOATS, check_array, fitting, of, real, validate_data, whole
 from eckart.recovery._stream import StreamResults
 
 PIECE = 4096

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import StrOptions
 from torch.nn.functional import pad
 
@@ -36,7 +36,7 @@ from eckart.linalg.subgradient import (
     subgradient_descent,
     weighted_quantile,
 )
-from eckart.recovery._base import fitting, of, to_numpy
+from eckart.recovery._base import column_or_1d, fitting, of, to_numpy
 from eckart.recovery._measured import NORMAL_MEDIAN, RESOLVED, SMALL, Factors, HoldOut, Measured
 from eckart.recovery._table import TableEstimator, polished
 
