@@ -355,9 +355,9 @@ def test_presets_are_taken_where_nothing_is_said(
         (own.steps, own.seeds),
         (7, 1),
     ]
-    assert limits[0] == (embedded.max_length, {}), "the whole of the splits"
+    assert limits[0] == (embedded.max_length, {"validation": embedded.validation}), "the whole test split"
     assert limits[2] == (own.max_length, {"validation": own.validation})
-    assert limits[3] == (embedded.max_length, {"test": 5, "train": 9})
+    assert limits[3] == (embedded.max_length, {"validation": embedded.validation, "test": 5, "train": 9})
 
 
 def test_every_final_run_keeps_its_examples(finished: Finished) -> None:

@@ -28,7 +28,7 @@ class Preset:
 
 
 EMBEDDED = Preset(
-    steps=48, seeds=5, trials=3, batch_size=16, max_length=48, validation=None, test=None, time=600.0
+    steps=44, seeds=5, trials=3, batch_size=16, max_length=48, validation=320, test=None, time=600.0
 )
 """The data that comes with the library: ten minutes."""
 QUICK = Preset(
