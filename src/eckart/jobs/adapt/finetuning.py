@@ -341,7 +341,8 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         if not (lora := save_as_lora(model, folder)):
             model.save_pretrained(str(folder), save_embedding_layers=False)
-        base.config.save_pretrained(folder)
+        if task.kind != "own":
+            base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
