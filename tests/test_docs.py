@@ -38,7 +38,7 @@ GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 REPOSITORY = GENERATE["PROJECT"]["urls"]["Repository"]
 FENCE = re.compile(
     r"""^(?P<indent>[ ]*)(?:<!--[ ]no-run:[ ]*(?P<reason>.*?)[ ]*-->\n+[ ]*)?
-    ```(?P<language>\w*)[^`\n]*\n
+    ```(?P<language>\w*)(?:[ ]title="(?P<title>[^"]+)")?[^`\n]*\n
     (?P<body>.*?)
     ^(?P=indent)```[ ]*$""",
     re.DOTALL | re.MULTILINE | re.VERBOSE,
@@ -47,12 +47,13 @@ FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page; ``reason`` says why it does not run, if it does not."""
+    """One fenced block of a page; ``reason`` says why it does not run, if it does not; a title names a file."""
 
     language: str
     body: str
     line: int
     reason: str | None
+    title: str | None
 
     def runs(self) -> bool:
         if self.reason is not None:
@@ -64,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text("utf-8")
     for fence in FENCE.finditer(text):
         line = text.count("\n", 0, fence.start("body"))
-        yield Block(fence["language"], textwrap.dedent(fence["body"]), line, fence["reason"])
+        yield Block(fence["language"], textwrap.dedent(fence["body"]), line, fence["reason"], fence["title"])
 
 
 def commands(body: str) -> list[list[str]]:
@@ -89,7 +90,9 @@ def test_examples_run(
     for block in blocks(page):
         if not block.runs():
             continue
-        if block.language == "python":
+        if block.title is not None:
+            Path(block.title).write_text(block.body, "utf-8")
+        elif block.language == "python":
             source = "\n" * block.line + block.body
             exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
         for arguments in commands(block.body) if block.language == "bash" else ():

@@ -31,6 +31,7 @@ from eckart.compression._criteria import CRITERIA
 from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
 from eckart.jobs.adapt.loram_options import pruning
 from eckart.tasks.optimizers import check_optimizer
+from eckart.tasks.options import check_alone
 
 
 def adapt(
@@ -117,7 +118,9 @@ def adapt(
     check_method(method, given, budget)
     pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
-    if model is not None or data is None:  # else the data tell which one is meant
+    if task.task is not None:
+        check_alone(task.task, model=model, data=data)
+    elif model is not None or data is None:  # else the data tell which one is meant
         find_model(model, task.kind)
     check_source(data, form)
 

@@ -19,7 +19,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.tasks.options import Memory, Words, check_words
+from eckart.tasks.options import Memory, Words, check_alone, check_words
 
 ALWAYS = ("kind", "text_column", "label_column")
 """What a run's file names whether it is said or not."""
@@ -55,6 +55,14 @@ class TaskOptions:
     generate: Annotated[
         int, option("N", "Test examples that are answered, for the exact match (chat).", MODEL_AND_DATA)
     ] = 0
+    task: Annotated[
+        str | None,
+        option(
+            "FILE:FUNCTION",
+            "Model, data, loss and score from a Python file of yours, such as my_task.py:task.",
+            MODEL_AND_DATA,
+        ),
+    ] = None
     dtype: Annotated[
         str, option("NAME", "Of the frozen base: fp32, bf16 or fp16; what trains is in fp32.", TRAINING)
     ] = "fp32"
@@ -81,6 +89,10 @@ class TaskOptions:
         """
         form = words.fields(self.sep, self.columns, self.encoding)
         check_words(self.kind, Words(self.metric, self.extract, self.generate))
+        if self.task is not None:
+            check_alone(
+                self.task, text_column=self.text_column, label_column=self.label_column, metric=self.metric
+            )
         Memory(self.dtype, self.quantize, self.gradient_checkpointing, self.gradient_accumulation)
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}

@@ -63,7 +63,7 @@ class Base:
     def fresh(self, seed: int) -> Any:
         """A copy in eval mode whose head is drawn from ``seed``: weights normal, biases zero."""
         model = copy.deepcopy(self.model)
-        std = getattr(model.config, "initializer_range", 0.02)
+        std = getattr(getattr(model, "config", None), "initializer_range", 0.02)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in self.head_modules:

@@ -43,6 +43,7 @@ class TaskOptions(MemoryOptions, total=False):
         metric: the score that decides; ``module:function`` for one of your own.
         extract: what is compared of an answer: "last-number", "text" or ``module:function``.
         generate: test examples that chat models answer, for the exact match.
+        task: model, data, loss and score from a file, ``my_task.py:function``.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
         quantize: "int8" keeps the base's linear layers in eight bits.
         gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
@@ -58,6 +59,7 @@ class TaskOptions(MemoryOptions, total=False):
     metric: str | None
     extract: str | None
     generate: int
+    task: str | None
 
 
 _OF_DATA = ("kind", "text_column", "label_column", "sep", "columns", "encoding")
@@ -67,7 +69,10 @@ _OF_DATA = ("kind", "text_column", "label_column", "sep", "columns", "encoding")
 def beyond_data(options: TaskOptions) -> dict[str, object]:
     """Of these options those that are given and that no example tells of: with the task's fingerprint they say what
     decides the numbers."""
-    plain = {field.name: field.default for kind in (Words, Memory) for field in fields(kind)}
+    plain: dict[str, object] = {
+        field.name: field.default for kind in (Words, Memory) for field in fields(kind)
+    }
+    plain["task"] = None
     return {name: value for name, value in options.items() if name not in _OF_DATA and value != plain[name]}
 
 
@@ -130,6 +135,18 @@ def check_kind(kind: str) -> None:
     """
     if kind not in ("auto", *KINDS):
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
+
+
+def check_alone(task: str, **others: object) -> None:
+    """Refuse what a task of the user's own says itself.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if given := next((name for name, value in others.items() if value is not None), None):
+        raise InputError(
+            f"--{given.replace('_', '-')} beside --task {task}, which says it itself: leave one out"
+        )
 
 
 def check_words(kind: str, words: Words) -> None:

@@ -25,7 +25,7 @@ from eckart.tasks.kinds import KINDS, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Examples
 from eckart.tasks.metrics import Metric, Outcomes, chosen
-from eckart.tasks.options import Memory, MemoryOptions, Words, check_kind, check_words
+from eckart.tasks.options import Memory, MemoryOptions, Words, check_alone, check_kind, check_words
 from eckart.tasks.pretrained import check_weights, find_model
 
 _TARGETS: dict[str, tuple[bool | None, str | None]] = {
@@ -197,6 +197,7 @@ def load_task(
     metric: str | None = None,
     extract: str | None = None,
     generate: int = 0,
+    task: str | None = None,
     seed: int = 0,
     **small: Unpack[MemoryOptions],
 ) -> Task:
@@ -217,6 +218,7 @@ def load_task(
         metric: the score that decides: one of the kind's, or ``module:function``.
         extract: what is compared of the answers of a chat model: see `eckart.tasks.kinds.chat.extractor`.
         generate: test examples that a chat model answers, for its exact match.
+        task: all of this from a file of the user's, ``my_task.py:function``: see `eckart.tasks.own`.
         seed: seed of the cuts and limits of the data.
         small: how the model is made to fit, as `Memory` has it.
 
@@ -226,6 +228,13 @@ def load_task(
     check_kind(kind)
     words, memory = Words(metric, extract, generate), Memory(**small)
     check_words(kind, words)
+    if task is not None:
+        from eckart.tasks.own import load_own
+
+        check_alone(
+            task, model=model, data=data, text_column=text_column, label_column=label_column, metric=metric
+        )
+        return load_own(task, max_length=max_length, limits=limits, seed=seed, memory=memory)
     checkpoint = None if model is None else find_model(model)
     labelled, target = _TARGETS[kind]
     read = read_data(

@@ -31,6 +31,12 @@ inputs = tokenizer({}, return_tensors="pt")
 _IMAGE = """processor = AutoImageProcessor.from_pretrained(folder)
 inputs = processor(Image.{}.convert("RGB"), return_tensors="pt")
 """
+_OWN = """import eckart  # teaches PEFT the methods
+from eckart.tasks.own import load_own
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(load_own({}).fresh_model(0), {}).eval()
+"""
 _CHAT = """tokenizer = AutoTokenizer.from_pretrained(folder)
 messages = {}
 inputs = tokenizer.apply_chat_template(
@@ -73,9 +79,9 @@ def model_card(
     config = cast("MethodConfig", model.peft_config["default"])
     front = ModelCardData(
         base_model=base_name(base)
-        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] not in LANGUAGE else None),
+        or ("sentence-transformers/all-MiniLM-L6-v2" if metrics["kind"] not in (*LANGUAGE, "own") else None),
         library_name="peft",
-        pipeline_tag=_PIPELINES[metrics["kind"]],
+        pipeline_tag=_PIPELINES.get(metrics["kind"]),
         tags=["eckart", "adapter", metrics["method"]],
     )
     scores = "\n".join(f"| {split} | {_score(metrics[split])} |" for split in ("validation", "test"))
@@ -159,6 +165,8 @@ def _score(evaluation: dict[str, float]) -> str:
 
 
 def _snippet(model: PeftModel, task: Task, base: str | None, directory: Path) -> str:
+    if task.kind == "own":
+        return _OWN.format(code(task.data_name), code(str(directory)))
     name, (needs, example) = type(model.get_base_model()).__name__, _example(task)
     packaged, path = _PACKAGED[task.kind in LANGUAGE] if base is None else ("", code(base))
     pillow = "from PIL import Image\n" if "AutoImageProcessor" in needs else ""

@@ -340,7 +340,8 @@ def _finish(model: PeftModel, task: Task, job: Job, directory: Path, metrics: di
         model.peft_config["default"].base_model_name_or_path = base_name(job.model)
     with atomic_directory(directory, overwrite=True, last=_IN_THIS_ORDER) as folder:
         lora = save_adapter(model, folder)
-        base.config.save_pretrained(folder)
+        if task.kind != "own":
+            base.config.save_pretrained(folder)
         if task.processor is not None:
             task.processor.save_pretrained(folder)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

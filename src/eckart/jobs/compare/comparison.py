@@ -25,7 +25,7 @@ from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
 from eckart.jobs.repeat import CONFIG, compare_options, write_config
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, memory_of
+from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def compare(
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
     memory_of(task_options).part(batch_size)
-    if model is not None or data is None:  # else the data tell which one is meant
+    if (own := task_options.get("task")) is not None:
+        check_alone(own, model=model, data=data)
+    elif model is not None or data is None:  # else the data tell which one is meant
         find_model(model, kind)
     check_source(data)
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
