@@ -1,4 +1,4 @@
-"""Step time (forward + backward + AdamW) of every adapter at one budget, against the frozen floor and PEFT's own layers.
+"""Step time (forward, backward, AdamW) of every adapter at one budget, beside the frozen floor and PEFT's own layers.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/step_time.py [--models minilm d1024] [--tokens 256 1024] [--seconds 60]
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import peft
 from _arms import Wrap, theirs
-from _harness import MODELS, interleave, make_arm, make_step, save, table
+from _harness import interleave, make_arm, make_step, save, table
 from torch import nn
 
 import eckart
@@ -66,7 +66,10 @@ def peft_only(name: str, budget: int) -> Wrap:
 
 def make_arms(budget: int) -> dict[str, Wrap | None]:
     """Every registered adapter, and what it is compared with."""
-    arms: dict[str, Wrap | None] = {"frozen floor": None, "all weights": lambda model, _: model.requires_grad_(True)}
+    arms: dict[str, Wrap | None] = {
+        "frozen floor": None,
+        "all weights": lambda model, _: model.requires_grad_(True),
+    }
     arms |= {method.slug: within(method.slug, budget) for method in eckart.methods("adapters")}
     arms |= {name: within(slug, budget, **options) for name, (slug, options) in VARIANTS.items()}
     arms |= {f"peft {slug}": rival(slug, budget) for slug in RIVALS}
