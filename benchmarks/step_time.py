@@ -1,4 +1,4 @@
-"""Step time (forward + backward + AdamW) of every adapter at one budget, against the frozen floor and PEFT's layers.
+"""Step time (forward, backward, AdamW) of every adapter at one budget, beside the frozen floor and PEFT's own layers.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/step_time.py [--models minilm d1024] [--tokens 256 1024] [--seconds 60]
 

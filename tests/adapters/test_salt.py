@@ -70,11 +70,16 @@ def test_at_the_start_only_the_diagonal_passes_gradient() -> None:
     assert adapter.trainable_X.grad.any()
 
 
-def test_gradients_are_those_of_the_masked_core() -> None:
-    model, adapter, _ = one_layer(r=3, r_lora=2)
+@pytest.mark.parametrize("route", ["factored", "folded"])
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9)])
+def test_gradients_are_those_of_the_masked_core(shape: tuple[int, int], route: str) -> None:
+    model, adapter, weight = one_layer(*shape, r=3, r_lora=2, route=route)
     shake(adapter)
-    x, g = rows(width=14, dtype=DOUBLE), rows(width=9, dtype=DOUBLE, seed=2)
+    x, g = rows(width=shape[1], dtype=DOUBLE).requires_grad_(), rows(width=shape[0], dtype=DOUBLE, seed=2)
     model(x).backward(g)
+    effective = weight + adapter.delta_weight().detach()
+    torch.testing.assert_close(x.grad, g @ effective, rtol=1e-10, atol=1e-12)
+    x = x.detach()
     a, b, xx, yy = (p.detach() for p in adapter.parameters())
     s = adapter.S
     new = torch.block_diag(torch.diag(a * s[:3] + b), torch.diag(s[3:]) + xx @ yy)
@@ -87,6 +92,15 @@ def test_gradients_are_those_of_the_masked_core() -> None:
     }
     for name, value in expected.items():
         torch.testing.assert_close(getattr(adapter, name).grad, value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9)])
+def test_few_inputs_go_through_the_core_and_many_through_one_product(shape: tuple[int, int]) -> None:
+    """Multiply–adds of a step by hand: r = 3 of k = 9, so a core of 6 × 6 beside the head."""
+    _, adapter, _ = one_layer(*shape, r=3, r_lora=2)
+    for tokens in (1, 100):
+        folded = tokens * 9 * 14 + 3 * (9 * 36 + 9 * 14 * 9)
+        assert adapter.multiply_adds(tokens) == (tokens * (2 * 9 * 23 + 3 * 36), folded)
 
 
 def test_a_shift_alone_moves_singular_values() -> None:

@@ -140,7 +140,23 @@ class SALT(LowRankAdapter):
             return vt[:r], u[:, :r] * head
         if not self.relu:
             return torch.cat([vt[:r], y @ vt[r:]]), torch.cat([u[:, :r] * head, u[:, r:] @ x], dim=1)
-        return vt, torch.cat([u[:, :r] * head, u[:, r:] @ _clamp(x @ y, torch.diag(s[r:]))], dim=1)
+        core = _clamp(x @ y, torch.diag(s[r:]))
+        if self.layer.shape.out_features > self.layer.shape.in_features:  # the core meets the smaller side
+            return torch.cat([head.unsqueeze(1) * vt[:r], core @ vt[r:]]), u
+        return vt, torch.cat([u[:, :r] * head, u[:, r:] @ core], dim=1)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """With the ReLU through Vᵀ and the core, so that a few inputs need no product of the core with a factor."""
+        plain = self.relu and self.trainable_X is not None and self.active is None
+        if not plain or self.layer.op.kind == "conv":
+            return super().project(x)
+        r, s, vt = self.r, self.S.to(self.dtype), self.Vt.to(self.dtype)
+        h = self.layer.op.apply(x, vt.to(x.dtype) if x.is_floating_point() else vt)
+        head = _clamp((self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B, s[:r])
+        rest: Tensor = _Core.apply(h[..., r:], self.trainable_X, self.trainable_Y, s[r:])  # type: ignore[no-untyped-call]
+        return torch.cat([(h[..., :r] * head.to(h.dtype)).to(rest.dtype), rest], -1), self.U.to(
+            self.dtype
+        ).t()
 
     @property
     def factor_rank(self) -> int:
@@ -156,9 +172,9 @@ class SALT(LowRankAdapter):
         if not self.relu:
             core = 2 * self.trainable_Y.numel() * (shape.in_features + shape.out_features)
             return through + core, folded + core
-        through = tokens * k * (2 * shape.in_features + 3 * shape.out_features)
-        core, product = shape.out_features * (k - self.r) ** 2, shape.out_features * k * shape.in_features
-        return through + 2 * core, self.fold_cost(tokens) + 3 * (core + product)
+        through = tokens * (2 * k * (shape.in_features + shape.out_features) + 3 * (k - self.r) ** 2)
+        core, product = k * (k - self.r) ** 2, shape.out_features * k * shape.in_features
+        return through, self.fold_cost(tokens) + 3 * (core + product)
 
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
@@ -181,6 +197,24 @@ class SALT(LowRankAdapter):
                     "with: load it on the very weight it was trained on, or save it with save_basis=True"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _Core(torch.autograd.Function):
+    """h Cᵀ with the core C = ReLU(diag(s) + X Y) − diag(s), which is formed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+        ctx.save_for_backward(h, x, y, s)
+        return h @ _clamp(x @ y, torch.diag(s)).t().to(h.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (h, x, y, s), (g,) = ctx.saved_tensors, gradients
+        change, start = x @ y, torch.diag(s)
+        of_core = g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)
+        of_core = of_core.to(x.dtype).masked_fill_(change <= -start, 0)
+        of_h = (g @ _clamp(change, start).to(g.dtype)).to(h.dtype)
+        return of_h, of_core @ y.t(), x.t() @ of_core, None
 
 
 def _clamp(change: Tensor, start: Tensor) -> Tensor:
