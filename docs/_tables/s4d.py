@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import mean, stdev
+
+from scipy.stats import t
+
 from _rows import Blocks, Row, percent, row, rows, table
 
 FASHION = {
@@ -34,10 +38,10 @@ def blocks() -> Blocks:
     starts = []
     for name, settings in FASHION.items():
         found = fashion(settings)
-        scores = [r["test"] for r in found]
+        scores = [r["test"] for r in found[:3]]
         blank = [""] * (3 - len(scores))
-        mean = percent(sum(scores) / 3) if not blank else ""
-        starts.append((name, f"{found[0]['parameters']:,}", *map(percent, scores), *blank, mean))
+        middle = percent(mean(scores)) if not blank else ""
+        starts.append((name, f"{found[0]['parameters']:,}", *map(percent, scores), *blank, middle))
     listops = []
     for r in rows("s4d-listops"):
         if "model" in r:
@@ -54,12 +58,28 @@ def blocks() -> Blocks:
         f"recurrence the trained model gets {100 * recipe['test_recurrent']:.2f} % right, as a convolution "
         f"{100 * recipe['test']:.2f} %.\n",
         "starts": table(("", "parameters", "seed 0", "seed 1", "seed 2", "mean"), starts),
+        "paired": paired(),
         "listops": table(
             ("", "parameters", "accuracy, 95 % interval", "1–16 tokens", "17–64", "65 and more", "seconds"),
             listops,
         ),
         "scaling": scaling(),
     }
+
+
+def paired() -> str:
+    """LegS less another start, seed by seed: the mean and its 95 % interval by Student's t."""
+    legs = {r["seed"]: r["test"] for r in fashion(FASHION["LegS"])}
+    lines = []
+    for name, settings in FASHION.items():
+        gaps = [legs[r["seed"]] - r["test"] for r in fashion(settings) if r["seed"] in legs]
+        if name == "LegS" or len(gaps) < 2:
+            continue
+        half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
+        low, high = (f"{100 * end:+.1f}" for end in (mean(gaps) - half, mean(gaps) + half))
+        ahead = sum(gap > 0 for gap in gaps)
+        lines.append((name, len(gaps), f"{100 * mean(gaps):+.2f} ({low} to {high})", f"{ahead} of {len(gaps)}"))
+    return table(("LegS less", "seeds", "points, 95 % interval", "LegS ahead in"), lines)
 
 
 def scaling() -> str:

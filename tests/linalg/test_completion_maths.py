@@ -15,6 +15,7 @@ from eckart.linalg.completion import (
     clip_incoherent,
     entries,
     inner_residual,
+    ridge_solutions,
 )
 from eckart.linalg.regression import conjugate_gradient, normal_equations, preconditioned, sketch_start
 
@@ -65,9 +66,38 @@ def test_the_residual_is_relative_to_that_of_zero_factors() -> None:
 
 def test_small_batches_give_the_same(monkeypatch) -> None:
     monkeypatch.setattr(completion, "BATCH", 1)
+    monkeypatch.setattr(completion, "GATHERED", 1)
+    monkeypatch.setattr(completion, "PRODUCTS", 1)
     torch.testing.assert_close(RowSolver("cholesky")(DATA, V, RIDGE), reference(False))
     found = entries(numbers(M, K), V, torch.tensor([0, 3, 4]), torch.tensor([8, 0, 2]))
     torch.testing.assert_close(found, (numbers(M, K) @ V.mT)[[0, 3, 4], [8, 0, 2]])
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_ridge_that_rounding_swallows_gives_the_least_solution(everywhere: bool) -> None:
+    """Rows of one observation and two unknowns; with every column's zero beside it they are well posed."""
+    tiny = torch.full((M,), 1e-40, dtype=DOUBLE)
+    found = RowSolver("cholesky", everywhere=everywhere)(DATA, V, tiny)
+    for i in range(M):
+        part = slice(int(POINTER[i]), int(POINTER[i + 1]))
+        A, b = (
+            DATA.weight[part].sqrt()[:, None] * torch.cat([V[COLUMNS[part]], DATA.value[part, None]], 1)
+        ).split(K, 1)
+        if everywhere:
+            A, b = torch.cat([A, V]), torch.cat([b, torch.zeros(N, 1, dtype=DOUBLE)])
+        torch.testing.assert_close(found[i], torch.linalg.pinv(A) @ b[:, 0], rtol=1e-6, atol=1e-9)
+
+
+def test_solutions_by_sums_name_the_rows_that_are_singular() -> None:
+    x, singular = ridge_solutions(DATA, V, torch.full((M,), 1e-40, dtype=DOUBLE), V[:0])
+    assert singular.tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]  # one observation; none is no equation at all
+    assert not x[3].any() and not x[1].any() and x[[0, 2, 4]].all()
 
 
 def test_which_solver_auto_takes() -> None:

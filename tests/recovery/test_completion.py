@@ -22,8 +22,9 @@ from eckart.linalg.regression import (
     preconditioned_spectrum,
     sketch_start,
 )
-from eckart.recovery import MatrixCompletion
+from eckart.recovery import MatrixCompletion, _fit
 from eckart.recovery._forms import read
+from eckart.recovery._ratings import Observations
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 M, N, K = 60, 80, 3
@@ -408,7 +409,7 @@ def test_nothing_of_the_size_of_the_matrix_is_made() -> None:
     code = """
 import resource, warnings
 import numpy as np
-from eckart.recovery import MatrixCompletion
+from eckart.recovery import MatrixCompletion, _fit
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)
 def fit(size):
@@ -509,3 +510,37 @@ def test_an_id_is_text_whatever_it_looks_like() -> None:
                 model.predict(users, ["a", "b"]), fits[0].predict(["1", "3"], ["a", "b"])
             )
         assert len(set(model.predict(["4", "01"], ["a", "a"]))) == 1, "unknown, both"
+
+
+def test_entries_by_column_and_whole_rows_drawn_at_random() -> None:
+    rows, cols = np.array([0, 0, 2, 2, 2, 3]), np.array([1, 4, 0, 1, 3, 1])
+    data = Observations(rows, cols, np.arange(6.0), np.arange(1.0, 7.0), None, (4, 5))
+    np.testing.assert_array_equal(data.by_column(), np.lexsort((rows, cols)))
+    np.testing.assert_array_equal(data.pointer(), [0, 2, 2, 5, 6])
+    for entries, least in ((1, 0), (3, 1), (100, 6)):
+        part = data.some_rows(entries, np.random.RandomState(0))
+        assert len(part.values) >= least and part.shape[1] == 5
+        for row in range(part.shape[0]):  # each is one of the rows, whole
+            mine = part.values[part.rows == row]
+            assert any(np.array_equal(mine, data.values[data.rows == other]) for other in range(4))
+        np.testing.assert_array_equal(part.weights, part.values + 1)
+    assert data.some_rows(100, np.random.RandomState(0)).shape == (4, 5)
+
+
+def test_the_ridge_of_large_data_is_that_of_some_rows(monkeypatch) -> None:
+    truth = 4 + 80 * low_rank(150, 60, 3)
+    X = masked(truth + 0.3 * np.random.default_rng(1).normal(size=truth.shape), 0.6, 2)
+    asked = []
+    some_rows = Observations.some_rows
+    monkeypatch.setattr(
+        Observations, "some_rows", lambda self, n, random: asked.append(n) or some_rows(self, n, random)
+    )
+    whole = MatrixCompletion(3, random_state=0).fit(X)
+    assert not asked
+    monkeypatch.setattr(_fit, "ENOUGH", 2000)
+    part = MatrixCompletion(3, random_state=0).fit(X)
+    wrong = [float(np.linalg.norm((model.impute(X) - truth)[np.isnan(X)])) for model in (whole, part)]
+    assert asked == [2000] and part.reg_ != whole.reg_ and wrong[1] < 1.1 * wrong[0]
+    MatrixCompletion(3, random_state=0, reg_scaling="count").fit(X)
+    MatrixCompletion(3, random_state=0, init=np.ones((150, 3))).fit(X)
+    assert asked == [2000]

@@ -92,8 +92,7 @@ class RowSolver:
             (ridge > 0).all()
         ):
             solved, left = ridge_solutions(data, other, ridge, below)
-        order = torch.where(left, counts, 0).argsort()
-        lengths = counts[order]
+        lengths, order = torch.where(left, counts, 0).sort()
         first = len(left) - int(left.sum())
         while first < len(order):
             shortest = int(lengths[first])

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROUNDING = 8
+"""A pivot below so many square roots of the rounding of the largest, or as many as there are unknowns, is none."""
 Iteration = Literal["unit", "damped", "heavy_ball", "pcg"]
 
 
@@ -45,7 +47,7 @@ def cholesky_solution(
     """The solution of G x = b, the factor of G, and where G is singular to working precision: x is nothing there."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     pivots = factor.diagonal(dim1=-2, dim2=-1)
-    floor = gram.shape[-1] * math.sqrt(torch.finfo(gram.dtype).eps) * pivots.amax(-1)
+    floor = max(gram.shape[-1], ROUNDING) * math.sqrt(torch.finfo(gram.dtype).eps) * pivots.amax(-1)
     singular = (failed > 0) | ~(pivots.amin(-1) > floor)
     return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1), factor, singular
 
