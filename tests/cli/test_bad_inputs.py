@@ -59,6 +59,12 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--model": MODEL,
             "--method": ("lorra", "", "lora,bone", "LoRA!", "all"),
             "--kind": ("text", "", "auto,causal-lm"),
+            "--dtype": ("half", "", "float32"),
+            "--quantize": ("int2", "", "8"),
+            "--gradient-accumulation": COUNT,
+            "--generate": ("-1", "1.5", "many", "nan"),
+            "--extract": ("words", ""),
+            "--task": ("none.py:task", "task.py", ""),
             "--limit": ("train", "train=0", "train=-1", "train=many", "dev=3", "=3", "train=1.5"),
             "--option": (
                 *(f"r={value}" for value in ("0", "-1", "2.5", "nan", "inf", "many", "true", "1e10")),

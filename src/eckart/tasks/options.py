@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, TypedDict
 
 from eckart.arguments import check_least
@@ -137,12 +138,26 @@ def check_kind(kind: str) -> None:
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
 
 
+def own_file(source: str) -> tuple[Path, str]:
+    """The file and the function of a task of the user's own.
+
+    Raises:
+        InputError: no such file.
+    """
+    file, colon, function = source.rpartition(":")
+    path = Path(file).expanduser()
+    if not colon or path.suffix != ".py" or not path.is_file():
+        raise InputError(f"--task {source}: give a Python file and a function in it, such as my_task.py:task")
+    return path, function
+
+
 def check_alone(task: str, **others: object) -> None:
-    """Refuse what a task of the user's own says itself.
+    """Refuse a task of the user's own that is not there, and what it says itself.
 
     Raises:
         InputError: naming the option.
     """
+    own_file(task)
     if given := next((name for name, value in others.items() if value is not None), None):
         raise InputError(
             f"--{given.replace('_', '-')} beside --task {task}, which says it itself: leave one out"
@@ -156,8 +171,12 @@ def check_words(kind: str, words: Words) -> None:
         InputError: naming the option.
     """
     check_least(0, generate=words.generate)
-    if kind not in ("auto", "chat") and (words.generate or words.extract):
+    if kind not in ("auto", "chat") and (words.generate or words.extract is not None):
         option = "--generate" if words.generate else "--extract"
         raise InputError(f"{option} is for --kind chat, not {kind}: leave it out")
-    if words.extract and ":" not in words.extract and words.extract not in ("last-number", "text"):
+    if (
+        words.extract is not None
+        and ":" not in words.extract
+        and words.extract not in ("last-number", "text")
+    ):
         raise InputError(f"--extract {words.extract}: choose last-number or text, or give module:function")

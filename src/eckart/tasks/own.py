@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from eckart.data.read import Data
 from eckart.data.splits import PARTS, Split, sample
@@ -25,7 +25,7 @@ from eckart.tasks.heads import Base
 from eckart.tasks.kinds.kind import Examples, Kind
 from eckart.tasks.memory import fit
 from eckart.tasks.metrics import Metric, Outcomes, column
-from eckart.tasks.options import Memory, Words
+from eckart.tasks.options import Memory, Words, own_file
 from eckart.tasks.task import Task
 
 Batch = Mapping[str, Tensor]
@@ -105,6 +105,10 @@ class Own(Kind):
     name = OWN
     metrics: ClassVar[Mapping[str, Metric]] = {}
 
+    def __init__(self, data: Data, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+        super().__init__(data, Words())
+        self.collate = collate
+
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
         """The score of each example."""
         scores: np.ndarray = outputs.logits.detach().double().cpu().numpy().reshape(-1, 1)
@@ -113,20 +117,13 @@ class Own(Kind):
     @torch.inference_mode()
     def trivial(self, train: Examples, test: Examples, model: Any) -> tuple[str, Outcomes]:
         """The model as it is given."""
-        loader = DataLoader(test, batch_size=32, collate_fn=self.words.collate)
+        loader = DataLoader(test, batch_size=32, collate_fn=self.collate)
         return "model as given", np.concatenate([self.outcomes(model(**batch), batch) for batch in loader])
 
     def example(self, train: Examples, letters: int) -> str:
         """The names and shapes of the first example's tensors."""
         shown = (f"{name} {list(np.shape(value))}" for name, value in train[0].items())
         return ", ".join(shown)[: 4 * letters]
-
-
-@dataclass(frozen=True)
-class OwnWords(Words):
-    """With what makes a batch."""
-
-    collate: Callable[[list[Any]], dict[str, Any]] = default_collate
 
 
 def load_own(
@@ -150,7 +147,7 @@ def load_own(
         InputError: no such file or function, or one that gives no `OwnTask`.
     """
     path, own = _called(source)
-    words = OwnWords(collate=own.collate or default_collate)
+    collate = own.collate or default_collate
     chosen: dict[str, Examples] = {part: getattr(own, part) for part in PARTS}
     notes = []
     for part, number in (limits or {}).items():
@@ -167,14 +164,14 @@ def load_own(
     for name, tensor in model.state_dict().items():
         sha.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return Task(
-        Own(data, words),
+        Own(data, collate),
         type(own.model).__name__,
         source,
         None,
         chosen["train"],
         chosen["validation"],
         chosen["test"],
-        words.collate,
+        collate,
         None,
         sha.hexdigest(),
         max_length,
@@ -186,10 +183,7 @@ def load_own(
 
 
 def _called(source: str) -> tuple[Path, OwnTask]:
-    file, colon, name = source.rpartition(":")
-    path = Path(file).expanduser()
-    if not colon or path.suffix != ".py" or not path.is_file():
-        raise InputError(f"--task {source}: give a Python file and a function in it, such as my_task.py:task")
+    path, name = own_file(source)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

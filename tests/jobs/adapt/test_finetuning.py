@@ -209,7 +209,7 @@ def test_resumed_run_ends_with_the_same_numbers(
     folder = tmp_path / "lora"
     with pytest.raises(Stop):
         finetune(*files, "lora", output=folder, on_step=stop_at(step), **SETTINGS)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", STARTED]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", STARTED]
     metrics = finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
     assert metrics["resumed_at_step"] == (step - step % 4)
     assert same_numbers(metrics, whole[1])
@@ -325,7 +325,7 @@ def test_a_kill_between_training_and_the_last_file(
         patch.setattr("eckart.jobs.adapt.finetuning.model_card", full)
         with pytest.raises(OSError, match="No space left"):
             finetune(*files, "lora", output=folder, **SETTINGS)
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", STARTED]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.yaml", STARTED]
     metrics = finetune(*files, "lora", output=folder, resume=True, **SETTINGS)
     assert metrics["resumed_at_step"] == 12
     assert same_numbers(metrics, whole[1])

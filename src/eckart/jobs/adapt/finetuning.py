@@ -47,19 +47,7 @@ _BEFORE = {"optimizer": "adamw", "optimizer_options": {}}
 """What a run had before it could be chosen."""
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
-OWNED = (
-    ALIGNED,
-    PRUNING,
-    METRICS,
-    RUN,
-    CONFIG,
-    CARD,
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "config.json",
-    _SAVED,
-    *PREPROCESSING,
-)
+OWNED = (*_IN_THIS_ORDER, ALIGNED, PRUNING, RUN, CONFIG, "config.json", _SAVED, *PREPROCESSING)
 """Files of a run, which another one may replace."""
 
 

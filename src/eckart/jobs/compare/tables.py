@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eckart.jobs.compare.contenders import TRIVIAL
-from eckart.jobs.compare.leaderboard import QUANTITIES, Metric
+from eckart.jobs.compare.leaderboard import METRICS, QUANTITIES, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
                 del words[words.index(option) : words.index(option) + 2]
         command = shlex.join([*words, "--methods", row.method, "--output", f"eckart-{row.method}"])
     return {
-        "options": pairs(row.options) + pairs(row.also),
+        "options": ", ".join(filter(None, (pairs(row.options), _also(row.also)))),
         "standing": standing(row),
         "dropped": dict(study.get("dropped") or {}).get(row.method, ""),
         "to_best": metric.change(row.to_best, row.to_best_low, row.to_best_high),
@@ -59,6 +59,13 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         "rate": f"{row.lr:.2g}" if math.isfinite(row.lr) else "–",
         "command": command,
     }
+
+
+def _also(text: str) -> str:
+    """The other scores of an arm, each as its metric is shown."""
+    found = json.loads(text or "{}").items()
+    shown = ((METRICS.get(name, Metric(name)), value) for name, value in found)
+    return ", ".join(f"{metric.name} {metric.show(value)}" for metric, value in shown)
 
 
 MOST_LABELS = 12
