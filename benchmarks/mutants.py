@@ -4,8 +4,8 @@
 
 A mutant changes one place: a comparison (> to ≥), an operator (+ to −, * to /), a constant, a sign, a transpose left
 out, or a function such as sqrt or log. It is survived if the tests of its room pass. Each runs in a fork of one process
-that has loaded torch, so that the source on disk never changes. Results: benchmarks/results/mutants.json; those of another seed
-than the first are kept beside them as fresh places.
+that has loaded torch, so that the source on disk never changes. Results: benchmarks/results/mutants.json; those of
+another seed than the first are kept beside them as fresh places.
 """
 
 from __future__ import annotations

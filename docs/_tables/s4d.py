@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from statistics import mean, stdev
 
-from scipy.stats import t
-
 from _rows import Blocks, Row, percent, row, rows, table
+from scipy.stats import t
 
 FASHION = {
     "LegS": {"init": "legs"},

@@ -81,15 +81,16 @@ def screenshot(window: Any, target: Path, *, width: int = 1200, height: int | No
 
 
 def picture(page: Path, target: Path) -> None:
-    """The advice, the leaderboard and the Pareto front, as the README shows them."""
+    """The advice and the leaderboard, as the README shows them: up to the methods that were not tested."""
     from PIL import Image
 
     with chromium() as window:
-        show(window, page, width=1200, scale=1.25)
+        show(window, page, width=1440, scale=1.25)
         end = window.execute_script(
-            "return document.getElementById('pareto-front').getBoundingClientRect().bottom + scrollY + 24"
+            "const ranks = [...document.querySelectorAll('td.rank')].filter(cell => cell.innerText !== '–');"
+            "return ranks.at(-1).getBoundingClientRect().bottom + scrollY + 8"
         )
-        screenshot(window, target, height=int(end))
+        screenshot(window, target, width=1440, height=int(end))
     with Image.open(target) as image:
         image.quantize(128).save(target, optimize=True)
 
