@@ -78,7 +78,9 @@ def paired() -> str:
         half = float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / len(gaps) ** 0.5
         low, high = (f"{100 * end:+.1f}" for end in (mean(gaps) - half, mean(gaps) + half))
         ahead = sum(gap > 0 for gap in gaps)
-        lines.append((name, len(gaps), f"{100 * mean(gaps):+.2f} ({low} to {high})", f"{ahead} of {len(gaps)}"))
+        lines.append(
+            (name, len(gaps), f"{100 * mean(gaps):+.2f} ({low} to {high})", f"{ahead} of {len(gaps)}")
+        )
     return table(("LegS less", "seeds", "points, 95 % interval", "LegS ahead in"), lines)
 
 
