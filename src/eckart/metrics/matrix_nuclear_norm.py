@@ -73,7 +73,7 @@ def fits(hidden: Tensor) -> bool:
         isinstance(hidden, Tensor)
         and hidden.is_floating_point()
         and hidden.dim() > 1
-        and 0 < hidden.numel() <= BLOCK
+        and 0 < hidden.numel() <= 2 * BLOCK
         and hidden.device.type == "cpu"
         and not torch.compiler.is_compiling()
     )
