@@ -112,6 +112,21 @@ def test_gradient_is_the_pull_back_of_the_weight_gradient(variant: str) -> None:
     torch.testing.assert_close(adapter.miss_block.grad, expected, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("r", [5, 6, 7, 9, 12])
+def test_narrow_and_wide_blocks_meet_the_same_slices(r: int) -> None:
+    """By a product with [I I … I] up to 6 columns, by sums beyond; r divides the 18 inputs or does not."""
+    model, adapter, weight, block = one_layer(r=r, route="factored")
+    x, g = rows(width=18, dtype=DOUBLE).requires_grad_(), rows(width=12, dtype=DOUBLE, seed=2)
+    y = model(x)
+    y.backward(g)
+    delta = by_loops("miss", r, weight, block)
+    [layer] = layers(model)
+    torch.testing.assert_close(y, layer.base_layer(x) + x @ delta.T)
+    torch.testing.assert_close(x.grad, g @ (weight + delta))
+    slices = torch.nn.functional.pad(x.detach(), (0, -18 % r)).view(len(x), -1, r).sum(1)
+    torch.testing.assert_close(adapter.miss_block.grad, slices.T @ g)
+
+
 @pytest.mark.parametrize("options", [{}, {"variant": "mini"}, {"r": 7}])
 def test_keeps_only_block_sums(options: dict) -> None:
     """What the backward pass keeps does not grow with the input's width."""

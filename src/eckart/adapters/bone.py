@@ -32,6 +32,8 @@ from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 
 Variant = Literal["miss", "mini", "shard_out", "bat", "bat-row"]
+_NARROW = 6
+"""Up to this r a product with [I I … I] is faster than sums of slices that are shorter than a vector register."""
 _BOTH = ("out_features", "in_features")
 _DIVIDED = {"shard_out": _BOTH[:1], "bat": _BOTH, "bat-row": _BOTH}  # sides of the weight that r must divide
 
@@ -173,13 +175,12 @@ class Bone(LowRankAdapter):
         return self._repeat(self._active(self.output_block(), 0).t())
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.layer.op.kind != "linear":
-            return super().project(x)
         r = self.factor_rank
-        tail = x.shape[-1] % r
-        whole: Any = x[..., :-tail] if tail else x
-        h: Tensor = whole.unflatten(-1, (-1, r)).sum(-2)
-        return h + F.pad(x[..., -tail:], (0, r - tail)) if tail else h, self.output_block()
+        if self.layer.op.kind != "linear" or r <= _NARROW:
+            return super().project(x)
+        missing = -x.shape[-1] % r
+        whole: Any = F.pad(x, (0, missing)) if missing else x
+        return whole.unflatten(-1, (-1, r)).sum(-2), self.output_block()
 
     def _repeat(self, block: Float[Tensor, "rows r"]) -> Float[Tensor, "rows in"]:
         inputs = self.layer.shape.in_features
