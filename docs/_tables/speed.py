@@ -18,9 +18,23 @@ def measured(name: str, value: str, unit: str, *ratios: str) -> str:
     return table([*titles, unit, *ratios], lines) + "\n" + machine(found)
 
 
+def step_time() -> str:
+    """A step of every adapter at one budget: now, before the last round of work on speed, and beside PEFT's own."""
+    found, before = (result(name, "benchmarks") for name in ("step_time", "step_time_before"))
+    kept = {(r["model"], r["tokens"], r["arm"]): r["x frozen floor"] for r in before["rows"]}
+    lines = []
+    for r in found["rows"]:
+        earlier = kept.get((r["model"], r["tokens"], r["arm"]), "")
+        ratios = (r["x frozen floor"], earlier, r["x PEFT"])
+        shown = [f"{ratio:.2f}" if isinstance(ratio, float) else "" for ratio in ratios]
+        lines.append([r["model"], r["tokens"], r["arm"], f"{r['numbers']:,}", f"{r['ms']:,.0f}", *shown])
+    head = ("model", "tokens", "arm", "numbers", "ms", "x frozen floor", "before", "x PEFT")
+    return table(head, lines) + "\n" + machine(found)
+
+
 def blocks() -> Blocks:
     return {
-        "step-time": measured("step_time", "ms", "ms", "x frozen floor", "x PEFT"),
+        "step-time": step_time(),
         "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
