@@ -34,6 +34,8 @@ from evidence._record import RESULTS, Rows
 from evidence.paired_comparison import meet
 
 METHODS = ("lora", "bone", "mos", "flora-tucker", "svfit", "randlora")
+RUNS = RESULTS.parent / "runs"
+"""Where the runs are kept that studies are drawn from."""
 TUNINGS, SEEDS = 2, 8
 STEPS, TUNING_STEPS = 48, round(48 * TUNE_SHARE)
 KEPT_COLUMNS = (
@@ -57,7 +59,7 @@ class Bank:
     """
 
     def __init__(self, name: str, data: str | None) -> None:
-        self.name, self.path = name, RESULTS / f"real-studies-{name}.json"
+        self.name, self.path = name, RUNS / f"{name}.json"
         self.records: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
         limits = {"train": 4000, "validation": 500} if data else {}
         self.task: Task = load_task(None, data, max_length=EMBEDDED.max_length, limits=limits, seed=0)

@@ -151,9 +151,12 @@ def test_a_terminal_shows_the_name(capsys: pytest.CaptureFixture[str]) -> None:
     show(rows)
     show("a\nb\x1b[2J")
     task = {"kind": "k\x1b", "model": "m", "base_parameters": 3, "data": "d\nfake: line", "columns": [], "sizes": {},
-            "label_counts": {}, "example": "e", "notes": []}  # fmt: skip
+            "label_counts": {}, "example": "e", "notes": [], "metric": "accuracy", "also": ["mcc", "auroc"],
+            "dtype": "fp32", "device": "cpu\x1b", "quantize": None, "gradient_checkpointing": False,
+            "gradient_accumulation": 1}  # fmt: skip
     tell_task(task)
     shown = capsys.readouterr()
     assert shown.out.count("[/red] :smile:") == 2 and shown.out.count("[bold]x") == 2
     assert "\x1b" not in shown.out + shown.err
     assert "data: d fake: line\n" in shown.err and "examples" not in shown.err
+    assert "score: accuracy; beside it mcc, auroc\n" in shown.err

@@ -136,7 +136,7 @@ def tell_task(task: Mapping[str, Any]) -> None:
         "labels": ", ".join(
             f"{name} {count:,}" for name, count in task["label_counts"].get("train", {}).items()
         ),
-        "score": ", ".join([task["metric"], *(f"beside it {name}" for name in task.get("also", ()))]),
+        "score": "; beside it ".join(filter(None, (task["metric"], ", ".join(task.get("also", ()))))),
         "first example": task["example"],
         "note": "; ".join(task["notes"]),
     }
