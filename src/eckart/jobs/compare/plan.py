@@ -34,7 +34,7 @@ TUNE_SHARE = 1 / 2
 KEPT = 1 / 3
 """Share of the methods that goes on to the next round of tuning."""
 FEW = 3
-MOST_TIME = 1 / 20
+MOST_TIME = 1 / 25
 """Share of the time that a final run of a method may take: a few seeds of a few methods must fit."""
 EXTENSIONS = 3
 """Learning rates tried beyond the given ones, at most."""
