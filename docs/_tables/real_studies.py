@@ -1,0 +1,71 @@
+"""Studies drawn from real runs, and what the methods score over all of them."""
+
+from __future__ import annotations
+
+from _rows import Blocks, Row, machine, percent, result, rows, signed, table
+
+DATA = {"docstrings": "the built-in docstrings", "sst2": "SST-2"}
+RULES = {"meet": "grid, intervals that do not meet", "paired": "grid, paired", "race": "race"}
+ORDER = ("meet", "paired", "race")
+
+
+def points(r: Row) -> str:
+    """The difference to the best and its interval, in points."""
+    if r["to_best"] is None:
+        return "–"
+    value, low, high = (signed(100 * r[key], 1) for key in ("to_best", "to_best_low", "to_best_high"))
+    return f"{value} ({low} to {high})"
+
+
+def board(data: str) -> str:
+    head = ("method", "accuracy", "to the best, in points", "trained", "learning rate", "ruled out")
+    lines = [
+        (
+            r["label"],
+            f"{percent(r['score'])} %",
+            points(r),
+            f"{r['trained_parameters']:,.0f}",
+            f"{r['lr']:g}",
+            "yes" if r["ruled_out"] else "",
+        )
+        for r in rows("real-studies", part="scores", data=data)
+    ]
+    return table(head, lines)
+
+
+def studies() -> str:
+    found = rows("real-studies", part="studies")
+    lines = [
+        (
+            DATA[r["data"]],
+            RULES[r["rule"]],
+            ("at most " if r["rule"] == "race" else "") + ("5" if r["rule"] == "race" else str(r["seeds"])),
+            f"{r['steps']:,.0f}",
+            f"{percent(r['use'])} %",
+            f"{percent(r['wrong use'])} %",
+            f"{r['set']:.1f}",
+            f"{percent(r['best lost'])} %",
+        )
+        for r in sorted(
+            found, key=lambda r: (list(DATA).index(r["data"]), r["seeds"], ORDER.index(r["rule"]))
+        )
+    ]
+    head = (
+        "data",
+        "rule",
+        "seeds",
+        "training steps",
+        "names one",
+        "wrongly",
+        "methods left",
+        "the best lost",
+    )
+    return table(head, lines)
+
+
+def blocks() -> Blocks:
+    names = {r["data"] for r in rows("real-studies", part="scores")}
+    return {
+        "studies": studies() + "\n" + machine(result("real-studies")),
+        **{f"scores-{data}": board(data) for data in DATA if data in names},
+    }
