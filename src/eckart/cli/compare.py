@@ -140,7 +140,7 @@ def compare(
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
     from eckart.jobs.compare.judgement import judge
-    from eckart.jobs.compare.leaderboard import METRICS, QUANTITIES, Metric, metric_of
+    from eckart.jobs.compare.leaderboard import QUANTITIES, metric_named, metric_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
@@ -155,7 +155,7 @@ def compare(
         metric.name,
         "to the best",
         "to LoRA",
-        *(METRICS.get(name, Metric(name)).name for name in names),
+        *(metric_named(name).name for name in names),
         *(item.title for item in costs),
         "learning rate",
         "state",
@@ -168,7 +168,7 @@ def compare(
                 metric.change(row[f"to_{word}"], row[f"to_{word}_low"], row[f"to_{word}_high"])
                 for word in ("best", "lora")
             ),
-            *(METRICS.get(name, Metric(name)).show(also[name]) if name in also else "-" for name in names),
+            *(metric_named(name).show(also[name]) if name in also else "-" for name in names),
             *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
             standing(entry),

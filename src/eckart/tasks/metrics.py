@@ -234,6 +234,11 @@ def column(place: int) -> Callable[[Outcomes], Each]:
     return lambda outcomes: outcomes[:, place]
 
 
+def by_name(*metrics: Metric) -> dict[str, Metric]:
+    """Metrics by their names."""
+    return {metric.name: metric for metric in metrics}
+
+
 def chosen(
     name: str | None,
     known: Mapping[str, Metric],

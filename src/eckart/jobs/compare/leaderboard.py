@@ -151,11 +151,16 @@ QUANTITIES = {
 }
 
 
+def metric_named(name: str) -> Metric:
+    """How a score of this name is written, also one that is not known."""
+    return METRICS.get(name, Metric(name.replace("_", " ")))
+
+
 def metric_of(frame: pd.DataFrame) -> Metric:
     """The metric that a frame of runs, or a leaderboard, is scored by."""
     names = [name for name in frame["metric"] if name] if "metric" in frame else []
     name = names[0] if names else "score"
-    return METRICS.get(name, Metric(name.replace("_", " ")))
+    return metric_named(name)
 
 
 def tidy(results: pd.DataFrame) -> pd.DataFrame:

@@ -93,7 +93,7 @@ class Plan:
         """A method's learning rate by its tuning runs; None when none of them came through."""
         if len(contender.learning_rates) == 1:
             return contender.learning_rates[0]
-        best = self._best(contender, records, self._all_rates)
+        best = self._best(self.trials(contender, records))
         return float(best["lr"]) if best else None
 
     def dropped(self, records: Records) -> dict[str, str]:
@@ -158,33 +158,30 @@ class Plan:
         """Those of the second round: the given, those done beyond them, and one more while the best is at an end."""
         if len(contender.learning_rates) < 2:
             return []
-        done = [float(row["lr"]) for row in self.trials(contender, records)]
+        trials = self.trials(contender, records)
+        done = [float(row["lr"]) for row in trials]
         beyond = [rate for rate in done if rate not in contender.learning_rates]
         rates = [*contender.trials, *beyond]
         if all(self._tune_id(contender, rate) in records for rate in rates):
-            complete = [row for row in self.trials(contender, records) if row["status"] == "complete"]
-            best = float(min(complete, key=self.rank)["lr"]) if complete else None
-            outward = {done[0]: 1 / SPACING, done[-1]: SPACING}.get(best or math.nan)
+            best = self._best(trials)
+            outward = {done[0]: 1 / SPACING, done[-1]: SPACING}.get(float(best["lr"])) if best else None
             enough = len(contender.learning_rates) < 3 or len(beyond) >= EXTENSIONS
-            if self.extend and outward and best and not enough:
-                rates.append(float(f"{best * outward:.2g}"))
+            if self.extend and best and outward and not enough:
+                rates.append(float(f"{float(best['lr']) * outward:.2g}"))
         return rates
 
-    def _best(self, contender: Contender, records: Records, rates: Rates) -> Row | None:
-        """The best complete row of a method's tuning at some learning rates."""
-        among = rates(contender, records)
-        rows = [row for row in self.trials(contender, records) if row["lr"] in among]
-        complete = [row for row in rows if row["status"] == "complete"]
-        return min(complete, key=self.rank) if complete else None
+    def _best(self, rows: Sequence[Row]) -> Row | None:
+        """The best of those that came through."""
+        return min((row for row in rows if row["status"] == "complete"), key=self.rank, default=None)
 
     def _missing(self, contenders: Sequence[Contender], records: Records, rates: Rates) -> list[Run]:
         """The tuning runs of a round that are not done, the first rate of every method before the second of any."""
-        runs = []
+        runs, common = [], self._head_rate(records)
         for contender in contenders:
             for place, rate in enumerate(rates(contender, records)):
                 name = self._tune_id(contender, rate)
                 if name not in records:
-                    head_rate = rate if contender.name == HEAD_ONLY else self._head_rate(records) or rate
+                    head_rate = rate if contender.name == HEAD_ONLY else common or rate
                     numbers = {"lr": rate, "head_lr": head_rate, "seed": 0, "steps": self.tune_steps}
                     runs.append((place, Run(name, {"stage": TUNE, "method": contender.name, **numbers})))
         return [run for _, run in sorted(runs, key=lambda item: item[0])]
@@ -201,7 +198,12 @@ class Plan:
         baselines = [c for c in contenders if c.name in (HEAD_ONLY, FULL)]
         tuned = [c for c in contenders if c not in baselines and len(c.learning_rates) > 1]
         untuned = [c for c in contenders if c not in baselines and c not in tuned]
-        best = {c.name: self._best(c, records, rates) for c in tuned}
+        best = {}
+        for contender in tuned:
+            among = rates(contender, records)
+            best[contender.name] = self._best(
+                [row for row in self.trials(contender, records) if row["lr"] in among]
+            )
         last = (math.inf, math.inf, math.inf)
         ranks = {name: self.rank(row) if row else last for name, row in best.items()}
         order = [*untuned, *sorted(tuned, key=lambda c: ranks[c.name])]

@@ -109,11 +109,11 @@ class Scoreboard:
     """
 
     def __init__(self, everyone: Sequence[Contender], plan: Plan, metric: str, progress: Progress) -> None:
-        from eckart.jobs.compare.leaderboard import METRICS, Metric
+        from eckart.jobs.compare.leaderboard import metric_named
 
         self.dropped: dict[str, str] = {}
         self.everyone, self.plan, self.progress = everyone, plan, progress
-        self.metric = METRICS.get(metric, Metric(metric.replace("_", " ")))
+        self.metric = metric_named(metric)
 
     def update(self, records: Records) -> None:
         """Bring every line up to date."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eckart.jobs.compare.contenders import TRIVIAL
-from eckart.jobs.compare.leaderboard import METRICS, QUANTITIES, Metric
+from eckart.jobs.compare.leaderboard import QUANTITIES, Metric, metric_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
 def _also(text: str) -> str:
     """The other scores of an arm, each as its metric is shown."""
     found = json.loads(text or "{}").items()
-    shown = ((METRICS.get(name, Metric(name)), value) for name, value in found)
+    shown = ((metric_named(name), value) for name, value in found)
     return ", ".join(f"{metric.name} {metric.show(value)}" for metric, value in shown)
 
 

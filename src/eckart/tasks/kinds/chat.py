@@ -21,7 +21,7 @@ from eckart.errors import InputError, first_line
 from eckart.tasks.encode import Rows, check_length, load_tokenizer
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink
 from eckart.tasks.kinds.language import unigram
-from eckart.tasks.metrics import Metric, Outcomes, bits_of_all, column, imported
+from eckart.tasks.metrics import Metric, Outcomes, bits_of_all, by_name, column, imported
 from eckart.tasks.options import Words
 from eckart.tasks.pretrained import Checkpoint
 
@@ -48,13 +48,10 @@ class Chat(Kind):
     right (NaN where it was not asked)."""
 
     name = "chat"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        metric.name: metric
-        for metric in (
-            Metric("bits_per_answer_token", each=bits_of_all, greater_is_better=False),
-            Metric("exact_match", each=column(2)),
-        )
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+        Metric("bits_per_answer_token", each=bits_of_all, greater_is_better=False),
+        Metric("exact_match", each=column(2)),
+    )
 
     def __init__(self, data: Data, words: Words) -> None:
         super().__init__(data, words)

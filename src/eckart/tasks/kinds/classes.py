@@ -17,6 +17,7 @@ from eckart.tasks.metrics import (
     Metric,
     Outcomes,
     auroc,
+    by_name,
     classes_said,
     macro_f1,
     matthews,
@@ -28,15 +29,12 @@ from eckart.tasks.pretrained import Checkpoint
 class Classification(Kind):
     """An outcome is the class and the logits."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        metric.name: metric
-        for metric in (
-            Metric("accuracy", each=right),
-            Metric("macro_f1", whole=macro_f1),
-            Metric("mcc", whole=matthews),
-            Metric("auroc", whole=auroc),
-        )
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+        Metric("accuracy", each=right),
+        Metric("macro_f1", whole=macro_f1),
+        Metric("mcc", whole=matthews),
+        Metric("auroc", whole=auroc),
+    )
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
         """Class and logits of each example."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from eckart.data.splits import PARTS, Split
 from eckart.tasks.encode import Rows, check_length, load_tokenizer, token_blocks
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink, texts_of
-from eckart.tasks.metrics import Metric, Outcomes, bits
+from eckart.tasks.metrics import Metric, Outcomes, bits, by_name
 from eckart.tasks.pretrained import Checkpoint
 
 
@@ -22,9 +22,9 @@ class CausalLM(Kind):
 
     name = "causal-lm"
     languages = True
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "bits_per_token": Metric("bits_per_token", each=bits, greater_is_better=False)
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+        Metric("bits_per_token", each=bits, greater_is_better=False)
+    )
 
     def outputs(self) -> list[str] | None:
         """The model's own tokens."""

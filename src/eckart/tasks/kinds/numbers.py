@@ -15,6 +15,7 @@ from eckart.tasks.metrics import (
     Metric,
     Outcomes,
     all_labels_right,
+    by_name,
     labels_auroc,
     labels_macro_f1,
     labels_micro_f1,
@@ -35,14 +36,11 @@ class Regression(Kind):
     """
 
     name = "regression"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        metric.name: metric
-        for metric in (
-            Metric("pearson", whole=pearson),
-            Metric("spearman", whole=spearman),
-            Metric("rmse", whole=rmse, greater_is_better=False),
-        )
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+        Metric("pearson", whole=pearson),
+        Metric("spearman", whole=spearman),
+        Metric("rmse", whole=rmse, greater_is_better=False),
+    )
 
     def __init__(self, data: Data, words: Words) -> None:
         labels = np.asarray(data.splits["train"].labels, dtype=float)
@@ -92,16 +90,13 @@ class MultiLabel(Kind):
     """An outcome is a 0 or 1 for each label, and a logit for each."""
 
     name = "multi-label"
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        metric.name: metric
-        for metric in (
-            Metric("label_accuracy", each=labels_right),
-            Metric("micro_f1", whole=labels_micro_f1),
-            Metric("macro_f1", whole=labels_macro_f1),
-            Metric("auroc", whole=labels_auroc),
-            Metric("subset_accuracy", each=all_labels_right),
-        )
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+        Metric("label_accuracy", each=labels_right),
+        Metric("micro_f1", whole=labels_micro_f1),
+        Metric("macro_f1", whole=labels_macro_f1),
+        Metric("auroc", whole=labels_auroc),
+        Metric("subset_accuracy", each=all_labels_right),
+    )
 
     def config(self) -> dict[str, Any]:
         """Yes or no for each label."""
