@@ -43,6 +43,7 @@ def studies() -> str:
             f"{r['steps']:,.0f}",
             f"{percent(r['use'])} %",
             f"{percent(r['wrong use'])} %",
+            f"{percent(r['use'] - r['use of all'])} %",
             f"{r['set']:.1f}",
             f"{percent(r['best lost'])} %",
         )
@@ -57,6 +58,7 @@ def studies() -> str:
         "training steps",
         "names one",
         "wrongly",
+        "not of all",
         "methods left",
         "the best lost",
     )

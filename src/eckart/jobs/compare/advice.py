@@ -86,7 +86,7 @@ def answer(judgement: Judgement) -> str:
 
     *Use X* where X is told apart from every other candidate, was tuned with its best rate between others that were
     tried, was trained with two seeds or more of which none was lost, beats the trivial predictor, and no candidate is
-    still to be tested. *Any of these* where every arm that is left keeps all but `TOLERANCE` of the best's gain.
+    still to be tested; *use X, of the k methods tested* where the race dropped others by their tuning alone. *Any of these* where every arm that is left keeps all but `TOLERANCE` of the best's gain.
     """
     board, metric = judgement.board, metric_of(judgement.board)
     if judgement.best is None:
@@ -118,10 +118,11 @@ def answer(judgement: Judgement) -> str:
 def _use(judgement: Judgement, best: Any, metric: Metric) -> str:
     rivals = [row for row in judgement.candidates if row.Index != best.Index]
     behind = judgement.against["best"]
+    among = f", of the {len(rivals) + 1} methods tested" if _untried(judgement) else ""
     closest = min(rivals, key=lambda row: behind[row.Index].low)
     others = f"the {len(rivals)} others" if len(rivals) > 1 else closest.label
     return (
-        f"Use {best.label}: {metric.name} {metric.show(best.score)}, ahead of {others}"
+        f"Use {best.label}{among}: {metric.name} {metric.show(best.score)}, ahead of {others}"
         f"{f', of {_named(closest)} by' if len(rivals) > 1 else ' by'} {_gap(behind[closest.Index], metric)}."
     )
 
@@ -156,6 +157,11 @@ def _waiting(judgement: Judgement) -> list[Any]:
         for row in judgement.rows
         if row.state == "pending" and (row.method == HEAD_ONLY or row.method not in UNBUDGETED)
     ]
+
+
+def _untried(judgement: Judgement) -> list[Any]:
+    """What the race dropped by its tuning runs alone: methods without a test score, which may be as good as any."""
+    return [row for row in judgement.rows if row.state == "dropped" and row.method not in UNBUDGETED]
 
 
 def _untested(waiting: list[Any]) -> str:
@@ -239,11 +245,9 @@ def _remarks(judgement: Judgement, rows: list[Any]) -> list[str]:
     over = [f"{row.label} (--max-{row.over_limit})" for row in scored if row.over_limit]
     if over:
         said.append(f"Over your limits: {join(over)}.")
-    names = {row.method: row.label for row in rows}
-    tested = {row.method for row in scored}
-    early = [names[name] for name in judgement.terms.dropped if name in names and name not in tested]
-    if early:
-        said.append(f"Dropped in tuning, before the test split: {join(early)}.")
+    if early := [row.label for row in _untried(judgement)]:
+        which = "any of them" if len(early) > 1 else "it"
+        said.append(f"Dropped in tuning, and not tested: {join(early)}; {which} may be as good.")
     absent = [name for name in BASELINES[:3] if name not in set(judgement.board["method"])]
     if absent:
         names = {**UNBUDGETED, LORA: "LoRA"}
