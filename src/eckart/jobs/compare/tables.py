@@ -51,7 +51,8 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
                 del words[words.index(option) : words.index(option) + 2]
         command = shlex.join([*words, "--methods", row.method, "--output", f"eckart-{row.method}"])
     return {
-        "options": ", ".join(filter(None, (pairs(row.options), _also(row.also)))),
+        "options": pairs(row.options),
+        "also": _also(row.also),
         "standing": standing(row),
         "dropped": dict(study.get("dropped") or {}).get(row.method, ""),
         "to_best": metric.change(row.to_best, row.to_best_low, row.to_best_high),
