@@ -27,8 +27,9 @@ def real() -> list[str]:
     three, race = (row("real-studies", part="studies", rule=rule, seeds=3) for rule in ("paired", "race"))
     return [
         f"In studies drawn from real runs of eight methods, the race leaves {race['set']:.1f} methods after "
-        f"{race['steps']:,.0f} training steps, the paired grid {three['set']:.1f} after {three['steps']:,.0f}; of the "
-        f"methods that it tested it names a wrong one in {percent(race['wrong use'])} % of them "
+        f"{race['steps']:,.0f} training steps, the paired grid {three['set']:.1f} after {three['steps']:,.0f}; it "
+        f"names one that all seeds rule out in {percent(race['wrong use'])} % of them, and one that is not alone among "
+        f"those it tested in {percent(race['not alone'])} % "
         "([real studies](real-studies.md))."
     ]
 
