@@ -102,6 +102,10 @@ def compare_compression(
     ratio = RATIO if ratio is None and budget is None else ratio
     if ratio is not None and not 0 < ratio < 1:
         raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
+    if budget is not None:
+        from eckart.compression._compress import read_size
+
+        read_size(budget)
     allowed = None if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(None, max_bytes, None)

@@ -164,7 +164,7 @@ QUANTITIES = {
 
 def quantities_of(board: pd.DataFrame) -> dict[str, Quantity]:
     """The columns that a leaderboard has something in, by name."""
-    return {name: item for name, item in QUANTITIES.items() if (board[name] > 0).any()}
+    return {name: item for name, item in QUANTITIES.items() if name in board and (board[name] > 0).any()}
 
 
 def metric_named(name: str) -> Metric:
