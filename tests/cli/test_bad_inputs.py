@@ -118,6 +118,18 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
     (("export", "none", "--output", "x"), {"--r": COUNT}),
     (("methods",), {"--family": ("adaptors", "")}),
     (
+        ("compare", "compression", "--output", "x"),
+        {
+            "--steps": tuple(value for value in COUNT if value != "0"),
+            **dict.fromkeys(("--seeds", "--calibration", "--batch-size"), COUNT),
+            "--ratio": ("0", *SHARE),
+            "--budget": ("much", "1TB"),
+            "--methods": ("", "lora", "svd,none"),
+            "--max-bytes": ("0", "much"),
+            "--time": ("0", "soon"),
+        },
+    ),
+    (
         COMPLETE,
         {
             "--rank": COUNT,

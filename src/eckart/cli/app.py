@@ -14,6 +14,7 @@ from eckart.cli.adapt import adapt
 from eckart.cli.command import command
 from eckart.cli.compare import compare
 from eckart.cli.compress import compress
+from eckart.cli.compression import compare_compression
 from eckart.cli.console import fail, silence
 from eckart.cli.export import export
 from eckart.cli.federate import federate
@@ -31,7 +32,7 @@ from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Choose a method and train": (compare, report, adapt, pretrain, federate, methods),
-    "Make models smaller": (compress,),
+    "Make models smaller": (compress, compare_compression),
     "Look into models": (inspect, measure),
     "Use an adapter elsewhere": (merge, export, run),
 }
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after ``eckart``; those of this process when None.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = _joined(sys.argv[1:] if arguments is None else list(arguments))
     debug = "--debug" in words
     try:
         with silence(debug), as_interrupts() as signals:
@@ -79,6 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("eckart: interrupted", file=sys.stderr, flush=True)
         return 128 + signals[0] if signals else INTERRUPTED
     return code if isinstance(code, int) else OK
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words, those of a command whose name has two as one."""
+    named = {" ".join(words[:2])} & {
+        function.__name__.replace("_", " ") for functions in COMMANDS.values() for function in functions
+    }
+    return [*named, *words[2:]] if len(words) > 1 and named else words
 
 
 def _print_version(wanted: bool) -> None:
@@ -114,7 +123,8 @@ def _build() -> typer.Typer:
     program.callback()(_root)
     for heading, functions in COMMANDS.items():
         for function in functions:
-            program.command(rich_help_panel=heading)(command(function))
+            name = function.__name__.replace("_", " ")
+            program.command(name, rich_help_panel=heading)(command(function))
     for name, (help, functions) in GROUPS.items():
         group = _group(help)
         for function in functions:

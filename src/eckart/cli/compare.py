@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LIMITS = "Your limits"
-COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio")
 
 
 def compare(
@@ -137,24 +136,35 @@ def compare(
         on_task=tell_task,
         **said,
     )
+    return answer(results, output)
+
+
+def answer(results: pd.DataFrame, output: Path) -> Answer:
+    """What a comparison found: its board, its sentences, and why methods were dropped.
+
+    Args:
+        results: one row for each run.
+        output: the directory of the comparison.
+    """
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
-    from eckart.jobs.compare.judgement import judge
-    from eckart.jobs.compare.leaderboard import QUANTITIES, metric_named, metric_of
+    from eckart.jobs.compare.judgement import judge, reference
+    from eckart.jobs.compare.leaderboard import metric_named, metric_of, quantities_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
     terms = read_terms(read_study(output / "compare.json"))
     judgement = judge(results, read_examples(output / "examples.parquet"), terms)
     board, told = judgement.board, sentences(judgement)
-    metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]
+    metric, (held, held_name) = metric_of(board), reference(board)
+    costs = [item for name, item in quantities_of(board).items() if name != "seconds"]
     others = [json.loads(text) for text in board["also"]]
     names = list(dict.fromkeys(name for also in others for name in also))
     rows = table(
         "method",
         metric.name,
         "to the best",
-        "to LoRA",
+        f"to {held_name}",
         *(metric_named(name).name for name in names),
         *(item.title for item in costs),
         "learning rate",
@@ -166,7 +176,7 @@ def compare(
             metric.show(row["score"]) if row["seeds"] else "-",
             *(
                 metric.change(row[f"to_{word}"], row[f"to_{word}_low"], row[f"to_{word}_high"])
-                for word in ("best", "lora")
+                for word in ("best", held)
             ),
             *(metric_named(name).show(also[name]) if name in also else "-" for name in names),
             *(item.show(row[item.column]) for item in costs),

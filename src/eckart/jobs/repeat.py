@@ -31,9 +31,15 @@ def adapt_options(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def compared(command: str) -> str:
+    """Which command a command line of a comparison calls: ``compare`` or ``compare compression``."""
+    words = shlex.split(command)[1:3]
+    return " ".join(word for word in words if not word.startswith("--"))
+
+
 def compare_options(command: str) -> dict[str, Any]:
-    """The options of a command line of `eckart compare` but the directory of its results."""
-    words = shlex.split(command)[2:]
+    """The options of a command line of a comparison but the directory of its results."""
+    words = shlex.split(command)[1 + len(compared(command).split()) :]
     found: dict[str, Any] = {}
     while words:
         name, bare = words.pop(0).removeprefix("--"), not words or words[0].startswith("--")
@@ -65,6 +71,6 @@ def options_of_results(values: Mapping[str, Any], command: str) -> dict[str, Any
     """
     if command == "adapt" and {"fingerprint", "task", "method"} <= set(values):
         return adapt_options(values)
-    if command == "compare" and {"command", "identity"} <= set(values):
+    if {"command", "identity"} <= set(values) and command == compared(str(values["command"])):
         return compare_options(str(values["command"]))
     return None

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
-from urllib.parse import quote
 
 from eckart.arguments import check_least, read_budget
 from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import attended
 from eckart.jobs.compare import outputs
 from eckart.jobs.compare.contenders import Rates, contenders
-from eckart.jobs.compare.judgement import COSTS, Terms, look_level
-from eckart.jobs.compare.plan import Plan
+from eckart.jobs.compare.judgement import COSTS
 from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
-from eckart.jobs.compare.progress import Progress
-from eckart.jobs.compare.race import Jury, Race
-from eckart.jobs.compare.study import Study
-from eckart.jobs.repeat import CONFIG, compare_options, write_config
+from eckart.jobs.compare.starting import Entry, run
 from eckart.quiet import quiet
 from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
 from eckart.tasks.pretrained import find_model
@@ -32,8 +24,6 @@ if TYPE_CHECKING:
     import os
 
     import pandas as pd
-
-    from eckart.tasks.task import Task
 
 
 def compare(
@@ -126,7 +116,6 @@ def compare(
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
 
-    from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import load_task
 
     with quiet():
@@ -152,68 +141,7 @@ def compare(
         "plan": "race",
         **beyond_data(task_options),
     }
-    about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
-    terms = Terms(look_level(seeds - 1), at_most, cost)
-    about |= {"level": terms.level, "at_most": at_most, "cost": cost}
-    study = _begin(directory, about, task, storage, overwrite)
-    display = Progress({c.name: c.label for c in everyone}, show=progress)
-    runner = Runner(task, batch_size, str(budget))
-    jury = Jury(runner, everyone, terms)
-    taking_part = [c for c in everyone if not c.reason]
-    plan = Plan(
-        taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None, allowed
+    entry = Entry(
+        outputs.command_line(arguments), identity, seeds, at_most, cost, learning_rates is None, allowed
     )
-    race = Race(runner, plan, jury, study, directory, about, display)
-    with attended(directory):
-        return race.work(deadline)
-
-
-def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
-    """What ``compare.json`` says of a comparison that begins."""
-    from eckart.tasks.environment import machine, versions
-
-    options = {name: identity[name] for name in ("steps", "batch_size", "max_length")}
-    return {
-        "command": command,
-        "state": "running",
-        "task": task.describe(),
-        "budget": identity["budget"],
-        "options": options | {"seeds": seeds},
-        "identity": identity,
-        "versions": versions(),
-        "machine": machine(),
-    }
-
-
-def _begin(directory: Path, about: dict[str, Any], task: Task, storage: str | None, overwrite: bool) -> Study:
-    """Open the study and write ``compare.json``; nothing is touched before all of it is known to be good.
-
-    Args:
-        directory: of the results.
-        about: as `_about`; the time of the start is added, that of an earlier call where there is one.
-        task: what is compared on.
-        storage: URL of a shared database; None for one in the directory.
-        overwrite: discard an earlier comparison.
-
-    Raises:
-        InputError: the directory holds another comparison, or the storage cannot be opened.
-    """
-    about["started"] = (None if overwrite else outputs.begun(directory, about)) or outputs.now()
-    content = json.dumps([task.fingerprint, about["identity"]], sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
-    if overwrite:
-        outputs.clear(directory)
-    outputs.write_about(directory, about)
-    write_config(directory / CONFIG, "compare", compare_options(about["command"]))
-    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
-    return shared or _open_study(url, digest, task.greater_is_better, overwrite)
-
-
-def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study:
-    name = f"eckart-compare-{digest}"
-    study = Study(url, name, maximize=maximize)
-    if overwrite:
-        study.delete()
-        study = Study(url, name, maximize=maximize)
-    return study
+    return run(task, everyone, entry, directory, deadline, storage, overwrite=overwrite, progress=progress)

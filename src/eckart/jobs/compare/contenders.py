@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
-HEAD_ONLY, FULL, LORA, TRIVIAL = "head-only", "full", "lora", "trivial"
+HEAD_ONLY, FULL, LORA, TRIVIAL, DENSE = "head-only", "full", "lora", "trivial", "dense"
 LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
 SPACING = 3.0
 MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1e-4}
@@ -80,6 +80,15 @@ class Contender:
     def finish(self, model: nn.Module) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
         return model
+
+    @property
+    def at_budget(self) -> bool:
+        """Whether it has the size that the comparison gives to all."""
+        return self.config is not None
+
+    def costs(self, model: nn.Module, task: Task, prepared: float) -> dict[str, float]:
+        """What it costs besides training, by columns of the results, where `prepare` took so many seconds."""
+        return {}
 
     def check_rules(self, task: Task) -> None:
         """Refuse rules that do not suit the adapter or each other.
@@ -182,7 +191,8 @@ def _parts(word: str) -> list[str]:
     return [get_config(method).slug, *(get_rule(rule).slug for rule in rules)]
 
 
-def _rates(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
+def rates_of(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
+    """The learning rates of a method: the given ones, or the middle ones of its own."""
     if isinstance(given, Mapping):
         given = given.get(name)
     elif given is not None and name in MIDDLE_RATES:
@@ -238,12 +248,12 @@ def contenders(
     failures: list[InputError] = []
     for name in names:
         if name in MIDDLE_RATES:
-            rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
+            rates = rates_of(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
             reason = _too_large(task, model) if name == FULL else ""
             found.append(Contender(name, LABELS[name], rates if heads or name == FULL else (), reason=reason))
             continue
         if name.startswith(PREFIX):
-            rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
+            rates = rates_of(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
             solved_config, sizes = peft_config(name, model, budget, targets, heads)
             label = METHODS[name.removeprefix(PREFIX)].title
             found.append(PeftContender(name, label, rates, solved_config, sizes=sizes))
@@ -252,7 +262,7 @@ def contenders(
         method, *words = name.split("+")
         kind, rules = get_config(method), [get_rule(word) for word in words]
         label = " + ".join([kind.title, *(rule.title for rule in rules)])
-        rates = _rates(name, kind.learning_rates, learning_rates, trials)
+        rates = rates_of(name, kind.learning_rates, learning_rates, trials)
         try:
             sizes = kind.for_task(target_modules=targets, max_length=task.max_length)
             config = kind(modules_to_save=heads or None, **sizes)
@@ -266,7 +276,7 @@ def contenders(
             found.append(Contender(name, label, rates, reason=str(error)))
     if failures and not any(c.config for c in found):
         raise failures[0]
-    _check_counts(found)
+    check_counts(found)
     return found
 
 
@@ -279,7 +289,7 @@ def _too_large(task: Task, model: nn.Module) -> str:
     return full_memory(sum(p.numel() for p in model.parameters()))
 
 
-def _check_counts(found: Sequence[Contender]) -> None:
+def check_counts(found: Sequence[Contender]) -> None:
     """Refuse methods with different numbers of learning rates: who tries more may win by luck."""
     counts = {len(c.learning_rates): c.name for c in found if c.learning_rates}
     if len(counts) > 1:

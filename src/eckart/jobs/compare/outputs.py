@@ -16,6 +16,7 @@ from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG
+from eckart.tasks.smaller import CALIBRATION
 
 DATABASE, ABOUT = "study.db", "compare.json"
 RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
@@ -78,17 +79,20 @@ def clear(directory: Path) -> None:
     remove_owned(directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
 
 
-def command_line(arguments: Mapping[str, Any]) -> str:
+def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
     """The command line that repeats a call; what stands at its default is left out."""
-    words = ["eckart", "compare"]
+    words = ["eckart", *command.split()]
     plain: dict[str, Any] = {
         "methods": "all",
         "budget": "0.5%",
         "kind": "auto",
         "output": "eckart-compare",
         "cost": "bytes",
+        "encoding": "utf-8",
+        "generate": 0,
+        "steps": 0,
+        "calibration": CALIBRATION,
     }
-    plain |= {"encoding": "utf-8", "generate": 0}
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
         if name in ("overwrite", "progress") or value == plain.get(name) or value is False:

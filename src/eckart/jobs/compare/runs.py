@@ -32,7 +32,8 @@ SIZE = ["trainable_parameters", "head_parameters", "saved_bytes"]
 HOW = ["lr", "seed", "steps", "status"]
 SCORE = ["validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better", "also"]
 COST = ["step_time_ratio", "step_seconds", "peak_memory_mb", "seconds"]
-COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, "error", "versions", "machine"]
+USE = ["forward_ratio", "generation_ratio", "prepare_seconds"]
+COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, *USE, "error", "versions", "machine"]
 """The columns of ``results.csv``."""
 CURVE_POINTS = 200
 """Points kept of a training curve."""
@@ -114,7 +115,7 @@ class Runner:
             "method": run.parameters["method"],
             "label": contender.label if contender else "frozen floor",
             "options": json.dumps(options, default=str),
-            "budget": self.budget if contender and contender.config else "",
+            "budget": self.budget if contender and contender.at_budget else "",
             "lr": run.parameters.get("lr"),
             "seed": run.parameters["seed"],
             "steps": run.parameters["steps"],
@@ -131,7 +132,9 @@ class Runner:
         final = run.parameters["stage"] == FINAL
         base = self.task.fresh_model(seed).to(device())
         floor = FrozenFloor(base) if final and steps else None
+        start = time.perf_counter()
         result.model = model = contender.prepare(base, self.task, seed)
+        prepared = time.perf_counter() - start
         row |= self._sizes(model)
         if steps:
             recipe = Recipe(steps, self.batch_size, run.parameters["lr"], run.parameters["head_lr"], seed)
@@ -154,6 +157,7 @@ class Runner:
             found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["also"] = json.dumps(found.also)
+            row |= contender.costs(model, self.task, prepared)
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
 
     def _record(self, training: Training, result: Result) -> None:

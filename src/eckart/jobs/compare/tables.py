@@ -41,8 +41,8 @@ def standing(row: Any) -> str:
     return f"over --max-{row.over_limit}" if row.over_limit else "ruled out" if row.ruled_out else ""
 
 
-def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """What the page says of one arm of the board."""
+def entry(row: Any, study: Mapping[str, Any], metric: Metric, held: str) -> dict[str, Any]:
+    """What the page says of one arm of the board, held against another (see `reference`)."""
     words = shlex.split(str(study.get("command") or ""))
     command = ""
     if words and row.method != TRIVIAL:
@@ -56,7 +56,8 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
         "standing": standing(row),
         "dropped": dict(study.get("dropped") or {}).get(row.method, ""),
         "to_best": metric.change(row.to_best, row.to_best_low, row.to_best_high),
-        "to_lora": metric.change(row.to_lora, row.to_lora_low, row.to_lora_high),
+        "held": metric.change(*(getattr(row, f"to_{held}{end}") for end in ("", "_low", "_high"))),
+        "held_value": getattr(row, f"to_{held}"),
         "rate": f"{row.lr:.2g}" if math.isfinite(row.lr) else "–",
         "command": command,
     }
