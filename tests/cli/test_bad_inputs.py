@@ -49,7 +49,8 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
         ADAPT,
         {
             **dict.fromkeys(
-                ("--steps", "--batch-size", "--save-every", "--validate-every", "--max-length"), COUNT
+                ("--steps", "--batch-size", "--save-every", "--validate-every", "--max-length", "--patience"),
+                COUNT,
             ),
             **dict.fromkeys(("--lr", "--head-lr"), POSITIVE),
             "--seed": SEED,
@@ -63,6 +64,9 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--quantize": ("int2", "", "8"),
             "--gradient-accumulation": COUNT,
             "--generate": ("-1", "1.5", "many", "nan"),
+            "--keep": ("first", "", "best,last"),
+            "--report-to": ("tensorbord", "", "x,wandb"),
+            "--push-to-hub": ("a/b/c", "", "-x", "me/mine"),
             "--extract": ("words", ""),
             "--task": ("none.py:task", "task.py", ""),
             "--limit": ("train", "train=0", "train=-1", "train=many", "dev=3", "=3", "train=1.5"),

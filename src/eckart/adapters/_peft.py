@@ -41,7 +41,7 @@ from eckart.adapters._rehearsal import rehearse, rename_config
 from eckart.adapters._weighted import check_combination, combine
 from eckart.errors import InputError
 
-_QUANTISED_EPSILON = 2.0**-6
+_QUANTISED_EPSILON, _FOUR_BITS_EPSILON = 2.0**-6, 2.0**-4
 _FINE_TUNED = 0.1
 """Relative difference up to which a base weight counts as a fine-tuned one, on which a ΔW of its own may be used."""
 
@@ -271,10 +271,7 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
         check_dtype(name, weight)
         if not torch.isfinite(weight).all():
             raise InputError(f"the weight of layer {name} holds NaN or Inf: repair the model first")
-        epsilon = (
-            _QUANTISED_EPSILON if layer.base_weight.backend is not None else torch.finfo(weight.dtype).eps
-        )
-        check = weight_check(weight, epsilon)
+        check = weight_check(weight, _epsilon(weight, layer.base_weight))
         saved = (config.base_check or {}).get(name)
         if saved is not None and not same_size(saved, check):
             raise InputError(
@@ -291,6 +288,14 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
         adapter = config.build(weight, layer)
     adapter.base_check = check
     return adapter
+
+
+def _epsilon(weight: Tensor, frozen: FrozenWeight) -> float:
+    """The relative rounding of a frozen weight: of its dtype, or of the four or eight bits it is kept in."""
+    if frozen.backend is None:
+        return torch.finfo(weight.dtype).eps
+    four = frozen.backend.backend_name == "bnb 4bit" or getattr(frozen.module.weight, "bits", 8) == 4
+    return _FOUR_BITS_EPSILON if four else _QUANTISED_EPSILON
 
 
 def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:

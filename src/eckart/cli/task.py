@@ -67,7 +67,10 @@ class TaskOptions:
         str, option("NAME", "Of the frozen base: fp32, bf16 or fp16; what trains is in fp32.", TRAINING)
     ] = "fp32"
     quantize: Annotated[
-        str | None, option("NAME", "int8 keeps the linear layers of the base in eight bits.", TRAINING)
+        str | None,
+        option(
+            "NAME", "int8, int4 or nf4 keeps the linear layers of the base in eight or four bits.", TRAINING
+        ),
     ] = None
     gradient_checkpointing: Annotated[
         bool,

@@ -10,7 +10,7 @@ from typing import Any
 from eckart.files import atomic_write
 
 CONFIG = "config.yaml"
-_LISTED = {"options": "option", "optimizer_options": "optimizer-option"}
+_LISTED = {"options": "option", "optimizer_options": "optimizer-option", "cuts": "cut"}
 _NOT_GIVEN = ("fingerprint", "task", "loram", *_LISTED)
 
 
@@ -24,10 +24,20 @@ def adapt_options(job: Mapping[str, Any]) -> dict[str, Any]:
     if loram := job.get("loram"):
         found |= {"loram": loram["ratio"]}
         found |= {f"loram-{name}": loram[name] for name in ("criterion", "align", "int8")}
+    return _said(found)
+
+
+def pretrain_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `eckart pretrain` that give a run with these arguments."""
+    return _said({_LISTED.get(name, name): value for name, value in given.items()})
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are written; what is empty or off is left out."""
     return {
         name.replace("_", "-"): value
-        for name, value in found.items()
-        if value is not None and value is not False
+        for name, value in values.items()
+        if value is not None and value is not False and value not in ([], {})
     }
 
 

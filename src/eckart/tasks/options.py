@@ -25,6 +25,10 @@ LANGUAGE = ("causal-lm", "chat")
 """Kinds that need a language model."""
 
 
+QUANTIZED = ("int8", "int4", "nf4")
+"""How the linear layers of a frozen base may be kept."""
+
+
 class MemoryOptions(TypedDict, total=False):
     """How a model is made to fit in memory, as `TaskOptions` says."""
 
@@ -46,7 +50,7 @@ class TaskOptions(MemoryOptions, total=False):
         generate: test examples that chat models answer, for the exact match.
         task: model, data, loss and score from a file, ``my_task.py:function``.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
-        quantize: "int8" keeps the base's linear layers in eight bits.
+        quantize: "int8", "int4" or "nf4" keeps the base's linear layers in eight or four bits.
         gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
         gradient_accumulation: parts that each step's batch is computed in.
     """
@@ -102,8 +106,8 @@ class Memory:
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16", "fp16"):
             raise InputError(f"--dtype {self.dtype}: choose fp32, bf16 or fp16")
-        if self.quantize not in (None, "int8"):
-            raise InputError(f"--quantize {self.quantize}: choose int8, or leave it out")
+        if self.quantize not in (None, *QUANTIZED):
+            raise InputError(f"--quantize {self.quantize}: choose {', '.join(QUANTIZED)}, or leave it out")
         if not isinstance(self.gradient_checkpointing, bool):
             raise InputError(f"gradient_checkpointing is {self.gradient_checkpointing!r}: give True or False")
         check_least(1, gradient_accumulation=self.gradient_accumulation)

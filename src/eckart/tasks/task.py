@@ -24,6 +24,7 @@ from eckart.tasks.instruments import device
 from eckart.tasks.kinds import KINDS, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Examples
+from eckart.tasks.memory import check_machine
 from eckart.tasks.metrics import Metric, Outcomes, chosen
 from eckart.tasks.options import Memory, MemoryOptions, Words, check_alone, check_kind, check_words
 from eckart.tasks.pretrained import check_weights, find_model
@@ -228,6 +229,7 @@ def load_task(
     check_kind(kind)
     words, memory = Words(metric, extract, generate), Memory(**small)
     check_words(kind, words)
+    check_machine(memory)
     if task is not None:
         from eckart.tasks.own import load_own
 

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-from transformers import TrainerCallback
 
 from eckart.adapter_files import PREPROCESSING
 from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
+from eckart.hub import check_upload, upload
 from eckart.jobs.adapt.card import model_card
-from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
-from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.checks import (
+    CARD,
+    CHECKPOINTS,
+    METRICS,
+    PUSH,
+    RUN,
+    check_kept,
+    earlier_run,
+    refuse_taken,
+)
 from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
+from eckart.jobs.adapt.reports import REPORTED, report_names
+from eckart.jobs.adapt.training import train, validations
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
@@ -33,8 +37,7 @@ from eckart.tasks.environment import versions
 from eckart.tasks.optimizers import check_optimizer, check_resumable
 from eckart.tasks.options import TaskOptions, memory_of
 from eckart.tasks.pretrained import base_name
-from eckart.tasks.scoring import evaluate
-from eckart.tasks.trainer import Recipe, make_trainer
+from eckart.tasks.scoring import evaluate, scoring_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,11 +46,13 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
 
 DEFAULT_BUDGET = "0.5%"
-_BEFORE = {"optimizer": "adamw", "optimizer_options": {}}
+_BEFORE: dict[str, Any] = {"optimizer": "adamw", "optimizer_options": {}, "keep": "last", "patience": None}
 """What a run had before it could be chosen."""
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
-OWNED = (*_IN_THIS_ORDER, ALIGNED, PRUNING, RUN, CONFIG, "config.json", _SAVED, *PREPROCESSING)
+PUSHED = (*_IN_THIS_ORDER, PRUNING, "config.json", *PREPROCESSING)
+"""Files that go to the hub."""
+OWNED = (*PUSHED, ALIGNED, RUN, CONFIG, _SAVED, f"{REPORTED}/events.*")
 """Files of a run, which another one may replace."""
 
 
@@ -69,7 +74,11 @@ def finetune(
     seed: int = 0,
     save_every: int | None = None,
     validate_every: int | None = None,
+    keep: str = "last",
+    patience: int | None = None,
     loram: LoRAM | None = None,
+    report_to: str | Sequence[str] | None = None,
+    push_to_hub: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_task: Callable[[dict[str, Any]], None] | None = None,
@@ -100,7 +109,11 @@ def finetune(
         seed: of the data order, the head, the adapters and dropout.
         save_every: steps between checkpoints; a tenth of all when None.
         validate_every: steps between scores on the validation split; a tenth of all when None.
+        keep: "last", or "best": the weights as they were at the best score on the validation split.
+        patience: evaluations without a better score after which the run is ended; None for no end before `steps`.
         loram: train on a pruned base, and write the adapter of the whole one.
+        report_to: where curves are shown: of "tensorboard", "wandb" and "mlflow".
+        push_to_hub: name of a repository of the hub, to which the finished adapter is uploaded.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
@@ -113,6 +126,7 @@ def finetune(
     Raises:
         InputError: anything wrong with what was given; ``output`` is as it was.
         FloatingPointError: the loss became NaN or infinite.
+        ConnectionError: the hub does not take the adapter, which is in ``output``.
     """
     from eckart.adapters import AdapterConfig, get_config
     from eckart.tasks.task import load_task
@@ -122,9 +136,13 @@ def finetune(
     earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
     check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
+    check_kept(keep, patience)
+    report_to = report_names(report_to)
+    if push_to_hub is not None:
+        check_upload(push_to_hub, PUSH)
     seed = check_seed(seed)
-    steps, batch_size, save_every, validate_every = map(
-        plain, (steps, batch_size, save_every, validate_every)
+    steps, batch_size, save_every, validate_every, patience = map(
+        plain, (steps, batch_size, save_every, validate_every, patience)
     )
     lr, head_lr = plain(lr), plain(head_lr)
     options, of_optimizer = (
@@ -168,6 +186,8 @@ def finetune(
             optimizer=optimizer,
             optimizer_options=of_optimizer,
             loram=None if loram is None else asdict(loram),
+            keep=keep,
+            patience=patience,
         )
         if earlier is not None:
             check_same(
@@ -177,17 +197,21 @@ def finetune(
                 job.plain(),
                 {"fingerprint": "model or data have changed"},
             )
-            if (directory / METRICS).is_file():
-                return read_earlier(directory / METRICS, "run", dict[str, Any])
-        return _run(job, task, directory, fresh=earlier is None, on_task=on_task, on_step=on_step)
+        if earlier is not None and (directory / METRICS).is_file():
+            metrics = read_earlier(directory / METRICS, "run", dict[str, Any])
+        else:
+            metrics = _run(job, task, directory, earlier is None, report_to, on_task, on_step)
+    if push_to_hub is not None:
+        upload(directory, push_to_hub, PUSHED, PUSH)
+    return metrics
 
 
 def _run(
     job: Job,
     task: Task,
     directory: Path,
-    *,
     fresh: bool,
+    report_to: Sequence[str],
     on_task: Callable[[dict[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
@@ -205,12 +229,12 @@ def _run(
         del adapted
         pruned.change()
         adapted = _adapted(task, job)
-    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
-    told: dict[str, Any] = {"seconds": round(seconds, 1), "resumed_at_step": begun}
+    history, told = train(adapted, task, job, directory / CHECKPOINTS, report_to, on_step)
+    kept = told["kept_step"]
     if pruned is not None:
         adapted, more = pruned.recover(adapted)
         told |= more
-    metrics = _metrics(adapted, task, job, history) | told
+    metrics = _metrics(adapted, task, job, history, kept) | told
     _finish(adapted, task, job, directory, metrics)
     return metrics
 
@@ -231,67 +255,18 @@ def _adapted(task: Task, job: Job) -> PeftModel:
     )
 
 
-class _Follow(TrainerCallback):
-    """Scores the validation split as the run goes on and stops a run whose loss is lost."""
-
-    def __init__(self, task: Task, job: Job, on_step: Callable[[int, int], None] | None) -> None:
-        self.task, self.job, self.on_step = task, job, on_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = state.global_step
-        if step % self.job.validate_every == 0 or step == self.job.steps:
-            evaluation = evaluate(kwargs["model"], self.task, self.task.validation, 2 * self.job.batch_size)
-            state.log_history.append({"step": step, "validation": asdict(evaluation)})
-        if self.on_step is not None:
-            self.on_step(step, self.job.steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not math.isfinite(loss := float((logs or {}).get("loss", 0.0))):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {state.global_step}: lower --lr or check the data"
-            )
-
-
-def _train(
-    model: PeftModel,
-    task: Task,
-    job: Job,
-    checkpoints: Path,
-    on_step: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], int, float]:
-    """Train to the end. Returns the log, the step it was taken up at and the seconds since then."""
-    trainer = make_trainer(
-        model,
-        task,
-        Recipe(
-            job.steps, job.batch_size, job.lr, job.head_lr, job.seed, job.optimizer, job.optimizer_options
-        ),
-        callbacks=[_Follow(task, job, on_step), KeepWhole()],
-        output_dir=str(checkpoints),
-        save_strategy="steps",
-        save_steps=job.save_every,
-        save_total_limit=2,
-    )
-    last = last_whole(checkpoints)
-    start = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except RuntimeError as error:  # all that torch.save says of a full disk
-        if "iostream error" in str(error) and shutil.disk_usage(checkpoints).free < 2**20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints)) from error
-        raise
-    begun = 0 if last is None else int(last.name.rpartition("-")[2])
-    return trainer.state.log_history, begun, time.monotonic() - start
-
-
-def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _metrics(
+    model: PeftModel, task: Task, job: Job, history: list[dict[str, Any]], kept: int
+) -> dict[str, Any]:
     from eckart.adapters import saved_bytes, trainable_parameters
     from eckart.adapters._budget import count_parameters
 
     config = cast("AdapterConfig | PromptConfig", model.peft_config["default"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter = trainable_parameters(model)
-    validations = [{"step": log["step"], **log["validation"]} for log in history if "validation" in log]
+    scored = validations(history)
+    validation = next(found for found in scored if found["step"] == kept)
+    size = scoring_batch(task, job.batch_size)
     return {
         "model": task.model_name,
         "data": task.data_name,
@@ -311,10 +286,10 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "task": task.describe(),
         "metric": task.metric,
         "greater_is_better": task.greater_is_better,
-        "validation": {name: value for name, value in validations[-1].items() if name != "step"},
-        "test": asdict(evaluate(model, task, task.test, 2 * job.batch_size)),
+        "validation": {name: value for name, value in validation.items() if name != "step"},
+        "test": asdict(evaluate(model, task, task.test, size)),
         "losses": [[log["step"], log["loss"]] for log in history if "loss" in log],
-        "validations": validations,
+        "validations": scored,
         "versions": versions(),
     }
 

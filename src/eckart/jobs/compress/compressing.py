@@ -87,7 +87,7 @@ def compress_model(
     from eckart.compression import compress, report, save
     from eckart.compression import merge as make_dense
     from eckart.compression._compress import compressor
-    from eckart.tasks.scoring import evaluate
+    from eckart.tasks.scoring import evaluate, scoring_batch
     from eckart.tasks.task import load_task
 
     directory = Path(output)
@@ -100,7 +100,8 @@ def compress_model(
     compressor(method)
     task = load_task(model, data, seed=seed, **task_options)
     small = task.fresh_model(seed)
-    scores = {"dense": asdict(evaluate(small, task, task.test, 2 * batch_size))}
+    size = scoring_batch(task, batch_size)
+    scores = {"dense": asdict(evaluate(small, task, task.test, size))}
     begun = time.monotonic()
     compress(
         small,
@@ -116,10 +117,10 @@ def compress_model(
     seconds = time.monotonic() - begun
     found = report(small)
     assert found is not None
-    scores["compressed"] = asdict(evaluate(small, task, task.test, 2 * batch_size))
+    scores["compressed"] = asdict(evaluate(small, task, task.test, size))
     if heal:
         small = _heal(small, task, found, heal, heal_method, heal_lr, batch_size, seed, on_step)
-        scores["healed"] = asdict(evaluate(small, task, task.test, 2 * batch_size))
+        scores["healed"] = asdict(evaluate(small, task, task.test, size))
     if merge:
         make_dense(small)
     metrics = _metrics(task, found, scores, seconds, heal, heal_method if heal else None)
