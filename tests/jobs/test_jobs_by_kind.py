@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_models import WORDS, save_bert, save_gpt2
+from tiny_models import BAD, GOOD, WORDS, save_bert, save_gpt2, save_segformer
 
 from eckart.jobs.adapt.finetuning import finetune
 from eckart.jobs.compare.comparison import compare
@@ -49,6 +50,29 @@ def chat(draw: random.Random, i: int) -> dict[str, Any]:
     return {"instruction": " ".join(words), "output": words[0]}
 
 
+def choices(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.sample(WORDS, 5)
+    return {"question": " ".join(words[:2]), "choices": words[: 2 + i % 2], "answer": "AB"[i % 2]}
+
+
+def tags(draw: random.Random, i: int) -> dict[str, Any]:
+    words = draw.choices(WORDS, k=5)
+    return {
+        "tokens": words,
+        "ner_tags": ["B-P" if w in GOOD else "B-B" if w in BAD else "O" for w in words],
+    }
+
+
+def masks(directory: Path) -> Path:
+    """Dark squares on bright grounds."""
+    draw, squares = np.random.default_rng(0), np.zeros((40, 16, 16), np.uint8)
+    for i, square in enumerate(squares):
+        square[i % 6 : i % 6 + 7, i % 9 : i % 9 + 6] = 1
+    images = draw.integers(100, 256, (40, 16, 16, 3), np.uint8) // (1 + 3 * squares[..., None])
+    np.savez(directory / "data.npz", images=images.astype(np.uint8), masks=squares)
+    return directory / "data.npz"
+
+
 KINDS = {
     "regression": (numbers, save_bert, {}, "pearson", {"spearman", "rmse"}),
     "multi-label": (
@@ -66,16 +90,22 @@ KINDS = {
         {"accuracy", "mcc", "auroc"},
     ),
     "chat": (chat, save_gpt2, {"generate": 2}, "bits_per_answer_token", {"exact_match"}),
+    "multiple-choice": (choices, save_gpt2, {"metric": "accuracy_norm"}, "accuracy_norm", {"accuracy"}),
+    "token-classification": (tags, save_bert, {}, "entity_f1", {"entity_macro_f1", "token_accuracy"}),
+    "segmentation": (masks, save_segformer, {}, "dice", {"iou", "mean_iou", "pixel_accuracy"}),
 }
 
 
 def files(directory: Path, kind: str) -> tuple[str, str]:
     row, save, *_ = KINDS[kind]
+    options = {"pad": "[PAD]"} if save is save_gpt2 else {}
+    model = str(save(directory / "model", **options))
+    if kind == "segmentation":
+        return model, str(row(directory))
     draw = random.Random(0)
     rows = [row(draw, i) for i in range(60)]
     (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"pad": "[PAD]"} if save is save_gpt2 else {}
-    return str(save(directory / "model", **options)), str(directory / "data.jsonl")
+    return model, str(directory / "data.jsonl")
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
@@ -114,3 +117,24 @@ def save_reviews(path: Path, rows: int = 160) -> Path:
             words.insert(draw.randrange(6), draw.choice(GOOD if good else BAD))
             table.writerow([f"{' '.join(words)} {i}", "positive" if good else "negative"])
     return path
+
+
+def save_segformer(directory: Path, *, classes: int | None = None) -> Path:
+    """The encoder alone; with ``classes`` also a decoder that gives so many."""
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 16],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=8,
+        image_size=16,
+        num_labels=classes or 2,
+    )
+    model = SegformerModel(config) if classes is None else SegformerForSemanticSegmentation(config)
+    model.save_pretrained(directory)
+    return directory

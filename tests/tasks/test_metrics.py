@@ -89,10 +89,10 @@ def test_a_run_that_diverged_has_no_score(three: np.ndarray) -> None:
     assert np.isnan(metrics.right(three)[4]) and np.isfinite(np.delete(metrics.right(three), 4)).all()
 
 
-def test_bits_of_all_are_those_of_all_tokens() -> None:
+def test_ratio_of_sums_are_those_of_all_tokens() -> None:
     rows = np.array([[10.0, 2, math.nan], [3, 3, math.nan], [8, 4, math.nan]])
-    assert metrics.bits_of_all(rows).mean() == pytest.approx(21 / 9)
-    assert metrics.bits_of_all(rows) == pytest.approx(
+    assert metrics.ratio_of_sums(rows).mean() == pytest.approx(21 / 9)
+    assert metrics.ratio_of_sums(rows) == pytest.approx(
         jackknife(lambda r: r[:, 0].sum() / r[:, 1].sum(), rows), abs=0.5
     )
 

@@ -37,12 +37,14 @@ SPLITS = {
 ROLES = {
     **dict.fromkeys(("image", "images", "img", "imgs", "x", "data", "pixels"), "image"),
     **dict.fromkeys(("label", "labels", "y", "target", "targets", "class"), "label"),
+    **dict.fromkeys(("mask", "masks"), "mask"),
 }
 UNSPLIT = "all"
 
 
 def read_arrays(path: Path) -> dict[str, Table]:
-    """Read a NumPy archive: ``images``/``labels``, ``x``/``y``, or the same per split (``x_train``, ``test_labels``).
+    """Read a NumPy archive: ``images`` with ``labels`` or ``masks``, ``x``/``y``, or the same per split (``x_train``,
+    ``test_labels``).
 
     Images are ``n h w``, ``n h w c`` or ``n c h w`` with 1, 3 or 4 channels: bytes 0…255, or floats 0…1 or 0…255.
 
@@ -75,12 +77,27 @@ def read_arrays(path: Path) -> dict[str, Table]:
         raise InputError(
             f"--data {path} is a truncated or damaged .npz archive: {first_line(error)}"
         ) from None
-    found = {split: roles for split, roles in found.items() if len(roles) == 2}
+    found = {split: roles for split, roles in found.items() if "image" in roles and len(roles) > 1}
     if not found:
         raise InputError(
             f"--data {path} holds no arrays named images and labels (or x_train and y_train, …); it holds: {names}"
         )
-    return {split: _table(path, *roles["image"], *roles["label"]) for split, roles in found.items()}
+    return {split: _pairs(path, roles) for split, roles in found.items()}
+
+
+def _pairs(path: Path, roles: dict[str, tuple[str, np.ndarray]]) -> Table:
+    """Images with their labels, their masks or both."""
+    image_name, images = roles["image"]
+    columns = {} if "label" not in roles else _table(path, image_name, images, *roles["label"]).columns
+    if "mask" not in roles:
+        return Table(columns, str(path))
+    mask_name, masks = roles["mask"]
+    if len(images) != len(masks):
+        raise InputError(
+            f"--data {path}: {mask_name} holds {len(masks)} masks for the {len(images)} images in {image_name}"
+        )
+    pixels = as_bytes(images, f"--data {path}: array {image_name}")
+    return Table({**columns, "image": list(pixels), "mask": list(masks)}, str(path))
 
 
 def _table(path: Path, image_name: str, images: np.ndarray, label_name: str, labels: np.ndarray) -> Table:

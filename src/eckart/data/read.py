@@ -13,24 +13,31 @@ import numpy as np
 
 from eckart.data import images
 from eckart.data.chat import chat_columns, read_conversations
+from eckart.data.choices import CHOICES, read_choices
 from eckart.data.columns import choose_columns, existing, label_columns, pick_columns
 from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.labels import CLASSES, Labels, encode_labels
+from eckart.data.masks import MASKS, Mask, read_mask_folders, read_masks
+from eckart.data.sets import from_datasets, from_hub
 from eckart.data.splits import PARTS, Split, complete
 from eckart.data.stdlib_docs import ACTS, RETURNS, stdlib_docstrings
 from eckart.data.tables import Table, is_table, read_table
+from eckart.data.tags import TAGS, read_tags
 from eckart.errors import InputError, first_line
 from eckart.extras import require
-from eckart.hub import download, is_path
+from eckart.hub import is_path
 
 CHAT = "chat"
 """A target as `CLASSES` and its like are: what the assistant says."""
+STRUCTURED = {CHOICES: read_choices, TAGS: read_tags, MASKS: read_masks}
+"""Targets that are read from columns of their own, and by what."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: ``kind`` is "text", "image" or "chat"; ``labels`` are the names of classes, None without any."""
+    """A data set: ``kind`` is "text", "image", or the target where that has columns of its own; ``labels`` are the
+    names of classes, None without any."""
 
     name: str
     kind: str
@@ -46,8 +53,10 @@ class Data:
         """SHA-256 over the content of every split: equal for equal examples, wherever they lie."""
         sha = hashlib.sha256(repr(self.labels).encode())
         for part in PARTS:
-            sha.update(part.encode() + repr(self.splits[part].labels).encode())
-            for item in self.splits[part].inputs:
+            labels: Sequence[Any] = self.splits[part].labels or ()
+            masks = [label.cell for label in labels if isinstance(label, Mask)]
+            sha.update(part.encode() + (b"" if masks else repr(self.splits[part].labels).encode()))
+            for item in (*self.splits[part].inputs, *masks):
                 if isinstance(item, dict) and "bytes" in item:
                     item = item["bytes"] or Path(item["path"])
                 if isinstance(item, Path):
@@ -115,11 +124,37 @@ def read_data(
     if empty is not None:
         raise InputError(f"--data {empty.source} has no rows")
     first = next(iter(tables.values()))
+    tried = list(STRUCTURED) if target is None and labelled is None else [target]
+    for wanted in (name for name in tried if name in STRUCTURED):
+        data = _structured(str(source), tables, wanted, (text_column, label_column), target, seed)
+        if data is not None:
+            return data
     if target == CHAT or (labelled is None and target is None and label_column is None):
         labels = () if target == CHAT else label_columns(first, None, None)
         if not labels and (taken := chat_columns(first, text_column, wanted=target == CHAT)):
             return _conversations(str(source), tables, taken, seed)
     return _labelled(str(source), tables, (text_column, label_column, labelled), target, seed)
+
+
+def _structured(
+    source: str,
+    tables: Mapping[str, Table],
+    wanted: str,
+    asked: tuple[str | None, str | None],
+    target: str | None,
+    seed: int,
+) -> Data | None:
+    """Examples of a target with columns of its own; None where the tables hold none."""
+    first, notes = next(iter(tables.values())), list[str]()
+    if target is None and set(asked) - {None, *first.columns}:
+        return None
+    found = STRUCTURED[wanted](tables, *asked, notes, wanted=wanted == target)
+    if found is None:
+        return None
+    splits = complete(found.splits, None, seed, notes)
+    if left := [name for name in first.columns if name not in found.columns]:
+        notes.append(f"columns that are not used: {', '.join(left)}")
+    return Data(source, wanted, splits, found.names, wanted, notes, found.columns)
 
 
 def _conversations(source: str, tables: Mapping[str, Table], taken: list[str], seed: int) -> Data:
@@ -184,7 +219,7 @@ def locate(source: str | Path, form: Format = AS_ENDING) -> dict[str, Table]:
     if path.is_file():
         return images.read_arrays(path)
     name, _, config = str(source).partition(":")
-    return _hub(name, config or None)
+    return from_hub(name, config or None)
 
 
 def check_source(source: str | Path | None, form: Mapping[str, str] | None = None) -> None:
@@ -215,14 +250,14 @@ def _directory(path: Path, form: Format) -> dict[str, Table]:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         datasets = require("datasets", extra="compare")
         try:
-            return _from_datasets(datasets.load_from_disk(str(path)), str(path))
+            return from_datasets(datasets.load_from_disk(str(path)), str(path))
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"--data {path} is a damaged `datasets` directory: {first_line(error)}"
             ) from None
     if images.is_idx_directory(path):
         return images.read_idx_directory(path)
-    if folder := images.read_image_folder(path):
+    if folder := read_mask_folders(path) or images.read_image_folder(path):
         return folder
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise InputError(
@@ -259,38 +294,3 @@ def _join(shards: list[Path], form: Format) -> Table:
         name: [x for table in tables for x in table.columns[name]] for name in tables[0].columns
     }
     return Table(columns, tables[0].source)
-
-
-def _hub(name: str, config: str | None) -> dict[str, Table]:
-    datasets = require("datasets", extra="compare")
-    if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).is_dir():
-        # fails at once where load_dataset would try again and again
-        download(name, ["README.md"], f"--data {name}", kind="dataset")
-    try:
-        found = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"--data {name} cannot be read from the hub, which needs network ({first_line(error)})"
-        ) from None
-    return _from_datasets(found, name)
-
-
-def _from_datasets(found: Any, source: str) -> dict[str, Table]:
-    parts = (
-        {SPLITS[k.lower()]: v for k, v in found.items() if k.lower() in SPLITS}
-        if isinstance(found, dict)
-        else {}
-    )
-    if isinstance(found, dict) and not parts:
-        raise InputError(
-            f"--data {source} has the splits {', '.join(found)}; one must be train, validation or test"
-        )
-    return {part: _features_to_table(rows, source) for part, rows in (parts or {UNSPLIT: found}).items()}
-
-
-def _features_to_table(rows: Any, source: str) -> Table:
-    columns: dict[str, Sequence[Any]] = rows.with_format(None).to_dict()
-    for name, feature in rows.features.items():
-        if names := getattr(feature, "names", None):
-            columns[name] = [names[x] if x is not None and x >= 0 else x for x in columns[name]]
-    return Table(columns, source)

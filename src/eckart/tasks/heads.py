@@ -31,10 +31,18 @@ AUTO_CLASSES = {  # kind of task -> its auto class, and transformers' table of t
         ("regression", "multi-label"),
         ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
     ),
+    "token-classification": (
+        "AutoModelForTokenClassification",
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    ),
     **dict.fromkeys(LANGUAGE, ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")),
     "image-classification": (
         "AutoModelForImageClassification",
         "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+    "segmentation": (
+        "AutoModelForSemanticSegmentation",
+        "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
     ),
 }
 
@@ -133,7 +141,7 @@ def load_base(
             "give a decoder such as GPT-2 or Llama, or a labelled data set"
         )
     vars(model.config).update(config or {})
-    heads = _heads(model, missing, checkpoint, labels)
+    heads = _heads(model, missing, checkpoint, labels, pixels=kind == "segmentation")
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = FrozenStatisticsBatchNorm2d
@@ -141,13 +149,14 @@ def load_base(
     return Base(model.eval(), heads)
 
 
-def _heads(model: Any, missing: set[str], checkpoint: Checkpoint, labels: list[str] | None) -> list[str]:
+def _heads(
+    model: Any, missing: set[str], checkpoint: Checkpoint, labels: list[str] | None, *, pixels: bool
+) -> list[str]:
     """Modules to train beside an adapter; refuses a checkpoint that lacks anything else."""
-    heads = (
-        []
-        if labels is None
-        else _outer_heads(model, missing, len(labels)) + _untrained_poolers(model, missing)
-    )
+    heads: list[str] = []
+    if labels is not None:
+        outer = _pixel_heads if pixels else _outer_heads
+        heads = outer(model, missing, len(labels)) + _untrained_poolers(model, missing)
     within = tuple(f"{head}." for head in heads)
     refuse_incomplete(checkpoint, [key for key in missing if not key.startswith(within)])
     return heads
@@ -167,6 +176,27 @@ def _outer_heads(model: Any, missing: set[str], classes: int) -> list[str]:
         if any(p.ndim > 1 and len(p) == classes for p in children[child])
         or any(key.startswith(f"{child}.") for key in missing)
     ]
+
+
+def _pixel_heads(model: Any, missing: set[str], classes: int) -> list[str]:
+    """Of the children outside the base those that are missing from the checkpoint, and of a decoder that is there the
+    layers that give the classes: what it has learnt of pixels stays."""
+    found: list[str] = []
+    for child, module in model.named_children():
+        own = [
+            (f"{child}.{name}".rstrip("."), list(layer.named_parameters(recurse=False)))
+            for name, layer in module.named_modules()
+        ]
+        held = [(name, parameters) for name, parameters in own if parameters]
+        heads = [
+            name
+            for name, parameters in held
+            if any(p.ndim > 1 and len(p) == classes for _, p in parameters)
+            or any(f"{name}.{key}" in missing for key, _ in parameters)
+        ]
+        if child not in (model.base_model_prefix, "backbone"):
+            found += [child] if heads and len(heads) == len(held) else heads
+    return found
 
 
 def _untrained_poolers(model: Any, missing: set[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from eckart.errors import InputError
 from eckart.extras import require
@@ -106,4 +107,8 @@ def _cast_pixels(module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[
 
 
 def _cast_to_float(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
+    """Also what stands in a list, as the layers' states that a decoder of pixels takes do."""
+    cast: tuple[Any, ...] = tree_map(
+        lambda a: a.float() if torch.is_tensor(a) and a.is_floating_point() else a, args
+    )
+    return cast

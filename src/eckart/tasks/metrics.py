@@ -221,12 +221,32 @@ def bits(outcomes: Outcomes) -> Each:
     return result
 
 
-def bits_of_all(outcomes: Outcomes) -> Each:
-    """Bits of all tokens over their number, θ = Σb / Σt, as the mean of θ + (bᵢ − θ tᵢ) / t̄ (its linearisation)."""
+def ratio_of_sums(outcomes: Outcomes) -> Each:
+    """The first number of all over the second, such as bits over tokens, θ = Σb / Σt, as the mean of
+    θ + (bᵢ − θ tᵢ) / t̄ (its linearisation)."""
     told, tokens = outcomes[:, 0], outcomes[:, 1]
     score = told.sum() / tokens.sum()
     result: np.ndarray = score + (told - score * tokens) / tokens.mean()
     return result
+
+
+def counts_of(outcomes: Outcomes) -> Float[np.ndarray, "n c 3"]:
+    """Of several things in an example a row is two numbers, then of each class how many are rightly said, are said and
+    are there."""
+    return outcomes[:, 2:].reshape(len(outcomes), -1, 3)
+
+
+def counted_micro_f1(outcomes: Outcomes) -> float:
+    """F₁ = 2 tp / (said + there) over the things of all classes; 0 where none is there or said."""
+    both, said, there = counts_of(outcomes).sum((0, 1))
+    return float(2 * both / (said + there)) if said + there else 0.0
+
+
+def counted_macro_f1(outcomes: Outcomes) -> float:
+    """Mean of the F₁ of the classes that are there or said; 0 where none is."""
+    both, said, there = counts_of(outcomes).sum(0).T
+    total = said + there
+    return float((2 * both[total > 0] / total[total > 0]).mean()) if total.any() else 0.0
 
 
 def column(place: int) -> Callable[[Outcomes], Each]:
@@ -242,7 +262,7 @@ def by_name(*metrics: Metric) -> dict[str, Metric]:
 def chosen(
     name: str | None,
     known: Mapping[str, Metric],
-    said: Callable[[Outcomes], tuple[Any, Any]],
+    said: Callable[[Outcomes], tuple[Any, Any]] | None,
     kind: str,
 ) -> Metric:
     """The metric that decides: one of those known by its name, or a function ``module:function``.
@@ -253,7 +273,7 @@ def chosen(
     Args:
         name: as the user gave it; None for the first that is known.
         known: by name.
-        said: labels and what is said, of outcomes.
+        said: labels and what is said, of outcomes; None where an example has no single label.
         kind: of the task, for messages.
 
     Raises:
@@ -265,6 +285,10 @@ def chosen(
         return known[name]
     if ":" not in name:
         raise InputError(f"--metric {name}: a task of {kind} has {', '.join(known)}; or give module:function")
+    if said is None:
+        raise InputError(
+            f"--metric {name}: an example of {kind} has no single label to score; choose {', '.join(known)}"
+        )
     function = imported(name, "--metric")
 
     def whole(outcomes: Outcomes) -> float:

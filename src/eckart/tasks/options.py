@@ -15,13 +15,25 @@ KINDS = (
     "multi-label",
     "causal-lm",
     "chat",
+    "multiple-choice",
+    "token-classification",
     "image-classification",
+    "segmentation",
 )
 """Names of the kinds of tasks: of `eckart.tasks.kinds`."""
 KindName = Literal[
-    "auto", "text-classification", "regression", "multi-label", "causal-lm", "chat", "image-classification"
+    "auto",
+    "text-classification",
+    "regression",
+    "multi-label",
+    "causal-lm",
+    "chat",
+    "multiple-choice",
+    "token-classification",
+    "image-classification",
+    "segmentation",
 ]
-LANGUAGE = ("causal-lm", "chat")
+LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
 
 

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from eckart.data.read import Data
 from eckart.data.splits import PARTS, Split, sample
 from eckart.errors import InputError, first_line
 from eckart.tasks.heads import Base
-from eckart.tasks.kinds.kind import Examples, Kind
+from eckart.tasks.kinds.kind import Encoded, Examples, Kind
 from eckart.tasks.memory import fit
-from eckart.tasks.metrics import Metric, Outcomes, column
+from eckart.tasks.metrics import Metric, Outcomes, by_name, column
 from eckart.tasks.options import Memory, Words, own_file
 from eckart.tasks.task import Task
 
@@ -103,11 +103,11 @@ class Own(Kind):
     """An outcome is the score itself."""
 
     name = OWN
-    metrics: ClassVar[Mapping[str, Metric]] = {}
 
-    def __init__(self, data: Data, collate: Callable[[list[Any]], dict[str, Any]]) -> None:
+    def __init__(self, data: Data, own: OwnTask) -> None:
         super().__init__(data, Words())
-        self.collate = collate
+        self.collate = own.collate or default_collate
+        self.metrics = by_name(Metric(own.metric, each=column(0), greater_is_better=own.greater_is_better))
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
         """The score of each example."""
@@ -147,7 +147,6 @@ def load_own(
         InputError: no such file or function, or one that gives no `OwnTask`.
     """
     path, own = _called(source)
-    collate = own.collate or default_collate
     chosen: dict[str, Examples] = {part: getattr(own, part) for part in PARTS}
     notes = []
     for part, number in (limits or {}).items():
@@ -163,22 +162,15 @@ def load_own(
     sha = hashlib.sha256(path.read_bytes() + repr((sizes, seed)).encode())
     for name, tensor in model.state_dict().items():
         sha.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return Task(
-        Own(data, collate),
-        type(own.model).__name__,
-        source,
-        None,
-        chosen["train"],
-        chosen["validation"],
-        chosen["test"],
-        collate,
-        None,
-        sha.hexdigest(),
-        max_length,
-        Metric(own.metric, each=column(0), greater_is_better=own.greater_is_better),
-        memory or Memory(),
+    form = Own(data, own)
+    return Task.of(
+        form,
+        Encoded(chosen["train"], chosen["validation"], chosen["test"], form.collate, None),
         OwnBase(model.eval(), heads, own.target_modules),
-        data,
+        model=type(own.model).__name__,
+        fingerprint=sha.hexdigest(),
+        max_length=max_length,
+        memory=memory or Memory(),
     )
 
 

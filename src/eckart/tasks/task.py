@@ -14,32 +14,22 @@ from typing import Any, Unpack
 import numpy as np
 from jaxtyping import Float
 
-from eckart.data.labels import CLASSES, NUMBERS, SEVERAL, outnumbered
-from eckart.data.read import CHAT, Data, read_data
+from eckart.data.labels import CLASSES, SEVERAL, outnumbered
+from eckart.data.masks import MASKS, pixel_counts
+from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, limit
+from eckart.data.tags import TAGS
 from eckart.errors import InputError
 from eckart.quiet import quiet
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
 from eckart.tasks.kinds import KINDS, Kind
 from eckart.tasks.kinds.chat import Chat
-from eckart.tasks.kinds.kind import Collator, Examples
+from eckart.tasks.kinds.kind import Collator, Encoded, Examples
 from eckart.tasks.memory import check_machine
-from eckart.tasks.metrics import Metric, Outcomes, chosen
+from eckart.tasks.metrics import Metric, Outcomes
 from eckart.tasks.options import Memory, MemoryOptions, Words, check_alone, check_kind, check_words
 from eckart.tasks.pretrained import check_weights, find_model
-
-_TARGETS: dict[str, tuple[bool | None, str | None]] = {
-    "auto": (None, None),
-    "causal-lm": (False, None),
-    "chat": (None, CHAT),
-    "regression": (True, NUMBERS),
-    "multi-label": (True, SEVERAL),
-    "text-classification": (True, CLASSES),
-    "image-classification": (True, CLASSES),
-}
-"""Of each kind, whether data must have labels, and which."""
-_OF_TARGETS = {CHAT: "chat", NUMBERS: "regression", SEVERAL: "multi-label", None: "causal-lm"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +63,47 @@ class Task:
     memory: Memory
     base: Base = field(repr=False)
     data: Data = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        form: Kind,
+        encoded: Encoded,
+        base: Base,
+        *,
+        model: str,
+        fingerprint: str,
+        max_length: int,
+        memory: Memory,
+    ) -> Task:
+        """A task of examples that are encoded.
+
+        Args:
+            form: the kind of task, with its data.
+            encoded: the splits.
+            base: the model.
+            model: its name.
+            fingerprint: of all that decides the task.
+            max_length: tokens of an example at most.
+            memory: how small the base is in training.
+
+        Raises:
+            InputError: a metric that the kind has not.
+        """
+        data = form.data
+        return cls(
+            form,
+            model,
+            data.name,
+            data.labels if data.target == CLASSES else None,
+            *(encoded.train, encoded.validation, encoded.test, encoded.collator, encoded.processor),
+            fingerprint,
+            max_length,
+            form.decides(),
+            memory,
+            base,
+            data,
+        )
 
     @property
     def kind(self) -> str:
@@ -179,8 +210,13 @@ def _counts(data: Data, part: str) -> dict[str, int]:
     """How many examples of a split have each label."""
     labels, names = data.splits[part].labels or [], data.labels or []
     if data.target == SEVERAL:
-        return dict(zip(names, np.sum(labels, axis=0).tolist(), strict=True))
-    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+        counts = np.sum(labels, axis=0)
+    elif data.target == MASKS:
+        counts = pixel_counts(labels, len(names))
+    else:
+        flat = [tag for tags in labels for tag in tags] if data.target == TAGS else labels
+        counts = np.bincount(flat, minlength=len(names))
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def load_task(
@@ -238,7 +274,7 @@ def load_task(
         )
         return load_own(task, max_length=max_length, limits=limits, seed=seed, memory=memory)
     checkpoint = None if model is None else find_model(model)
-    labelled, target = _TARGETS[kind]
+    labelled, target = KINDS[kind].reads if kind in KINDS else (None, None)
     read = read_data(
         data,
         labelled=labelled,
@@ -257,7 +293,7 @@ def load_task(
     if not KINDS[kind].languages:
         read = replace(read, splits=shrink(read.splits))
     form = KINDS[kind](read, words)
-    decides = chosen(metric, form.metrics, form.said, kind)
+    form.decides()  # which refuses a metric before anything is loaded
     if read.target == CLASSES and (told := outnumbered(read.labels or [], read.splits["train"].labels or [])):
         read.notes.append(told)
     weights = check_weights(checkpoint)
@@ -266,23 +302,19 @@ def load_task(
         encoded = form.encode(checkpoint, base.model, max_length, shrink)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return Task(
+    return Task.of(
         form,
-        checkpoint.name,
-        read.name,
-        read.labels if read.target == CLASSES else None,
-        *(encoded.train, encoded.validation, encoded.test, encoded.collator, encoded.processor),
-        fingerprint,
-        max_length,
-        decides,
-        memory,
+        encoded,
         base,
-        read,
+        model=checkpoint.name,
+        fingerprint=fingerprint,
+        max_length=max_length,
+        memory=memory,
     )
 
 
 def _kind(data: Data, wanted: str) -> str:
-    found = _OF_TARGETS.get(data.target, "text-classification")
+    found = next(name for name, kind in KINDS.items() if kind.reads[1] == data.target)
     if data.kind == "image":
         found = "image-classification"
     if data.kind == "image" and data.labels is None:

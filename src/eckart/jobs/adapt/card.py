@@ -23,7 +23,9 @@ WORDS, LETTERS = 8, 200
 _PIPELINES = {
     **dict.fromkeys(("text-classification", "regression", "multi-label"), "text-classification"),
     **dict.fromkeys(LANGUAGE, "text-generation"),
+    "token-classification": "token-classification",
     "image-classification": "image-classification",
+    "segmentation": "image-segmentation",
 }
 _TEXT = """tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer({}, return_tensors="pt")
@@ -43,11 +45,22 @@ inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
 {}"""
+_CHOICE = """tokenizer = AutoTokenizer.from_pretrained(folder)
+context, choices = {}, {}
+for choice in choices:
+    inputs = tokenizer(f"{{context}} {{choice}}", return_tensors="pt", return_offsets_mapping=True)
+    own = inputs.pop("offset_mapping")[0, 1:, 1] > len(context)
+    logs = model(**inputs).logits[0, :-1].log_softmax(-1)[own]
+    print(choice, logs.gather(1, inputs["input_ids"][0, 1:][own][:, None]).sum().item())
+"""
 _GENERATE = "print(tokenizer.decode(model.generate(**inputs, max_new_tokens={})[0]))"
 _PRINT = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
 _PRINTS = {
     "regression": "print(model.config.label_mean + model.config.label_std * model(**inputs).logits.item())",
     "multi-label": "print([model.config.id2label[i] for i, x in enumerate(model(**inputs).logits[0]) if x > 0])",
+    "token-classification": """tags = [model.config.id2label[i] for i in model(**inputs).logits[0].argmax(-1).tolist()]
+print(list(zip(inputs.tokens(), tags)))""",
+    "segmentation": "print(model(**inputs).logits.argmax(1)[0])  # the class of each pixel, in the order of id2label",
 }
 
 _PACKAGED = (
@@ -207,11 +220,15 @@ def _example(task: Task) -> tuple[list[str], str]:
     given = task.data.splits["test"].inputs[0]
     if task.kind == "chat":
         return ["AutoTokenizer"], _CHAT.format(_messages(given[:-1]), _GENERATE.format(task.max_length))
+    if task.kind == "multiple-choice":
+        context, choices = given
+        return ["AutoTokenizer"], _CHOICE.format(code(context), f"[{', '.join(map(code, choices))}]")
     if task.kind == "causal-lm":
         prompt = code(" ".join(given.split()[:WORDS])[:LETTERS])
         return ["AutoTokenizer"], _TEXT.format(f"{prompt}") + _GENERATE.format(20)
-    if task.kind != "image-classification":
-        texts = [given] if isinstance(given, str) else given
+    if task.kind not in ("image-classification", "segmentation"):
+        words = " ".join(given) if task.kind == "token-classification" else given
+        texts = [words] if isinstance(words, str) else words
         shown = ", ".join(code(text[:LETTERS]) for text in texts)
         return ["AutoTokenizer"], _TEXT.format(shown) + _PRINTS.get(task.kind, _PRINT)
     if task.processor is None:
@@ -220,4 +237,4 @@ def _example(task: Task) -> tuple[list[str], str]:
     opened = (
         f"open({code(str(given.resolve()))})" if isinstance(given, Path) else f'new("RGB", {tuple(size)})'
     )
-    return ["AutoImageProcessor"], _IMAGE.format(opened) + _PRINT
+    return ["AutoImageProcessor"], _IMAGE.format(opened) + _PRINTS.get(task.kind, _PRINT)

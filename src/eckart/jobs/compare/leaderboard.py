@@ -104,11 +104,23 @@ METRICS = {
             ("exact_match", "exact match"),
             ("label_accuracy", "label accuracy"),
             ("subset_accuracy", "subset accuracy"),
+            ("accuracy_norm", "accuracy by letter"),
+            ("token_accuracy", "token accuracy"),
+            ("pixel_accuracy", "pixel accuracy"),
         )
     },
     **{
         name: Metric(title, low=0.0, high=1.0)
-        for name, title in (("macro_f1", "macro-F1"), ("micro_f1", "micro-F1"), ("auroc", "AUROC"))
+        for name, title in (
+            ("macro_f1", "macro-F1"),
+            ("micro_f1", "micro-F1"),
+            ("auroc", "AUROC"),
+            ("entity_f1", "entity F1"),
+            ("entity_macro_f1", "entity macro-F1"),
+            ("dice", "Dice"),
+            ("iou", "IoU"),
+            ("mean_iou", "mean IoU"),
+        )
     },
     **{
         name: Metric(title, low=-1.0, high=1.0)

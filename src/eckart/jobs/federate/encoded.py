@@ -25,7 +25,7 @@ from eckart.quiet import quiet
 from eckart.tasks.encode import Rows, load_tokenizer
 from eckart.tasks.heads import load_base
 from eckart.tasks.kinds import KINDS
-from eckart.tasks.metrics import chosen
+from eckart.tasks.kinds.kind import Encoded
 from eckart.tasks.options import TaskOptions, Words, memory_of
 from eckart.tasks.pretrained import check_weights, find_model
 from eckart.tasks.task import Task, load_task
@@ -124,28 +124,22 @@ def recall(context: RecordDict, mark: str, plan: Plan, model: str | None) -> Tas
     from transformers import DataCollatorWithPadding, default_data_collator
 
     data = Data(facts["data"], "text", {}, labels, CLASSES if labels else None)
-    form = KINDS[kind](data, Words(metric := plan.task.get("metric")))
+    form = KINDS[kind](data, Words(plan.task.get("metric")))
     memory = memory_of(cast(TaskOptions, plan.task))
     rows = unpack({name: value.numpy() for name, value in context.array_records[ARRAYS].items()})
     with quiet():
         base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
         tokenizer = load_tokenizer(checkpoint, base.model, pad=bool(labels))
-    return Task(
+    collator = DataCollatorWithPadding(tokenizer) if labels else default_data_collator
+    train, validation = Rows(rows[: facts["trained"]]), Rows(rows[facts["trained"] :])
+    return Task.of(
         form,
-        checkpoint.name,
-        data.name,
-        labels,
-        Rows(rows[: facts["trained"]]),
-        Rows(rows[facts["trained"] :]),
-        Rows([]),
-        DataCollatorWithPadding(tokenizer) if labels else default_data_collator,
-        tokenizer,
-        facts["fingerprint"],
-        facts["max_length"],
-        chosen(metric, form.metrics, form.said, kind),
-        memory,
+        Encoded(train, validation, Rows([]), collator, tokenizer),
         base,
-        data,
+        model=checkpoint.name,
+        fingerprint=facts["fingerprint"],
+        max_length=facts["max_length"],
+        memory=memory,
     )
 
 

@@ -7,21 +7,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from eckart.data.chat import Conversation
-from eckart.data.read import Data
+from eckart.data.read import CHAT, Data
 from eckart.data.splits import PARTS, Split
 from eckart.errors import InputError, first_line
 from eckart.tasks.encode import Rows, check_length, load_tokenizer
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink
 from eckart.tasks.kinds.language import unigram
-from eckart.tasks.metrics import Metric, Outcomes, bits_of_all, by_name, column, imported
+from eckart.tasks.metrics import Metric, Outcomes, by_name, column, imported, ratio_of_sums
 from eckart.tasks.options import Words
 from eckart.tasks.pretrained import Checkpoint
 
@@ -48,8 +49,9 @@ class Chat(Kind):
     right (NaN where it was not asked)."""
 
     name = "chat"
-    metrics: ClassVar[Mapping[str, Metric]] = by_name(
-        Metric("bits_per_answer_token", each=bits_of_all, greater_is_better=False),
+    reads = (None, CHAT)
+    metrics = by_name(
+        Metric("bits_per_answer_token", each=ratio_of_sums, greater_is_better=False),
         Metric("exact_match", each=column(2)),
     )
 
@@ -112,13 +114,8 @@ class Chat(Kind):
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
         """Bits and tokens of each conversation's answers; NaN bits where the logits are not finite."""
-        labels = batch["labels"][:, 1:]
-        asked = labels != IGNORED
-        logits = outputs.logits.detach()[:, :-1][asked].float()
-        nats = torch.zeros(labels.shape, dtype=torch.float64, device=logits.device)
-        nats[asked] = F.cross_entropy(logits, labels[asked], reduction="none").double()
-        told = nats.sum(1).cpu().numpy() / math.log(2)
-        return np.stack([told, asked.sum(1).cpu().numpy(), np.full(len(told), math.nan)], axis=1)
+        told, tokens = answer_bits(outputs.logits, batch["labels"])
+        return np.stack([told, tokens, np.full(len(told), math.nan)], axis=1)
 
     def trivial(self, train: Examples, test: Examples, model: Any) -> tuple[str, Outcomes]:
         """Every token of the answers by its frequency, and the answer that is most frequent in the train split."""
@@ -178,6 +175,18 @@ class Chat(Kind):
                 right[place] = self._same(text, split.answers[place])
         model.train(training)
         return right
+
+
+def answer_bits(
+    logits: Float[Tensor, "n length vocabulary"], labels: Int[Tensor, "n length"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each text the bits −Σ log₂ p(token | tokens before it) of those that have a label, and how many those are."""
+    labels = labels[:, 1:]
+    asked = labels != IGNORED
+    told = logits.detach()[:, :-1][asked].float()
+    nats = torch.zeros(labels.shape, dtype=torch.float64, device=logits.device)
+    nats[asked] = F.cross_entropy(told, labels[asked], reduction="none").double()
+    return nats.sum(1).cpu().numpy() / math.log(2), asked.sum(1).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from eckart.data.labels import CLASSES
 from eckart.data.read import Data
 from eckart.data.splits import PARTS
 from eckart.tasks.encode import Images, check_length, image_recipe, load_tokenizer, tokenised
@@ -29,7 +30,8 @@ from eckart.tasks.pretrained import Checkpoint
 class Classification(Kind):
     """An outcome is the class and the logits."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+    labelled = True
+    metrics = by_name(
         Metric("accuracy", each=right),
         Metric("macro_f1", whole=macro_f1),
         Metric("mcc", whole=matthews),
@@ -67,6 +69,7 @@ class TextClassification(Classification):
     """Texts, or pairs of texts."""
 
     name = "text-classification"
+    reads = (True, CLASSES)
 
     def encode(self, checkpoint: Checkpoint, model: Any, max_length: int, shrink: Shrink) -> Encoded:
         """Token ids, cut to ``max_length`` and padded by the batch."""
@@ -81,6 +84,7 @@ class ImageClassification(Classification):
     """Images."""
 
     name = "image-classification"
+    reads = (True, CLASSES)
 
     def encode(self, checkpoint: Checkpoint, model: Any, max_length: int, shrink: Shrink) -> Encoded:
         """Pixels, as the model's own image processor makes them."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from eckart.data.read import Data
 from eckart.data.splits import Split
-from eckart.tasks.metrics import Metric, Outcomes
+from eckart.tasks.metrics import Metric, Outcomes, chosen
 from eckart.tasks.options import Words
 from eckart.tasks.pretrained import Checkpoint
 
@@ -40,13 +40,36 @@ class Kind:
     """
 
     name: ClassVar[str]
-    metrics: ClassVar[Mapping[str, Metric]]
+    metrics: Mapping[str, Metric]
     """By name; the first decides where nothing is said."""
+    reads: ClassVar[tuple[bool | None, str | None]]
+    """Whether data must have labels, and what of them is to be told: see `eckart.data.read.read_data`."""
+    labelled: ClassVar[bool] = False
+    """Whether an example has one label, so that `said` can give a metric of the user's what it needs."""
+    unseen: ClassVar[tuple[str, ...]] = ()
+    """Parts of a batch that are for `outcomes` and not for the model."""
     languages: ClassVar[bool] = False
     """Whether examples are blocks cut from a text, which are counted after they are encoded."""
 
     def __init__(self, data: Data, words: Words) -> None:
         self.data, self.words = data, words
+
+    @property
+    def sequences(self) -> int:
+        """Texts that an example is scored by, at most."""
+        return 1
+
+    def given(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a batch the model takes."""
+        return {name: value for name, value in batch.items() if name not in self.unseen}
+
+    def decides(self) -> Metric:
+        """The metric that methods are compared by.
+
+        Raises:
+            InputError: one that the kind has not.
+        """
+        return chosen(self.words.metric, self.metrics, self.said if self.labelled else None, self.name)
 
     def outputs(self) -> list[str] | None:
         """Names of the numbers that the model's head gives; None where it has no head of its own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -21,10 +21,9 @@ class CausalLM(Kind):
     many those are."""
 
     name = "causal-lm"
+    reads = (False, None)
     languages = True
-    metrics: ClassVar[Mapping[str, Metric]] = by_name(
-        Metric("bits_per_token", each=bits, greater_is_better=False)
-    )
+    metrics = by_name(Metric("bits_per_token", each=bits, greater_is_better=False))
 
     def outputs(self) -> list[str] | None:
         """The model's own tokens."""

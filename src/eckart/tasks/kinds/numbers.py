@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from eckart.data.labels import NUMBERS, SEVERAL
 from eckart.data.read import Data
 from eckart.tasks.kinds.classes import encode_texts
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink, texts_of
@@ -36,7 +37,9 @@ class Regression(Kind):
     """
 
     name = "regression"
-    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+    reads = (True, NUMBERS)
+    labelled = True
+    metrics = by_name(
         Metric("pearson", whole=pearson),
         Metric("spearman", whole=spearman),
         Metric("rmse", whole=rmse, greater_is_better=False),
@@ -90,7 +93,9 @@ class MultiLabel(Kind):
     """An outcome is a 0 or 1 for each label, and a logit for each."""
 
     name = "multi-label"
-    metrics: ClassVar[Mapping[str, Metric]] = by_name(
+    reads = (True, SEVERAL)
+    labelled = True
+    metrics = by_name(
         Metric("label_accuracy", each=labels_right),
         Metric("micro_f1", whole=labels_micro_f1),
         Metric("macro_f1", whole=labels_macro_f1),
