@@ -26,7 +26,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.task import TaskOptions
+from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
@@ -39,7 +39,7 @@ COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio
 
 
 def compare(
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     methods: Annotated[
