@@ -28,7 +28,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.task import TaskOptions
+from eckart.cli.task import TaskArguments
 from eckart.cli.words import fields, options, targets
 from eckart.compression._criteria import CRITERIA
 from eckart.hub import check_upload
@@ -41,7 +41,7 @@ from eckart.tasks.options import check_alone
 
 def adapt(
     output: Output,
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     method: Annotated[

@@ -26,7 +26,7 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.task import TaskOptions
+from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
@@ -38,7 +38,7 @@ LIMITS = "Your limits"
 
 
 def compare(
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     methods: Annotated[

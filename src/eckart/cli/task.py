@@ -26,7 +26,7 @@ ALWAYS = ("kind", "text_column", "label_column")
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskArguments:
     """The options, as they are written."""
 
     kind: Kind = "auto"
