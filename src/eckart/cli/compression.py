@@ -10,7 +10,7 @@ from eckart.cli.command import Answer
 from eckart.cli.compare import LIMITS, answer
 from eckart.cli.console import tell_task
 from eckart.cli.options import METHOD, OUTPUT, TRAINING, Data, Model, Overwrite, choices, option
-from eckart.cli.task import TaskOptions
+from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates
 
 
@@ -21,7 +21,7 @@ def _methods() -> list[str]:
 
 
 def compare_compression(
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     methods: Annotated[
