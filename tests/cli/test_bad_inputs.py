@@ -134,6 +134,20 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
         },
     ),
     (
+        ("measure", "intrinsic-dimension", "--output", "x"),
+        {
+            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
+            "--dimensions": ("", "0", "-1", "1.5", "many", "1,,2"),
+            "--share": ("0", "1.1", "nan", "-1", "half"),
+            "--of": ("loss", ""),
+            "--projection": ("other", ""),
+            "--structure": ("other", ""),
+            "--lr": ("fast", "0", "nan", "lora=1"),
+            "--data": PATH,
+            "--model": MODEL,
+        },
+    ),
+    (
         COMPLETE,
         {
             "--rank": COUNT,

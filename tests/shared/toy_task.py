@@ -55,8 +55,18 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
+class ToyForm:
+    """What scoring asks the kind of a task: one row of tokens an example, given to the model as it is."""
+
+    sequences = 1
+
+    def given(self, batch: Any) -> Any:
+        return batch
+
+
 @dataclass
 class ToyTask:
+    form: ToyForm = field(default_factory=ToyForm)
     fingerprint: str = "toy"
     kind: str = "text-classification"
     model_name: str = "tiny-bert"

@@ -16,6 +16,7 @@ from eckart.cli.compare import compare
 from eckart.cli.compress import compress
 from eckart.cli.compression import compare_compression
 from eckart.cli.console import fail, silence
+from eckart.cli.dimension import measure_dimension
 from eckart.cli.export import export
 from eckart.cli.federate import federate
 from eckart.cli.inspect import inspect
@@ -33,10 +34,15 @@ from eckart.errors import InputError
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Choose a method and train": (compare, report, adapt, pretrain, federate, methods),
     "Make models smaller": (compress, compare_compression),
-    "Look into models": (inspect, measure),
+    "Look into models": (inspect, measure, measure_dimension),
     "Use an adapter elsewhere": (merge, export, run),
 }
 """Every command under the heading that `eckart --help` shows it below: a new one is entered here."""
+NAMES: Mapping[Callable[..., Any], str] = {
+    compare_compression: "compare compression",
+    measure_dimension: "measure intrinsic-dimension",
+}
+"""Commands whose name is not that of their function: of two words, the first of which is a command too."""
 GROUPS: Mapping[str, tuple[str, Sequence[Callable[..., Any]]]] = {
     "recover": (
         "Complete a matrix of ratings; find the top singular vectors of a stream of rows.",
@@ -84,10 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _joined(words: list[str]) -> list[str]:
     """The words, those of a command whose name has two as one."""
-    named = {" ".join(words[:2])} & {
-        function.__name__.replace("_", " ") for functions in COMMANDS.values() for function in functions
-    }
-    return [*named, *words[2:]] if len(words) > 1 and named else words
+    name = " ".join(words[:2])
+    return [name, *words[2:]] if name in NAMES.values() else words
 
 
 def _print_version(wanted: bool) -> None:
@@ -123,8 +127,7 @@ def _build() -> typer.Typer:
     program.callback()(_root)
     for heading, functions in COMMANDS.items():
         for function in functions:
-            name = function.__name__.replace("_", " ")
-            program.command(name, rich_help_panel=heading)(command(function))
+            program.command(NAMES.get(function), rich_help_panel=heading)(command(function))
     for name, (help, functions) in GROUPS.items():
         group = _group(help)
         for function in functions:

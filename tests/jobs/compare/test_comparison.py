@@ -331,7 +331,9 @@ def test_presets_are_taken_where_nothing_is_said(
     Path("my.csv").write_text("text,label\n")
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        starting, "Plan", lambda people, steps, seeds, *_: asked.append((steps, seeds)) or pytest.skip.Exception
+        starting,
+        "Plan",
+        lambda people, steps, seeds, *_: asked.append((steps, seeds)) or pytest.skip.Exception,
     )
     import eckart.tasks.task as tasks
 
