@@ -25,7 +25,7 @@ from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
 from eckart.jobs.repeat import CONFIG, compare_options, write_config
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
+from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of, sized
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def compare(
     steps: int | None = None,
     seeds: int | None = None,
     learning_rates: Rates = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     max_length: int | None = None,
     target_modules: str | Sequence[str] | None = None,
     limits: Mapping[str, int] | None = None,
@@ -77,7 +77,8 @@ def compare(
         seeds: final runs of a method at most.
         learning_rates: values for every adapter, or for each method by name; when None each method's own, and further
             ones where the best is the largest or smallest tried.
-        batch_size: examples in a step.
+        batch_size: examples in a step; "auto" for as many as without it, for each method in as few parts as the memory
+            holds.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
@@ -106,10 +107,11 @@ def compare(
     arguments |= task_options
     arguments = {name: value for name, value in arguments.items() if value is not None}
     kind = task_options.get("kind", "auto")
-    check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
+    check_least(1, steps=steps, seeds=seeds, max_length=max_length)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
-    batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
+    batch_size, task_options = sized(batch_size, preset.batch_size, task_options)
+    max_length = max_length or preset.max_length
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(max_memory, max_bytes, max_step_time)
