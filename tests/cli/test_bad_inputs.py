@@ -91,7 +91,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
     (
         COMPARE,
         {
-            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
+            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length", "--workers"), COUNT),
             "--time": ("soon", "0s", "-1m", "nan"),
             **dict.fromkeys(("--max-memory", "--max-bytes"), ("lots", "0MB", "-1")),
             "--max-step-time": ("fast", "0", "2s"),

@@ -103,6 +103,10 @@ def compare(
         str | None,
         option("URL", "Database that machines share; start the same command on each.", OUTPUT),
     ] = None,
+    workers: Annotated[
+        str,
+        option("N", "Processes that share the runs, or auto: one a GPU, else one for four cores.", OUTPUT),
+    ] = "1",
     overwrite: Overwrite = False,
 ) -> Answer:
     """Race every method at one budget on the same data, tuned alike, and say which to use. Resumes when repeated.
@@ -126,6 +130,7 @@ def compare(
         max_length=max_length,
         output=output,
         storage=storage,
+        workers=count_or_auto("--workers", workers) or 1,
         time=time,
         max_memory=max_memory,
         max_bytes=max_bytes,

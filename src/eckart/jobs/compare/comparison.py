@@ -23,6 +23,7 @@ from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, sec
 from eckart.jobs.compare.progress import Progress
 from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
+from eckart.jobs.compare.workers import check_workers, workers_beside
 from eckart.jobs.repeat import CONFIG, compare_options, write_config
 from eckart.quiet import quiet
 from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of, sized
@@ -51,6 +52,7 @@ def compare(
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
+    workers: int | str = 1,
     time: str | float | None = None,
     max_memory: str | float | None = None,
     max_bytes: str | float | None = None,
@@ -85,6 +87,7 @@ def compare(
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
             ``study.db`` in ``output``.
+        workers: processes of this machine that share the runs; "auto" for one a GPU, else one for every four cores.
         time: what the race may take, such as ``"10m"``; ten minutes on the embedded data, otherwise what it needs.
         max_memory, max_bytes, max_step_time: methods that need more peak memory, bytes saved, or time of a step (as a
             multiple of the frozen model's) are no candidates.
@@ -115,6 +118,7 @@ def compare(
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(max_memory, max_bytes, max_step_time)
+    check_workers(workers)
     if cost not in COSTS:
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
@@ -166,8 +170,11 @@ def compare(
         taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None, allowed
     )
     race = Race(runner, plan, jury, study, directory, about, display)
+    words = outputs.worker_words(arguments)
     with attended(directory):
-        return race.work(deadline)
+        with workers_beside(workers, words, directory):
+            results = race.work(deadline)
+        return results if workers == 1 else race.write(race.state, report=True)
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
