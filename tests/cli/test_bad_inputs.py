@@ -62,7 +62,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--kind": ("text", "", "auto,causal-lm"),
             "--dtype": ("half", "", "float32"),
             "--quantize": ("int2", "", "8"),
-            "--gradient-accumulation": COUNT,
+            "--gradient-accumulation": (*COUNT, "auto,2", "AUTO"),
             "--generate": ("-1", "1.5", "many", "nan"),
             "--keep": ("first", "", "best,last"),
             "--report-to": ("tensorbord", "", "x,wandb"),
@@ -91,7 +91,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
     (
         COMPARE,
         {
-            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
+            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length", "--workers"), COUNT),
             "--time": ("soon", "0s", "-1m", "nan"),
             **dict.fromkeys(("--max-memory", "--max-bytes"), ("lots", "0MB", "-1")),
             "--max-step-time": ("fast", "0", "2s"),

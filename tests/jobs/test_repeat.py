@@ -24,9 +24,11 @@ def files(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("written", ["config.yaml", "run.json"])
 def test_adapt(tmp_path: Path, files: list[str], written: str) -> None:
-    told = "--method lora --option r=2 --option lora_alpha=3 --steps 3 --batch-size 8 --seed 5 --metric mcc"
+    told = (
+        "--method lora --option r=2 --option lora_alpha=3 --steps 3 --batch-size auto --seed 5 --metric mcc"
+    )
     told += (
-        " --max-length 16 --limit train=32 --limit test=8 --dtype bf16 --gradient-accumulation 2 --lr 0.003"
+        " --max-length 16 --limit train=32 --limit test=8 --dtype bf16 --keep best --patience 2 --lr 0.003"
     )
     assert main(["adapt", *files, *told.split(), "--output", str(tmp_path / "one")]) == 0
     assert (

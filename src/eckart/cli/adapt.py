@@ -13,6 +13,7 @@ from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table, tell_task
 from eckart.cli.options import (
+    BATCH,
     METHOD,
     OUTPUT,
     TRAINING,
@@ -29,7 +30,7 @@ from eckart.cli.options import (
     option,
 )
 from eckart.cli.task import TaskArguments
-from eckart.cli.words import fields, options, targets
+from eckart.cli.words import count_or_auto, fields, options, targets
 from eckart.compression._criteria import CRITERIA
 from eckart.hub import check_upload
 from eckart.jobs.adapt.checks import PUSH, RUN, check_kept, earlier_run, refuse_taken
@@ -69,7 +70,7 @@ def adapt(
     ] = None,
     target_modules: Targets = None,
     steps: Annotated[int, option("N", "Optimiser steps.", TRAINING)] = 400,
-    batch_size: Annotated[int, option("N", "Examples a step.", TRAINING)] = 16,
+    batch_size: Annotated[str, BATCH] = "16",
     lr: Annotated[
         float | None,
         option("RATE", "Learning rate of the adapters; what suits the method when left out.", TRAINING),
@@ -130,7 +131,8 @@ def adapt(
 
     given, of_optimizer, said = options(option_), options(optimizer_option), task.given()
     form = fields(task.sep, task.columns, task.encoding)
-    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    size = count_or_auto("--batch-size", batch_size)
+    check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
     check_kept(keep, patience)
@@ -163,7 +165,7 @@ def adapt(
                 options=given,
                 target_modules=targets(target_modules),
                 steps=steps,
-                batch_size=batch_size,
+                batch_size=size,
                 lr=lr,
                 head_lr=head_lr,
                 optimizer=optimizer,

@@ -14,6 +14,7 @@ from eckart.cli.checks import check_methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table, tell_task
 from eckart.cli.options import (
+    BATCH,
     METHOD,
     OUTPUT,
     TRAINING,
@@ -27,7 +28,7 @@ from eckart.cli.options import (
     option,
 )
 from eckart.cli.task import TaskArguments
-from eckart.cli.words import rates, targets
+from eckart.cli.words import count_or_auto, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 
@@ -68,7 +69,7 @@ def compare(
             TRAINING,
         ),
     ] = None,
-    batch_size: Annotated[int | None, option("N", "Examples a step.", TRAINING)] = None,
+    batch_size: Annotated[str | None, BATCH] = None,
     max_length: Annotated[int | None, option("N", "Tokens of an example at most.", TRAINING)] = None,
     quick: Annotated[
         bool,
@@ -101,6 +102,10 @@ def compare(
         str | None,
         option("URL", "Database that machines share; start the same command on each.", OUTPUT),
     ] = None,
+    workers: Annotated[
+        str,
+        option("N", "Processes that share the runs, or auto: one a GPU, else one for four cores.", OUTPUT),
+    ] = "1",
     overwrite: Overwrite = False,
 ) -> Answer:
     """Race every method at one budget on the same data, tuned alike, and say which to use. Resumes when repeated.
@@ -120,10 +125,11 @@ def compare(
         budget=budget,
         steps=steps,
         seeds=seeds,
-        batch_size=batch_size,
+        batch_size=count_or_auto("--batch-size", batch_size),
         max_length=max_length,
         output=output,
         storage=storage,
+        workers=count_or_auto("--workers", workers) or 1,
         time=time,
         max_memory=max_memory,
         max_bytes=max_bytes,

@@ -81,8 +81,8 @@ class TaskArguments:
         ),
     ] = False
     gradient_accumulation: Annotated[
-        int, option("N", "Equal parts that each step's batch is computed in.", TRAINING)
-    ] = 1
+        str, option("N", "Equal parts that each step's batch is computed in; auto: as few as fit.", TRAINING)
+    ] = "1"
 
     def given(self) -> dict[str, Any]:
         """What `eckart.tasks.task.load_task` is told, and what of it can be refused by itself is refused.
@@ -96,9 +96,12 @@ class TaskArguments:
             check_alone(
                 self.task, text_column=self.text_column, label_column=self.label_column, metric=self.metric
             )
-        Memory(self.dtype, self.quantize, self.gradient_checkpointing, self.gradient_accumulation)
+        parts = words.count_or_auto("--gradient-accumulation", self.gradient_accumulation)
+        Memory(self.dtype, self.quantize, self.gradient_checkpointing, parts or 1)
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
         said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
         found = {name: value for name, value in said.items() if name not in ("sep", "columns", "encoding")}
+        if "gradient_accumulation" in found:
+            found["gradient_accumulation"] = parts
         return {**found, **form, "limits": words.limits(self.limit)}

@@ -59,13 +59,16 @@ def fit(model: Any, heads: Collection[str], memory: Memory, name: str) -> None:
         module.register_forward_pre_hook(_cast_to_float)
 
 
+def free_memory() -> int:
+    """Bytes that are free where runs take place."""
+    if device().type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(require("psutil", extra="compare").virtual_memory().available)
+
+
 def full_memory(parameters: int) -> str:
     """Why full fine-tuning cannot fit in the memory that is free; nothing where it can."""
-    if device().type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = require("psutil", extra="compare").virtual_memory().available
-    needed = FULL_BYTES * parameters
+    free, needed = free_memory(), FULL_BYTES * parameters
     if needed <= free:
         return ""
     return (

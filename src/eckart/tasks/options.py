@@ -37,6 +37,8 @@ LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
 
 
+AUTO = "auto"
+"""Of a step's batch and its parts: as the memory allows."""
 QUANTIZED = ("int8", "int4", "nf4")
 """How the linear layers of a frozen base may be kept."""
 
@@ -47,7 +49,7 @@ class MemoryOptions(TypedDict, total=False):
     dtype: str
     quantize: str | None
     gradient_checkpointing: bool
-    gradient_accumulation: int
+    gradient_accumulation: int | str
 
 
 class TaskOptions(MemoryOptions, total=False):
@@ -64,7 +66,7 @@ class TaskOptions(MemoryOptions, total=False):
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
         quantize: "int8", "int4" or "nf4" keeps the base's linear layers in eight or four bits.
         gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
-        gradient_accumulation: parts that each step's batch is computed in.
+        gradient_accumulation: parts that each step's batch is computed in; "auto" for as few as the memory holds.
     """
 
     kind: str
@@ -113,7 +115,7 @@ class Memory:
     dtype: str = "fp32"
     quantize: str | None = None
     gradient_checkpointing: bool = False
-    gradient_accumulation: int = 1
+    gradient_accumulation: int | str = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16", "fp16"):
@@ -122,26 +124,45 @@ class Memory:
             raise InputError(f"--quantize {self.quantize}: choose {', '.join(QUANTIZED)}, or leave it out")
         if not isinstance(self.gradient_checkpointing, bool):
             raise InputError(f"gradient_checkpointing is {self.gradient_checkpointing!r}: give True or False")
-        check_least(1, gradient_accumulation=self.gradient_accumulation)
+        if self.gradient_accumulation != AUTO:
+            check_least(1, gradient_accumulation=self.gradient_accumulation)  # type: ignore[arg-type]
 
     def part(self, batch_size: int) -> int:
-        """Examples of each part of a batch.
+        """Examples of each part of a batch; at most, where the memory decides.
 
         Raises:
             InputError: parts of unequal size.
         """
-        if batch_size % self.gradient_accumulation:
+        parts = 1 if self.gradient_accumulation == AUTO else int(self.gradient_accumulation)
+        if batch_size % parts:
             raise InputError(
-                f"--gradient-accumulation {self.gradient_accumulation} does not divide --batch-size {batch_size}: a "
+                f"--gradient-accumulation {parts} does not divide --batch-size {batch_size}: a "
                 "step's batch is computed in so many equal parts"
             )
-        return batch_size // self.gradient_accumulation
+        return batch_size // parts
 
 
 def memory_of(options: TaskOptions) -> Memory:
     """What the options say of memory."""
     known = {field.name for field in fields(Memory)}
     return Memory(**{name: value for name, value in options.items() if name in known})  # type: ignore[arg-type]
+
+
+def sized(batch_size: int | str | None, default: int, options: TaskOptions) -> tuple[int, TaskOptions]:
+    """The examples of a step, and the options: with "auto" as many as without it, in as few parts as the memory holds,
+    so that neither the machine nor the method decides what a step is.
+
+    Raises:
+        InputError: no size, or parts beside "auto".
+    """
+    if isinstance(batch_size, str) and batch_size != AUTO:
+        raise InputError(f"batch_size is {batch_size!r}: give a whole number of at least 1, or auto")
+    if not isinstance(batch_size, str):
+        check_least(1, batch_size=batch_size)
+        return batch_size or default, options
+    if (parts := options.get("gradient_accumulation", 1)) not in (1, AUTO):
+        raise InputError(f"--batch-size auto beside --gradient-accumulation {parts}: leave one out")
+    return default, {**options, "gradient_accumulation": AUTO}
 
 
 def check_kind(kind: str) -> None:

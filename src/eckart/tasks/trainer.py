@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
+from eckart.tasks.fitting import parts_of
+from eckart.tasks.instruments import FrozenFloor, PeakMemory, device, synchronize
 from eckart.tasks.optimizers import make_optimizer
 from eckart.tasks.options import LANGUAGE
 from eckart.tasks.scoring import Evaluation, evaluate, lengths, scoring_batch
@@ -35,6 +36,7 @@ its first loss: one batch may well be hard."""
 DIVERGED_STEPS = 5
 FLOOR_PROBES = 5
 """Steps of a measured run after which the frozen floor takes the same batch."""
+_CHECKPOINTING = {"use_reentrant": False}
 NEIGHBOURS = 16
 """Batches whose examples are dealt to them by length."""
 
@@ -134,13 +136,16 @@ def make_trainer(
         arguments: fields of `TrainingArguments` that differ, such as ``output_dir`` and ``save_steps``.
     """
     memory = task.memory
+    if memory.gradient_checkpointing:
+        model.gradient_checkpointing_enable(_CHECKPOINTING)  # type: ignore[operator]  # before memory is counted
+    parts = parts_of(model.to(device()), task, recipe.batch_size)
     settings: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": memory.part(recipe.batch_size),
-        "gradient_accumulation_steps": memory.gradient_accumulation,
+        "per_device_train_batch_size": recipe.batch_size // parts,
+        "gradient_accumulation_steps": parts,
         "gradient_checkpointing": memory.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "gradient_checkpointing_kwargs": _CHECKPOINTING,
         "fp16": memory.dtype == "fp16",
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "linear",
@@ -239,7 +244,7 @@ class _Watch(TrainerCallback):
             self.times[step] = seconds
             if self.floor and step in self.probes:
                 batch = {k: v for k, v in self.batch.items() if k != "num_items_in_batch"}
-                parts = self.task.memory.gradient_accumulation
+                parts = args.gradient_accumulation_steps
                 self.ratios.append(seconds / (parts * self.floor.step(batch)))
         self.on_step(step)
 

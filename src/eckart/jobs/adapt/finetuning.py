@@ -35,7 +35,7 @@ from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
 from eckart.tasks.environment import versions
 from eckart.tasks.optimizers import check_optimizer, check_resumable
-from eckart.tasks.options import TaskOptions, memory_of
+from eckart.tasks.options import TaskOptions, memory_of, sized
 from eckart.tasks.pretrained import base_name
 from eckart.tasks.scoring import evaluate, scoring_batch
 
@@ -66,7 +66,7 @@ def finetune(
     options: Mapping[str, Any] | None = None,
     target_modules: str | list[str] | None = None,
     steps: int = 400,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
     lr: float | None = None,
     head_lr: float | None = None,
     optimizer: str = "adamw",
@@ -100,7 +100,7 @@ def finetune(
         options: further fields of the method's config.
         target_modules: layers to adapt; the task's own choice when None.
         steps: optimiser steps.
-        batch_size: examples a step.
+        batch_size: examples a step; "auto" for 16, computed in as few parts as the memory holds.
         lr: learning rate of the adapters; the middle one that the method suggests when None.
         head_lr: learning rate of the head.
         optimizer: a key of `eckart.tasks.optimizers.OPTIMIZERS`; the head, and what is no matrix, get AdamW from those
@@ -134,16 +134,15 @@ def finetune(
     require("scipy", extra="compare")  # for the intervals of the scores
     directory, inputs = Path(output), {"--model": model, "--data": data}
     earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
-    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    batch_size, task_options = cast(Any, sized(plain(batch_size), 16, cast(TaskOptions, task_options)))
+    check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_kept(keep, patience)
     report_to = report_names(report_to)
     if push_to_hub is not None:
         check_upload(push_to_hub, PUSH)
     seed = check_seed(seed)
-    steps, batch_size, save_every, validate_every, patience = map(
-        plain, (steps, batch_size, save_every, validate_every, patience)
-    )
+    steps, save_every, validate_every, patience = map(plain, (steps, save_every, validate_every, patience))
     lr, head_lr = plain(lr), plain(head_lr)
     options, of_optimizer = (
         {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
@@ -170,7 +169,7 @@ def finetune(
         job = Job(
             model=model,
             data=data,
-            task=task_options,
+            task=dict(sorted(task_options.items())),
             fingerprint=task.fingerprint,
             method=config.slug,
             budget=budget,

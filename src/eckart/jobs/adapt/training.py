@@ -150,6 +150,7 @@ def train(
     return trainer.state.log_history, {
         "seconds": round(time.monotonic() - start, 1),
         "resumed_at_step": 0 if last is None else int(last.name.rpartition("-")[2]),
+        "parts_of_a_batch": trainer.args.gradient_accumulation_steps,
         "last_step": trainer.state.global_step,
         "kept_step": follow.kept or trainer.state.global_step,
     }

@@ -16,8 +16,9 @@ from eckart.jobs.compare.contenders import Rates, contenders
 from eckart.jobs.compare.judgement import COSTS
 from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
 from eckart.jobs.compare.starting import Entry, run
+from eckart.jobs.compare.workers import check_workers
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
+from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of, sized
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ def compare(
     steps: int | None = None,
     seeds: int | None = None,
     learning_rates: Rates = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     max_length: int | None = None,
     target_modules: str | Sequence[str] | None = None,
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
+    workers: int | str = 1,
     time: str | float | None = None,
     max_memory: str | float | None = None,
     max_bytes: str | float | None = None,
@@ -67,13 +69,15 @@ def compare(
         seeds: final runs of a method at most.
         learning_rates: values for every adapter, or for each method by name; when None each method's own, and further
             ones where the best is the largest or smallest tried.
-        batch_size: examples in a step.
+        batch_size: examples in a step; "auto" for as many as without it, for each method in as few parts as the memory
+            holds.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
             ``study.db`` in ``output``.
+        workers: processes of this machine that share the runs; "auto" for one a GPU, else one for every four cores.
         time: what the race may take, such as ``"10m"``; ten minutes on the embedded data, otherwise what it needs.
         max_memory, max_bytes, max_step_time: methods that need more peak memory, bytes saved, or time of a step (as a
             multiple of the frozen model's) are no candidates.
@@ -96,13 +100,15 @@ def compare(
     arguments |= task_options
     arguments = {name: value for name, value in arguments.items() if value is not None}
     kind = task_options.get("kind", "auto")
-    check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
+    check_least(1, steps=steps, seeds=seeds, max_length=max_length)
     preset = QUICK if quick else EMBEDDED if data is None else OWN
     steps, seeds = steps or preset.steps, seeds or preset.seeds
-    batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
+    batch_size, task_options = sized(batch_size, preset.batch_size, task_options)
+    max_length = max_length or preset.max_length
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(max_memory, max_bytes, max_step_time)
+    check_workers(workers)
     if cost not in COSTS:
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
@@ -142,6 +148,14 @@ def compare(
         **beyond_data(task_options),
     }
     entry = Entry(
-        outputs.command_line(arguments), identity, seeds, at_most, cost, learning_rates is None, allowed
+        outputs.command_line(arguments),
+        identity,
+        seeds,
+        at_most,
+        cost,
+        learning_rates is None,
+        allowed,
+        workers,
+        outputs.worker_words(arguments),
     )
     return run(task, everyone, entry, directory, deadline, storage, overwrite=overwrite, progress=progress)

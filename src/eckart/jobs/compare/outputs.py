@@ -95,7 +95,7 @@ def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
     }
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
-        if name in ("overwrite", "progress") or value == plain.get(name) or value is False:
+        if name in ("overwrite", "progress", "workers") or value == plain.get(name) or value is False:
             continue
         option = "--lr" if name == "learning_rates" else f"--{name.replace('_', '-')}"
         if value is True:
@@ -108,6 +108,13 @@ def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
         else:
             words += [option, _shown(value)]
     return shlex.join(words)
+
+
+def worker_words(arguments: Mapping[str, Any]) -> list[str]:
+    """The words of a command that does the same beside this process, with the password of its storage."""
+    storage = arguments.get("storage")
+    given = {name: value for name, value in arguments.items() if name != "storage"}
+    return shlex.split(command_line(given))[1:] + (["--storage", storage] if storage else [])
 
 
 def _shown(value: Any) -> str:

@@ -118,6 +118,7 @@ class Race:
         self.scoreboard = Scoreboard(jury.everyone, self.plan, runner.task.metric, progress)
         self.contenders = {c.name: c for c in self.plan.contenders}
         self._kept: list[str] | None = None
+        self.state = "running"
 
     def work(self, deadline: float | None) -> pd.DataFrame:
         """Do what is left to do and write the results after every run, the report at the end of each round.
@@ -152,8 +153,8 @@ class Race:
             raise
         for run_id, met in self.study.setbacks.items():
             self.progress.say(f"{run_id} is left for another call: {met[-1]}")
-        state = "complete" if done else "setback" if self.study.setbacks else "timeout"
-        return self.write(state, report=True)
+        self.state = "complete" if done else "setback" if self.study.setbacks else "timeout"
+        return self.write(self.state, report=True)
 
     def _execute(self, claim: Claim) -> Outcome:
         from eckart.adapters._export import save_adapter

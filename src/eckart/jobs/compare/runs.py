@@ -22,6 +22,7 @@ from eckart.jobs.compare.plan import FINAL
 from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
+from eckart.tasks.fitting import parts_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
 from eckart.tasks.scoring import Scored, lengths, score_examples, scoring_batch
 from eckart.tasks.task import Task
@@ -188,7 +189,7 @@ class Runner:
         steps = run.parameters["steps"]
         model = self.task.fresh_model(0).to(device())
         floor = FrozenFloor(model)
-        size = self.task.memory.part(self.batch_size)
+        size = self.batch_size // parts_of(floor.model, self.task, self.batch_size)
         order = data_order(lengths(self.task.train), steps + 1, size, 0)
         loader = DataLoader(Subset(self.task.train, order), size, collate_fn=self.task.collator)
         batches = [{name: value.to(device()) for name, value in batch.items()} for batch in loader]

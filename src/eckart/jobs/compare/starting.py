@@ -18,6 +18,7 @@ from eckart.jobs.compare.plan import Plan
 from eckart.jobs.compare.progress import Progress
 from eckart.jobs.compare.race import Jury, Race
 from eckart.jobs.compare.study import Study
+from eckart.jobs.compare.workers import workers_beside
 from eckart.jobs.repeat import CONFIG, compare_options, compared, write_config
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Entry:
         cost: what the cheapest is cheapest by.
         extend: whether learning rates beyond the given ones are tried where the best is at an end.
         time: seconds that it may take.
+        workers: processes of this machine that share the runs.
+        words: what calls another of them, without the program's name.
     """
 
     command: str
@@ -47,6 +50,8 @@ class Entry:
     cost: str = "bytes"
     extend: bool = True
     time: float | None = None
+    workers: int | str = 1
+    words: Sequence[str] = ()
 
 
 def run(
@@ -98,7 +103,9 @@ def run(
     )
     race = Race(runner, plan, jury, study, directory, about, display)
     with attended(directory):
-        return race.work(deadline)
+        with workers_beside(entry.workers, entry.words, directory):
+            results = race.work(deadline)
+        return results if entry.workers == 1 else race.write(race.state, report=True)
 
 
 def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
