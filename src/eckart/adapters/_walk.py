@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.adapters._adapted import AdaptedWeight
-from eckart.adapters._base import Adapter
+from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._checkpoint import MODEL_PREFIX
 from eckart.adapters._prompt_layer import PromptLayer
 from eckart.adapters._prompts import Prompt
@@ -44,6 +44,23 @@ def walk(
                 "this model has a prompt, which changes its input and no layer: adapt layers for this"
             )
         _refuse_none(adapter_name)
+
+
+def ranks_of(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
+    """How many directions each layer's adapter uses, by the layer's name; empty where the method has no ranks.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; in each layer the active ones when None, and then their sum.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: dict[str, int] = {}
+    for layer, _, _, adapter in walk(model, adapter_name):
+        if isinstance(adapter, LowRankAdapter):
+            found[layer] = found.get(layer, 0) + adapter.active_rank
+    return found
 
 
 def walk_trained(model: nn.Module, adapter_name: str | None = None) -> Iterator[Adapter | Prompt]:

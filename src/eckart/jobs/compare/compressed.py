@@ -64,6 +64,12 @@ class Compressed(Contender):
         train_factors(small, [row.layer for row in found.rows if row.rank is not None], task)
         return small
 
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        from eckart.compression import report
+
+        found = report(model)
+        return {row.layer: row.rank for row in found.rows if row.rank is not None} if found else {}
+
     def costs(self, model: nn.Module, task: Task, prepared: float) -> dict[str, float]:
         return {**weights(model), **speeds(model, task), "prepare_seconds": prepared}
 

@@ -86,6 +86,13 @@ class Contender:
         """Whether it has the size that the comparison gives to all."""
         return self.config is not None
 
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        """The rank of each layer by its name; empty where the method has none."""
+        from eckart.adapters import AdapterConfig
+        from eckart.adapters._walk import ranks_of
+
+        return ranks_of(model) if isinstance(self.config, AdapterConfig) else {}
+
     def costs(self, model: nn.Module, task: Task, prepared: float) -> dict[str, float]:
         """What it costs besides training, by columns of the results, where `prepare` took so many seconds."""
         return {}

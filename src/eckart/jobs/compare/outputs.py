@@ -19,11 +19,12 @@ from eckart.jobs.repeat import CONFIG
 from eckart.tasks.smaller import CALIBRATION
 
 DATABASE, ABOUT = "study.db", "compare.json"
-RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
+RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, ADAPTERS = (
     "results.csv",
     "results.parquet",
     "examples.parquet",
     "curves.csv",
+    "ranks.csv",
     "report.html",
     "adapters",
 )
@@ -76,7 +77,9 @@ def clear(directory: Path) -> None:
     slugs = [method.slug for method in methods("adapters")]
     names = (*LABELS, *slugs, *(f"{slug}+*" for slug in slugs), *peft_names())
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
+    remove_owned(
+        directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, *saved)
+    )
 
 
 def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:

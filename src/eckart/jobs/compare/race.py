@@ -34,6 +34,7 @@ END_SECONDS = 6.0
 """What is kept of the time for the last tables and the page."""
 
 CURVE_COLUMNS = ["run_id", "step", "split", "loss", "score"]
+RANK_COLUMNS = ["run_id", "layer", "rank"]
 
 
 class OutOfTime(BaseException):
@@ -162,7 +163,7 @@ class Race:
         run = claim.run
         contender = self.contenders.get(run.parameters["method"])
         result = self.runner.do(run, contender)
-        row, record = result.row, {"row": result.row, "curve": result.curve}
+        row, record = result.row, {"row": result.row, "curve": result.curve, "ranks": result.ranks}
         first = run.parameters["stage"] == FINAL and run.parameters["seed"] == 0
         if first and contender and contender.config and row["status"] == "complete":
             with atomic_directory(
@@ -220,6 +221,10 @@ class Race:
             self._kept = list(scored) if records else None
         with atomic_write(self.directory / outputs.CURVES) as path:
             pd.DataFrame(points, columns=CURVE_COLUMNS).to_csv(path, index=False)
+        ranks = [[run, *pair] for run, record in records.items() for pair in record.get("ranks", {}).items()]
+        if ranks:
+            with atomic_write(self.directory / outputs.RANKS) as path:
+                pd.DataFrame(ranks, columns=RANK_COLUMNS).to_csv(path, index=False)
         finished = outputs.now() if state in ("complete", "timeout") else None
         told = " ".join(sentences(self.jury.judge(records, dropped)))
         about = {**self.about, "state": state, "finished": finished, "dropped": dropped, "advice": told}

@@ -18,7 +18,7 @@ from eckart.jobs.compare.advice import sentences
 from eckart.jobs.compare.examples import read_examples
 from eckart.jobs.compare.judgement import COSTS, Judgement, judge, reference
 from eckart.jobs.compare.leaderboard import Quantity, metric_of, quantities_of
-from eckart.jobs.compare.reading import read_results, read_study, read_table, read_terms
+from eckart.jobs.compare.reading import read_ranks, read_results, read_study, read_table, read_terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +64,7 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
         held=name,
         quantities=quantities,
         limits={key: quantities[key] for key in COSTS.values() if key in quantities},
+        rank_maps=tables.rank_maps(board, rows, read_ranks(folder)),
         disagreements=tables.disagreements(board, rows, examples),
         confusions=tables.confusions(board, rows, examples),
         results_url=_download(folder / "results.csv", "text/csv"),

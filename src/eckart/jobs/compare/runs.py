@@ -42,11 +42,13 @@ CURVE_POINTS = 200
 
 @dataclass
 class Result:
-    """What a run left: its row, its curve (step, split, loss, score), what it made of each example, and the model."""
+    """What a run left: its row, its curve (step, split, loss, score), what it made of each example, the rank of each
+    layer, and the model."""
 
     row: dict[str, Any]
     curve: list[list[Any]] = field(default_factory=list)
     scored: Scored | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
     model: nn.Module | None = None
 
 
@@ -159,6 +161,7 @@ class Runner:
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["also"] = json.dumps(found.also)
             row |= contender.costs(model, self.task, prepared)
+            result.ranks = contender.ranks(model)
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
 
     def _record(self, training: Training, result: Result) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -68,6 +69,43 @@ def _also(text: str) -> str:
     found = json.loads(text or "{}").items()
     shown = ((metric_named(name), value) for name, value in found)
     return ", ".join(f"{metric.name} {metric.show(value)}" for metric, value in shown)
+
+
+_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def rank_maps(
+    board: pd.DataFrame, rows: pd.DataFrame, ranks: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """Of each arm whose layers differ in rank a map, block by kind of layer: the mean over its final runs."""
+    maps = []
+    for row in board.itertuples():
+        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        found = [ranks[run] for run in rows[mine & (rows["stage"] == "final")]["run_id"] if run in ranks]
+        means = {layer: np.mean([one.get(layer, 0) for one in found]) for one in found for layer in one}
+        if len(set(means.values())) < 2:
+            continue
+        cells: dict[str, dict[str, float]] = {}
+        for layer, rank in means.items():
+            block = _BLOCK.search(layer)
+            name = layer[block.end() :] if block else layer
+            cells.setdefault(block[1] if block else "", {})[name] = float(rank)
+        kinds = list(dict.fromkeys(kind for line in cells.values() for kind in line))
+        most = max(means.values())
+        lines = [
+            {
+                "block": block,
+                "cells": [
+                    {"rank": f"{line[kind]:.3g}", "heat": f"{line[kind] / most:.2f}"}
+                    if kind in line
+                    else None
+                    for kind in kinds
+                ],
+            }
+            for block, line in cells.items()
+        ]
+        maps.append({"label": row.label, "kinds": kinds, "lines": lines})
+    return maps
 
 
 MOST_LABELS = 12
