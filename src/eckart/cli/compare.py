@@ -20,6 +20,7 @@ from eckart.cli.options import (
     TRAINING,
     Data,
     Model,
+    Optimizer,
     Overwrite,
     Targets,
     adapters,
@@ -31,6 +32,7 @@ from eckart.cli.task import TaskArguments
 from eckart.cli.words import count_or_auto, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
+from eckart.tasks.optimizers import check_optimizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +48,8 @@ def compare(
         str,
         option(
             "NAMES",
-            "all, or names with commas, also lora+allora, and PEFT's own such as peft:dora. Head only, full "
-            "fine-tuning and LoRA are always there.",
+            "all, or names with commas, also lora+allora, full@galore, and PEFT's own such as peft:dora. Head "
+            "only, full fine-tuning and LoRA are always there.",
             METHOD,
             autocompletion=choices(lambda: ["all", *LABELS, *adapters(), *peft_names()]),
         ),
@@ -57,6 +59,7 @@ def compare(
         option("SIZE", "For every method: 0.5% of the model, 200k or 1.5M numbers, 1MB saved.", METHOD),
     ] = "0.5%",
     target_modules: Targets = None,
+    optimizer: Optimizer = "adamw",
     steps: Annotated[
         int | None, option("N", "Steps of a final run; tuning runs have half as many.", TRAINING)
     ] = None,
@@ -114,6 +117,7 @@ def compare(
     """
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
+    check_optimizer(optimizer)
     learning_rates, layers, said = rates(lr), targets(target_modules), task.given()
 
     import eckart
@@ -139,6 +143,7 @@ def compare(
         overwrite=overwrite,
         learning_rates=learning_rates,
         target_modules=layers,
+        optimizer=optimizer,
         on_task=tell_task,
         **said,
     )

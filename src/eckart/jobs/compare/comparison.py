@@ -12,12 +12,13 @@ from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import Rates, contenders
+from eckart.jobs.compare.contenders import ADAMW, Rates, contenders
 from eckart.jobs.compare.judgement import COSTS
 from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
 from eckart.jobs.compare.starting import Entry, run
 from eckart.jobs.compare.workers import check_workers
 from eckart.quiet import quiet
+from eckart.tasks.optimizers import check_optimizer
 from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of, sized
 from eckart.tasks.pretrained import find_model
 
@@ -39,6 +40,7 @@ def compare(
     batch_size: int | str | None = None,
     max_length: int | None = None,
     target_modules: str | Sequence[str] | None = None,
+    optimizer: str = ADAMW,
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
@@ -64,6 +66,8 @@ def compare(
         model: directory or hub name of a `transformers` model; an embedded one when None (see `find_model`).
         data: file, directory or hub name; the embedded docstrings of Python's standard library when None.
         methods: ``"all"``, ``"a,b,c"`` or a list. Head only, full fine-tuning and LoRA are always there.
+            ``"lora+allora"`` is an adapter under a rule, ``"peft:dora"`` a method of PEFT's, ``"full@galore"`` one
+            trained by an optimiser of its own.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"``, ``"1MB"`` saved, or a number of parameters.
         steps: optimiser steps of a final run; tuning runs have half as many.
         seeds: final runs of a method at most.
@@ -73,6 +77,8 @@ def compare(
             holds.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
+        optimizer: that trains all but the head alone and those that name another; a key of
+            `eckart.tasks.optimizers.OPTIMIZERS`.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
@@ -113,6 +119,7 @@ def compare(
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
+    check_optimizer(optimizer)
     memory_of(task_options).part(batch_size)
     if (own := task_options.get("task")) is not None:
         check_alone(own, model=model, data=data)
@@ -134,7 +141,7 @@ def compare(
             seed=0,
             **task_options,
         )
-        everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
+        everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules, optimizer)
     if on_task is not None:
         on_task(task.describe())
     identity: dict[str, Any] = {
@@ -145,6 +152,7 @@ def compare(
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
         "plan": "race",
+        **({} if optimizer == ADAMW else {"optimizer": optimizer}),
         **beyond_data(task_options),
     }
     entry = Entry(

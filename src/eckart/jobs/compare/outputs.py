@@ -11,7 +11,7 @@ from typing import Any
 
 from eckart.catalog import methods
 from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
-from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.contenders import ADAMW, AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
@@ -75,7 +75,8 @@ def _identity(about: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, 
 def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
     slugs = [method.slug for method in methods("adapters")]
-    names = (*LABELS, *slugs, *(f"{slug}+*" for slug in slugs), *peft_names())
+    plain = (*LABELS, *slugs, *peft_names())
+    names = (*plain, *(f"{slug}+*" for slug in slugs), *(f"{name}{AT}*" for name in plain))
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
     remove_owned(
         directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, *saved)
@@ -92,6 +93,7 @@ def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
         "output": "eckart-compare",
         "cost": "bytes",
         "encoding": "utf-8",
+        "optimizer": ADAMW,
         "generate": 0,
         "steps": 0,
         "calibration": CALIBRATION,

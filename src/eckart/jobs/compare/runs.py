@@ -140,7 +140,8 @@ class Runner:
         prepared = time.perf_counter() - start
         row |= self._sizes(model)
         if steps:
-            recipe = Recipe(steps, self.batch_size, run.parameters["lr"], run.parameters["head_lr"], seed)
+            rates = (run.parameters["lr"], run.parameters["head_lr"])
+            recipe = Recipe(steps, self.batch_size, *rates, seed, contender.optimizer)
             training = train_run(
                 model,
                 self.task,
