@@ -61,7 +61,10 @@ class EckartTuner(CheckpointTuner):
                 describe_targets(model, config, state_dict), config, low_cpu_mem_usage
             )
             self._follow_forwards(model)
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        with warnings.catch_warnings():
+            # PEFT looks for the patterns among layers alone; `_check_pattern` has done so among parameters too.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _build(
         self, described: Sequence[Described], config: AdapterConfig, on_meta: bool
