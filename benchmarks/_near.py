@@ -1,6 +1,7 @@
 """Which tests are enough for a source file, first those that are likely to notice a change of it.
 
-A file's own test is always the first; beside it stand those of this table, by the file's stem, or else those of "*".
+A file's own test is always the first; beside it stand those of this table, by the file's stem, or else those of "*",
+and the room's defaults.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ def near(room: str, stem: str) -> list[list[str]]:
     """What pytest is given, run by run, until one fails."""
     table = NEAR[room]
     names = [f"{room}/test_{stem.strip('_')}", *table.get(stem, table.get("*", "")).split()]
+    names += [f"{room}/{path.stem}" for path in sorted((ROOT / "tests" / room).glob("test_*_defaults.py"))]
     files = [f"tests/{name}.py" for name in dict.fromkeys(names) if (ROOT / f"tests/{name}.py").exists()]
     runs = [files]
     if room in EVERY_METHOD and not stem.startswith("_"):

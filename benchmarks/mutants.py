@@ -194,7 +194,7 @@ def tried(runs: list[list[str]], changed: tuple[Path, str] | None = None) -> Fou
             import pytest
 
             for run in runs:
-                options = ["-x", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+                options = ["-x", "-q", "-m", "not compiled", "-p", "no:benchmark", "-p", "no:cacheprovider"]
                 status = int(pytest.main([*options, *run], [noticing]))
                 if status:
                     break

@@ -24,6 +24,7 @@ from eckart.linalg.regression import (
     sketch_start,
 )
 from eckart.recovery import MatrixCompletion, _fit
+from eckart.recovery._alternation import halves_of
 from eckart.recovery._forms import read
 from eckart.recovery._ratings import Observations
 
@@ -560,3 +561,15 @@ def test_the_ridge_of_large_data_is_that_of_some_rows(monkeypatch) -> None:
     MatrixCompletion(3, random_state=0, reg_scaling="count").fit(X)
     MatrixCompletion(3, random_state=0, init=np.ones((150, 3))).fit(X)
     assert asked == [2000]
+
+
+def test_each_half_step_has_a_part_of_its_own() -> None:
+    """Without reuse every observation is seen in one half of one iteration, and in no other."""
+    data, _ = read(DATA)
+    like = torch.zeros(0, dtype=torch.float64)
+    halves = halves_of(data, np.arange(len(data.values), dtype=float), 3, np.random.RandomState(0), like)
+    seen = [np.sort(half.value.numpy()) for t in range(3) for half in halves(t)]
+    assert len(seen) == 6 and all(len(part) > len(data.values) / 12 for part in seen)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(data.values)))
+    by_column, by_row = halves(1)
+    assert len(by_column.pointer) == N + 1 and len(by_row.pointer) == M + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,84 @@ def test_float32_stays_float32_and_dtype_overrides(name: str) -> None:
     assert precision(clone(estimator).fit(*short)) == np.float32
     assert precision(clone(estimator).fit(*data)) == np.float64
     assert precision(clone(estimator).set_params(dtype="float32").fit(*data)) == np.float32
+
+
+def use(model):
+    """What is asked of new data: of measurements their predictions, else factors of rows."""
+    return model.predict if len(FITS[type(model).__name__][1]) == 2 else model.transform
+
+
+LAYOUTS = {
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+    "backwards": lambda a: a[::-1].copy()[::-1],
+    "by columns": np.asfortranarray,
+    "other bytes": lambda a: a.astype(a.dtype.newbyteorder()),
+    "every second": lambda a: np.repeat(a, 2, -1)[..., ::2],
+}
+
+
+@each
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_an_array_lies_in_memory_is_no_matter(name: str, layout: str) -> None:
+    """Nor does PyTorch complain of arrays that it may not write to, such as those of a joblib worker."""
+    estimator, data = FITS[name]
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not writable")
+            found = clone(estimator).fit(*(LAYOUTS[layout](part) for part in data))
+            answer = use(found)(LAYOUTS[layout](data[0]))
+    finally:
+        torch.set_warn_always(False)
+    wanted = clone(estimator).fit(*data)
+    for attribute in ("components_", "matrix_", "left_"):
+        if hasattr(wanted, attribute):
+            np.testing.assert_allclose(getattr(found, attribute), getattr(wanted, attribute), atol=1e-9)
+    np.testing.assert_allclose(answer, use(wanted)(data[0]), atol=1e-9)
+
+
+@each
+@pytest.mark.parametrize("dtype", ["float16", "int16", "bool", "object"])
+def test_numbers_of_other_types_are_the_same_numbers(name: str, dtype: str) -> None:
+    estimator, data = FITS[name]
+    random = np.random.default_rng(0)
+    shape = (60, 6, 6) if len(data) == 2 else (60, 8)
+    A = random.integers(0, 2, shape).astype(dtype)
+    given = [A, random.integers(0, 2, 60).astype(dtype)] if len(data) == 2 else [A]
+    options = {"all_observed": True} if name == "MatrixCompletion" else {"max_iter": 20} if len(given) == 2 else {}
+    model = clone(estimator).set_params(**options)
+    found, wanted = (clone(model).fit(*rows) for rows in (given, [part.astype(float) for part in given]))
+    attribute = "components_" if len(data) == 1 else "matrix_"
+    np.testing.assert_array_equal(getattr(found, attribute), getattr(wanted, attribute))
+    assert getattr(found, attribute).dtype == np.float64
+
+
+def test_what_is_kept_of_triplets_is_a_copy() -> None:
+    rows, cols = np.nonzero(np.ones((6, 5)))
+    values = np.random.default_rng(0).normal(size=30)
+    model = MatrixCompletion(2, reg=0.1, random_state=0).fit((rows, cols, values))
+    values += 100
+    again = MatrixCompletion(2, reg=0.1, random_state=0).fit((rows, cols, values - 100))
+    for fitted in (model, again):
+        fitted.partial_fit(np.full((1, 5), 0.5), rows=[6])
+    np.testing.assert_allclose(model.components_, again.components_, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc", "bsr"])
+def test_sparse_tensors_of_any_layout_and_type_are_tables(layout: str) -> None:
+    dense = np.where(np.random.default_rng(0).random((12, 10)) < 0.6, low_rank(12, 10, 1), 0)
+    wanted = MatrixCompletion(1, reg=0.1, random_state=0).fit(sp.csr_array(dense))
+    tensor = torch.as_tensor(dense).to_sparse_coo()
+    if layout == "bsr":
+        tensor = torch.as_tensor(dense).to_sparse_bsr((2, 2))
+        wanted = MatrixCompletion(1, reg=0.1, random_state=0).fit(sp.csr_array(dense).tobsr((2, 2)))
+    elif layout != "coo":
+        tensor = getattr(tensor, f"to_sparse_{layout}")()
+    found = MatrixCompletion(1, reg=0.1, random_state=0).fit(tensor)
+    np.testing.assert_allclose(found.components_, wanted.components_, atol=1e-12)
+    short = MatrixCompletion(1, reg=0.1, random_state=0).fit(torch.as_tensor(masked(dense, 0.9)).bfloat16())
+    assert short.components_.dtype == np.float64
 
 
 @each

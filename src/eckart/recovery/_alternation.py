@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.completion import Compressed, RowSolver, Solve, clip_incoherent
+from eckart.linalg.operators import as_tensor
 from eckart.recovery._base import check_array
 from eckart.recovery._ratings import Observations
 
@@ -42,7 +43,7 @@ def initial_factor(
         raise InputError(f"n_components is {k}: at most {min(m, n)} for a matrix of shape {data.shape}")
     scale = torch.ones(k)
     if not isinstance(init, str):
-        U = torch.as_tensor(check_array(init, input_name="init"))
+        U = as_tensor(check_array(init, input_name="init"))
         if U.shape != (m, k):
             raise InputError(f"init has shape {tuple(U.shape)}: give the left factor, ({m}, {k})")
     elif init == "random":

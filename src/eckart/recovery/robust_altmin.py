@@ -56,7 +56,7 @@ class MatrixCompletion(RankedMatrix):
         alpha: confidence of a count, with ``implicit``.
         init: "spectral", "random", or the left factor (m, k) itself.
         incoherence: μ; entries of the start above 2 μ √(k/m) are set to zero. None clips nothing.
-        sample_reuse: False splits the observations into 2 max_iter + 1 parts, a fresh one for each half-step.
+        sample_reuse: False splits the observations into 2 max_iter parts, one for each half-step; the start sees all.
         orthonormal: orthonormalise the known factor before each half-step, which needs λ = 0; "auto" does there.
         all_observed: a dense matrix without NaN is meant, not a mistake.
         max_iter: iterations at most.
