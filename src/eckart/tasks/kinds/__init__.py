@@ -6,6 +6,7 @@ from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.classes import ImageClassification, TextClassification
 from eckart.tasks.kinds.kind import Kind
 from eckart.tasks.kinds.language import CausalLM
+from eckart.tasks.kinds.metamath import MetaMath
 from eckart.tasks.kinds.numbers import MultiLabel, Regression
 
 KINDS: dict[str, type[Kind]] = {
@@ -13,5 +14,7 @@ KINDS: dict[str, type[Kind]] = {
     for kind in (TextClassification, Regression, MultiLabel, CausalLM, Chat, ImageClassification)
 }
 """By name, as `--kind` takes it."""
+RECIPES: dict[str, type[Kind]] = {"metamath": MetaMath}
+"""By name, as `--recipe` takes it."""
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "RECIPES", "Kind"]

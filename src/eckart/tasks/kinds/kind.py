@@ -42,6 +42,8 @@ class Kind:
     name: ClassVar[str]
     metrics: ClassVar[Mapping[str, Metric]]
     """By name; the first decides where nothing is said."""
+    training: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `TrainingArguments` that the kind has its own values of."""
     languages: ClassVar[bool] = False
     """Whether examples are blocks cut from a text, which are counted after they are encoded."""
 
