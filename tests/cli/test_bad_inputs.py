@@ -95,6 +95,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--time": ("soon", "0s", "-1m", "nan"),
             **dict.fromkeys(("--max-memory", "--max-bytes"), ("lots", "0MB", "-1")),
             "--max-step-time": ("fast", "0", "2s"),
+            "--recipe": ("gsm8k", "", "metamath"),
             "--budget": BUDGET,
             "--target-modules": PATTERN,
             "--data": PATH,

@@ -200,7 +200,9 @@ def test_numbers_of_other_types_are_the_same_numbers(name: str, dtype: str) -> N
     shape = (60, 6, 6) if len(data) == 2 else (60, 8)
     A = random.integers(0, 2, shape).astype(dtype)
     given = [A, random.integers(0, 2, 60).astype(dtype)] if len(data) == 2 else [A]
-    options = {"all_observed": True} if name == "MatrixCompletion" else {"max_iter": 20} if len(given) == 2 else {}
+    options = (
+        {"all_observed": True} if name == "MatrixCompletion" else {"max_iter": 20} if len(given) == 2 else {}
+    )
     model = clone(estimator).set_params(**options)
     found, wanted = (clone(model).fit(*rows) for rows in (given, [part.astype(float) for part in given]))
     attribute = "components_" if len(data) == 1 else "matrix_"

@@ -106,6 +106,7 @@ class ToyTask:
         return model.eval()
 
     groups: list[str] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
     def trivial(self) -> tuple[str, np.ndarray]:
         return "majority class", np.array([float(row["labels"] == 0) for row in self.test.rows])

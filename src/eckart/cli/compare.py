@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from eckart.arguments import check_pattern
+from eckart.arguments import check_least, check_pattern
 from eckart.cli.checks import check_methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table, tell_task
@@ -32,7 +32,9 @@ from eckart.cli.task import TaskArguments
 from eckart.cli.words import count_or_auto, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
+from eckart.jobs.compare.protocols import foretold, settle
 from eckart.tasks.optimizers import check_optimizer
+from eckart.tasks.options import RECIPES, check_recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,16 @@ def compare(
         bool,
         flag("--quick", help="A first impression: few steps, one learning rate, one seed.", panel=TRAINING),
     ] = False,
+    recipe: Annotated[
+        str | None,
+        option(
+            "NAME", f"Follow a published protocol: {', '.join(RECIPES)} (PEFT's MetaMathQA board).", TRAINING
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        flag("--dry-run", help="Say what would be done, beside the recipe; train nothing.", panel=TRAINING),
+    ] = False,
     time: Annotated[
         str | None,
         option(
@@ -119,6 +131,19 @@ def compare(
     check_pattern("--target-modules", target_modules)
     check_optimizer(optimizer)
     learning_rates, layers, said = rates(lr), targets(target_modules), task.given()
+    check_recipe(recipe, task.kind)
+    size = count_or_auto("--batch-size", batch_size)
+    if dry_run:
+        asked = {"steps": steps, "seeds": seeds, "batch_size": size, "max_length": max_length}
+        check_least(1, steps=steps, seeds=seeds, max_length=max_length)
+        given = {
+            "model": model,
+            "data": data,
+            "methods": methods,
+            "budget": budget,
+            "learning_rates": learning_rates,
+        }
+        return _foretold(quick, recipe, asked, given, said)
 
     import eckart
 
@@ -129,7 +154,7 @@ def compare(
         budget=budget,
         steps=steps,
         seeds=seeds,
-        batch_size=count_or_auto("--batch-size", batch_size),
+        batch_size=size,
         max_length=max_length,
         output=output,
         storage=storage,
@@ -140,6 +165,7 @@ def compare(
         max_step_time=max_step_time,
         cost=cost,
         quick=quick,
+        recipe=recipe,
         overwrite=overwrite,
         learning_rates=learning_rates,
         target_modules=layers,
@@ -203,6 +229,21 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
     }
     why = [f"{names}: {reason}" for names, reason in _reasons(board, terms.dropped)]
     return Answer(value, (told[0], rows, *told[1:], *why, f"Report: {output / 'report.html'}"))
+
+
+def _foretold(
+    quick: bool, recipe: str | None, asked: dict[str, Any], given: dict[str, Any], said: dict[str, Any]
+) -> Answer:
+    """What a comparison would do, beside what its recipe says."""
+    preset, spent, options = settle(quick, given["data"], recipe, asked, cast(Any, said))
+    sizes = {part: getattr(preset, part) for part in ("validation", "test")} | (said["limits"] or {})
+    limits = {part: size for part, size in sizes.items() if size is not None}
+    told = foretold({**options, **given, **spent, "trials": preset.trials, "limits": limits})
+    rows = table("setting", *(["recipe"] if recipe else []), "here")
+    for name, there, here in told:
+        rows.add_row(name, *([there] if recipe else []), here)
+    value = {name: {"recipe": there, "here": here} for name, there, here in told}
+    return Answer(value, (rows, "Nothing was trained: leave --dry-run out."))
 
 
 def _reasons(board: pd.DataFrame, dropped: Mapping[str, str]) -> list[tuple[str, str]]:

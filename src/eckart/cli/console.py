@@ -60,6 +60,9 @@ _TEXT_COLUMNS = (
     "kind",
     "state",
     "split",
+    "setting",
+    "recipe",
+    "here",
 )
 
 

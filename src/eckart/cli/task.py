@@ -64,8 +64,11 @@ class TaskArguments:
         ),
     ] = None
     dtype: Annotated[
-        str, option("NAME", "Of the frozen base: fp32, bf16 or fp16; what trains is in fp32.", TRAINING)
-    ] = "fp32"
+        str | None,
+        option(
+            "NAME", "Of the frozen base: fp32, the usual one, bf16 or fp16; what trains is in fp32.", TRAINING
+        ),
+    ] = None
     quantize: Annotated[
         str | None,
         option(
@@ -97,7 +100,12 @@ class TaskArguments:
                 self.task, text_column=self.text_column, label_column=self.label_column, metric=self.metric
             )
         parts = words.count_or_auto("--gradient-accumulation", self.gradient_accumulation)
-        Memory(self.dtype, self.quantize, self.gradient_checkpointing, parts or 1)
+        Memory(
+            "fp32" if self.dtype is None else self.dtype,
+            self.quantize,
+            self.gradient_checkpointing,
+            parts or 1,
+        )
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
         said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}

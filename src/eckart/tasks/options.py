@@ -33,6 +33,8 @@ KindName = Literal[
     "image-classification",
     "segmentation",
 ]
+RECIPES = {"metamath": "chat"}
+"""Published protocols, with the kind of their task."""
 LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
 
@@ -63,6 +65,7 @@ class TaskOptions(MemoryOptions, total=False):
         extract: what is compared of an answer: "last-number", "text" or ``module:function``.
         generate: test examples that chat models answer, for the exact match.
         task: model, data, loss and score from a file, ``my_task.py:function``.
+        recipe: a published protocol: one of `RECIPES`.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
         quantize: "int8", "int4" or "nf4" keeps the base's linear layers in eight or four bits.
         gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
@@ -79,6 +82,7 @@ class TaskOptions(MemoryOptions, total=False):
     extract: str | None
     generate: int
     task: str | None
+    recipe: str | None
 
 
 _OF_DATA = ("kind", "text_column", "label_column", "sep", "columns", "encoding")
@@ -91,7 +95,7 @@ def beyond_data(options: TaskOptions) -> dict[str, object]:
     plain: dict[str, object] = {
         field.name: field.default for kind in (Words, Memory) for field in fields(kind)
     }
-    plain["task"] = None
+    plain |= {"task": None, "recipe": None}
     return {name: value for name, value in options.items() if name not in _OF_DATA and value != plain[name]}
 
 
@@ -173,6 +177,21 @@ def check_kind(kind: str) -> None:
     """
     if kind not in ("auto", *KINDS):
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
+
+
+def check_recipe(recipe: str | None, kind: str) -> str:
+    """The kind of a recipe's task, or the kind that is given.
+
+    Raises:
+        InputError: no recipe of that name, or a kind that it is not of.
+    """
+    if recipe is None:
+        return kind
+    if recipe not in RECIPES:
+        raise InputError(f"--recipe {recipe}: choose {', '.join(RECIPES)}")
+    if kind not in ("auto", RECIPES[recipe]):
+        raise InputError(f"--recipe {recipe} is of --kind {RECIPES[recipe]}, not {kind}: leave it out")
+    return RECIPES[recipe]
 
 
 def own_file(source: str) -> tuple[Path, str]:

@@ -23,12 +23,20 @@ from eckart.errors import InputError
 from eckart.quiet import quiet
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
-from eckart.tasks.kinds import KINDS, Kind
+from eckart.tasks.kinds import KINDS, RECIPES, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Encoded, Examples
 from eckart.tasks.memory import check_machine
 from eckart.tasks.metrics import Metric, Outcomes
-from eckart.tasks.options import Memory, MemoryOptions, Words, check_alone, check_kind, check_words
+from eckart.tasks.options import (
+    Memory,
+    MemoryOptions,
+    Words,
+    check_alone,
+    check_kind,
+    check_recipe,
+    check_words,
+)
 from eckart.tasks.pretrained import check_weights, find_model
 
 
@@ -119,6 +127,11 @@ class Task:
     def greater_is_better(self) -> bool:
         """Whether a greater score is a better one."""
         return self.decides.greater_is_better
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """Fields of `TrainingArguments` that the task has its own values of."""
+        return self.form.training
 
     @property
     def groups(self) -> list[str] | None:
@@ -235,6 +248,7 @@ def load_task(
     extract: str | None = None,
     generate: int = 0,
     task: str | None = None,
+    recipe: str | None = None,
     seed: int = 0,
     **small: Unpack[MemoryOptions],
 ) -> Task:
@@ -256,6 +270,7 @@ def load_task(
         extract: what is compared of the answers of a chat model: see `eckart.tasks.kinds.chat.extractor`.
         generate: test examples that a chat model answers, for its exact match.
         task: all of this from a file of the user's, ``my_task.py:function``: see `eckart.tasks.own`.
+        recipe: a published protocol, of `eckart.tasks.options.RECIPES`; its data are conversations.
         seed: seed of the cuts and limits of the data.
         small: how the model is made to fit, as `Memory` has it.
 
@@ -263,6 +278,7 @@ def load_task(
         InputError: anything wrong with the model, the data, or the two together.
     """
     check_kind(kind)
+    kind = check_recipe(recipe, kind)
     words, memory = Words(metric, extract, generate), Memory(**small)
     check_words(kind, words)
     check_machine(memory)
@@ -292,7 +308,7 @@ def load_task(
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
     if not KINDS[kind].languages:
         read = replace(read, splits=shrink(read.splits))
-    form = KINDS[kind](read, words)
+    form = RECIPES.get(recipe or "", KINDS[kind])(read, words)
     form.decides()  # which refuses a metric before anything is loaded
     if read.target == CLASSES and (told := outnumbered(read.labels or [], read.splits["train"].labels or [])):
         read.notes.append(told)
@@ -301,6 +317,7 @@ def load_task(
         base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
         encoded = form.encode(checkpoint, base.model, max_length, shrink)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
+    content += [recipe] if recipe else []
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Task.of(
         form,

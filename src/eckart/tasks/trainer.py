@@ -115,7 +115,8 @@ def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[
             groups.setdefault(recipe.learning_rate * scales.get(name, 1.0), []).append(parameter)
     found: list[dict[str, Any]] = [{"params": params, "lr": rate} for rate, params in groups.items()]
     found.append({"params": head, "lr": recipe.head_learning_rate, "low_rank": False})
-    return [group for group in found if group["params"]]
+    decay = {"weight_decay": task.training["weight_decay"]} if "weight_decay" in task.training else {}
+    return [{**group, **decay} for group in found if group["params"]]
 
 
 def make_trainer(
@@ -126,7 +127,8 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> Trainer:
-    """A `transformers.Trainer` for a task: no weight decay, linear schedule with warm-up, fixed batches.
+    """A `transformers.Trainer` for a task: fixed batches; where the task says nothing else no weight decay and a linear
+    schedule, with warm-up.
 
     Args:
         model: the model, with ``requires_grad`` set on what trains.
@@ -161,7 +163,7 @@ def make_trainer(
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    args = TrainingArguments(**(settings | arguments))
+    args = TrainingArguments(**{**settings, **task.training, **arguments})
     args._n_gpu = min(
         args.n_gpu, 1
     )  # of several GPUs in one process, the Trainer would split each batch over all

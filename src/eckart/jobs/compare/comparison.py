@@ -14,12 +14,13 @@ from eckart.extras import require
 from eckart.jobs.compare import outputs
 from eckart.jobs.compare.contenders import ADAMW, Rates, contenders
 from eckart.jobs.compare.judgement import COSTS
-from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
+from eckart.jobs.compare.presets import limits_of_use, seconds
+from eckart.jobs.compare.protocols import settle, write_board
 from eckart.jobs.compare.starting import Entry, run
 from eckart.jobs.compare.workers import check_workers
 from eckart.quiet import quiet
 from eckart.tasks.optimizers import check_optimizer
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of, sized
+from eckart.tasks.options import TaskOptions, beyond_data, check_alone, check_recipe, memory_of
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def compare(
     max_step_time: str | float | None = None,
     cost: str = "bytes",
     quick: bool = False,
+    recipe: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     on_task: Callable[[dict[str, Any]], None] | None = None,
@@ -89,6 +91,8 @@ def compare(
             multiple of the frozen model's) are no candidates.
         cost: what the cheapest of several is cheapest by: ``"bytes"``, ``"memory"`` or ``"step-time"``.
         quick: a first impression: few steps, one learning rate, one seed.
+        recipe: a published protocol whose settings are taken where none are given: "metamath", PEFT's MetaMathQA board;
+            then the final runs are in ``metamath.csv`` too, in its columns.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
@@ -107,10 +111,10 @@ def compare(
     arguments = {name: value for name, value in arguments.items() if value is not None}
     kind = task_options.get("kind", "auto")
     check_least(1, steps=steps, seeds=seeds, max_length=max_length)
-    preset = QUICK if quick else EMBEDDED if data is None else OWN
-    steps, seeds = steps or preset.steps, seeds or preset.seeds
-    batch_size, task_options = sized(batch_size, preset.batch_size, task_options)
-    max_length = max_length or preset.max_length
+    check_recipe(recipe, kind)
+    asked = {"steps": steps, "seeds": seeds, "batch_size": batch_size, "max_length": max_length}
+    preset, spent, task_options = settle(quick, data, recipe, asked, task_options)
+    steps, seeds, batch_size, max_length = (spent[name] for name in asked)
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(max_memory, max_bytes, max_step_time)
@@ -166,4 +170,7 @@ def compare(
         workers,
         outputs.worker_words(arguments),
     )
-    return run(task, everyone, entry, directory, deadline, storage, overwrite=overwrite, progress=progress)
+    results = run(task, everyone, entry, directory, deadline, storage, overwrite=overwrite, progress=progress)
+    if recipe is not None:
+        write_board(directory, results)
+    return results

@@ -13,6 +13,7 @@ from eckart.catalog import methods
 from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
 from eckart.jobs.compare.contenders import ADAMW, AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_names
+from eckart.jobs.compare.protocols import BOARD
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG
@@ -78,9 +79,8 @@ def clear(directory: Path) -> None:
     plain = (*LABELS, *slugs, *peft_names())
     names = (*plain, *(f"{slug}+*" for slug in slugs), *(f"{name}{AT}*" for name in plain))
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(
-        directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, *saved)
-    )
+    files = (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, BOARD)
+    remove_owned(directory, (*files, *saved))
 
 
 def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
