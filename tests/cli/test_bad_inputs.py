@@ -64,6 +64,8 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--gradient-accumulation": COUNT,
             "--generate": ("-1", "1.5", "many", "nan"),
             "--extract": ("words", ""),
+            "--class-weights": ("even", ""),
+            "--also": ("none.txt", ""),
             "--task": ("none.py:task", "task.py", ""),
             "--limit": ("train", "train=0", "train=-1", "train=many", "dev=3", "=3", "train=1.5"),
             "--option": (

@@ -96,6 +96,11 @@ class ToyTask:
         return model.eval()
 
     groups: list[str] | None = None
+    general = None
+    sequences = 1
+
+    def given(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
 
     def trivial(self) -> tuple[str, np.ndarray]:
         return "majority class", np.array([float(row["labels"] == 0) for row in self.test.rows])

@@ -168,4 +168,9 @@ def adapt(
         f"{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
         f"{metrics['head_parameters']:,} in the head. Written: {output}"
     )
+    if forgetting := metrics.get("forgetting"):
+        told += (
+            f"\nForgetting: {forgetting['bits_per_token']:+.4f} bits a token of {forgetting['text']} "
+            f"({forgetting['before']:.4f} before, {forgetting['after']:.4f} after)"
+        )
     return Answer(metrics, (rows, told))

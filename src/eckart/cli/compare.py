@@ -140,7 +140,7 @@ def compare(
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
     from eckart.jobs.compare.judgement import judge
-    from eckart.jobs.compare.leaderboard import QUANTITIES, metric_named, metric_of
+    from eckart.jobs.compare.leaderboard import QUANTITIES, forgetting_shown, metric_named, metric_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
@@ -150,12 +150,14 @@ def compare(
     metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]
     others = [json.loads(text) for text in board["also"]]
     names = list(dict.fromkeys(name for also in others for name in also))
+    forgotten = forgetting_shown(board)
     rows = table(
         "method",
         metric.name,
         "to the best",
         "to LoRA",
         *(metric_named(name).name for name in names),
+        *(["forgetting"] if forgotten else []),
         *(item.title for item in costs),
         "learning rate",
         "state",
@@ -169,6 +171,7 @@ def compare(
                 for word in ("best", "lora")
             ),
             *(metric_named(name).show(also[name]) if name in also else "-" for name in names),
+            *([forgotten[entry.Index]] if forgotten else []),
             *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
             standing(entry),

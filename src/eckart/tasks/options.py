@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from eckart.arguments import check_least
 from eckart.errors import InputError
 
-KINDS = (
-    "text-classification",
-    "regression",
-    "multi-label",
-    "causal-lm",
-    "chat",
-    "multiple-choice",
-    "token-classification",
-    "image-classification",
-    "segmentation",
-)
-"""Names of the kinds of tasks: of `eckart.tasks.kinds`."""
 KindName = Literal[
     "auto",
     "text-classification",
@@ -33,8 +21,12 @@ KindName = Literal[
     "image-classification",
     "segmentation",
 ]
+KINDS: tuple[str, ...] = get_args(KindName)[1:]
+"""Names of the kinds of tasks: of `eckart.tasks.kinds`."""
 LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
+CLASSIFICATION = ("text-classification", "image-classification")
+"""Kinds of one class for each example."""
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -53,9 +45,11 @@ class TaskOptions(MemoryOptions, total=False):
         kind: one of `KINDS`, or "auto": as the data say.
         text_column, label_column: names of columns; found by their names when left out.
         sep, columns, encoding: how a text file is written.
-        metric: the score that decides; ``module:function`` for one of your own.
+        metric: the score that decides; ``evaluate:NAME`` or ``module:function`` for another.
         extract: what is compared of an answer: "last-number", "text" or ``module:function``.
         generate: test examples that chat models answer, for the exact match.
+        class_weights: "balanced": each class counts alike in the loss of a classifier.
+        also: a file of general text, on which a language model is measured before and after training.
         task: model, data, loss and score from a file, ``my_task.py:function``.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
         quantize: "int8" keeps the base's linear layers in eight bits.
@@ -72,6 +66,8 @@ class TaskOptions(MemoryOptions, total=False):
     metric: str | None
     extract: str | None
     generate: int
+    class_weights: str | None
+    also: str | None
     task: str | None
 
 
@@ -96,6 +92,8 @@ class Words:
     metric: str | None = None
     extract: str | None = None
     generate: int = 0
+    class_weights: str | None = None
+    also: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,6 +184,14 @@ def check_words(kind: str, words: Words) -> None:
     if kind not in ("auto", "chat") and (words.generate or words.extract is not None):
         option = "--generate" if words.generate else "--extract"
         raise InputError(f"{option} is for --kind chat, not {kind}: leave it out")
+    if words.class_weights not in (None, "balanced"):
+        raise InputError(f"--class-weights {words.class_weights}: choose balanced, or leave it out")
+    if words.class_weights and kind not in ("auto", *CLASSIFICATION):
+        raise InputError(f"--class-weights is for {' and '.join(CLASSIFICATION)}, not {kind}: leave it out")
+    if words.also is not None and kind not in ("auto", *LANGUAGE):
+        raise InputError(f"--also is for language models ({', '.join(LANGUAGE)}), not {kind}: leave it out")
+    if words.also is not None and not Path(words.also).expanduser().is_file():
+        raise InputError(f"--also {words.also}: no such file; give a general text")
     if (
         words.extract is not None
         and ":" not in words.extract

@@ -170,7 +170,16 @@ def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:
         "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
         "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
         "seed": str(metrics["seed"]),
+        **_forgetting(metrics),
     }
+
+
+def _forgetting(metrics: dict[str, Any]) -> dict[str, str]:
+    """What the model has lost of a general text, where it was measured."""
+    if (found := metrics.get("forgetting")) is None:
+        return {}
+    told = f"{found['bits_per_token']:+.4f} bits a token, from {found['before']:.4f}"
+    return {f"forgetting of {markdown(found['text'])}": told}
 
 
 def _score(evaluation: dict[str, float]) -> str:
