@@ -68,6 +68,8 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--report-to": ("tensorbord", "", "x,wandb"),
             "--push-to-hub": ("a/b/c", "", "-x", "me/mine"),
             "--extract": ("words", ""),
+            "--class-weights": ("even", ""),
+            "--also": ("none.txt", ""),
             "--task": ("none.py:task", "task.py", ""),
             "--limit": ("train", "train=0", "train=-1", "train=many", "dev=3", "=3", "train=1.5"),
             "--option": (

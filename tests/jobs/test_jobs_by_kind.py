@@ -85,11 +85,17 @@ KINDS = {
     "text-classification": (
         pairs,
         save_bert,
-        {"metric": "macro_f1"},
+        {"metric": "macro_f1", "class_weights": "balanced"},
         "macro_f1",
         {"accuracy", "mcc", "auroc"},
     ),
-    "chat": (chat, save_gpt2, {"generate": 2}, "bits_per_answer_token", {"exact_match"}),
+    "chat": (
+        chat,
+        save_gpt2,
+        {"generate": 2, "also": "general.txt"},
+        "bits_per_answer_token",
+        {"exact_match"},
+    ),
     "multiple-choice": (choices, save_gpt2, {"metric": "accuracy_norm"}, "accuracy_norm", {"accuracy"}),
     "token-classification": (tags, save_bert, {}, "entity_f1", {"entity_macro_f1", "token_accuracy"}),
     "segmentation": (masks, save_segformer, {}, "dice", {"iou", "mean_iou", "pixel_accuracy"}),
@@ -108,6 +114,16 @@ def files(directory: Path, kind: str) -> tuple[str, str]:
     return model, str(directory / "data.jsonl")
 
 
+def options_of(directory: Path, kind: str) -> dict[str, Any]:
+    """The options of a kind, with a general text where they name one."""
+    *_, options, _, _ = KINDS[kind]
+    if "also" not in options:
+        return options
+    path = directory / options["also"]
+    path.write_text("".join(f"{' '.join(random.Random(i).choices(WORDS, k=8))}\n" for i in range(20)))
+    return {**options, "also": str(path)}
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -115,7 +131,8 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapt(tmp_path: Path, kind: str) -> None:
-    *_, options, metric, also = KINDS[kind]
+    *_, metric, also = KINDS[kind]
+    options = options_of(tmp_path, kind)
     told: list[dict[str, Any]] = []
     found = finetune(
         *files(tmp_path, kind),
@@ -130,13 +147,15 @@ def test_adapt(tmp_path: Path, kind: str) -> None:
     assert (found["kind"], found["metric"]) == (kind, metric)
     assert set(found["test"]["also"]) == also and told[0]["kind"] == kind
     assert found["validation"]["also"].keys() <= also
+    assert ("forgetting" in found) == ("also" in options)
     card = (tmp_path / "out" / "README.md").read_text()
     exec(compile(card.split("```python\n")[1].split("```")[0], "card", "exec"), {})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compare(tmp_path: Path, kind: str) -> None:
-    *_, options, metric, also = KINDS[kind]
+    *_, metric, also = KINDS[kind]
+    options = options_of(tmp_path, kind)
     results = compare(*files(tmp_path, kind), output=tmp_path / "out", max_length=16, **options, **SMALL)
     final = results[results["stage"] == "final"].set_index("method")
     assert final["error"].fillna("").eq("").all() and (final["status"] == "complete").all()
@@ -146,7 +165,13 @@ def test_compare(tmp_path: Path, kind: str) -> None:
     about = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert about["task"]["kind"] == kind and about["task"]["also"]
     for name, value in options.items():
-        assert about["identity"][name] == value and f"--{name} {value}" in about["command"]
+        option = name.replace("_", "-")
+        assert about["identity"][name] == value and f"--{option} {value}" in about["command"]
+    forgotten = final["forgetting"].dropna()
+    assert set(forgotten.index) == ({"head-only", "full", "lora"} if "also" in options else set())
+    if "also" in options:
+        assert forgotten["head-only"] == 0 != forgotten["full"]
+        assert "Forgetting" in (tmp_path / "out" / "report.html").read_text()
     examples = pd.read_parquet(tmp_path / "out" / "examples.parquet")
     mine = examples[examples["run_id"].str.contains("lora")]
     assert mine["score"].mean() == pytest.approx(final.loc["lora", "score"], rel=1e-4, abs=1e-6)

@@ -55,18 +55,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
-class ToyForm:
-    """What scoring asks the kind of a task: one row of tokens an example, given to the model as it is."""
-
-    sequences = 1
-
-    def given(self, batch: Any) -> Any:
-        return batch
-
-
 @dataclass
 class ToyTask:
-    form: ToyForm = field(default_factory=ToyForm)
     fingerprint: str = "toy"
     kind: str = "text-classification"
     model_name: str = "tiny-bert"
@@ -107,6 +97,11 @@ class ToyTask:
 
     groups: list[str] | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    general = None
+    sequences = 1
+
+    def given(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
 
     def trivial(self) -> tuple[str, np.ndarray]:
         return "majority class", np.array([float(row["labels"] == 0) for row in self.test.rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from sklearn import metrics as sk
 
 from eckart.errors import InputError
 from eckart.tasks import metrics
-from eckart.tasks.metrics import Metric, chosen, jackknife
+from eckart.tasks.choosing import chosen
+from eckart.tasks.metrics import Metric, jackknife
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_a_run_that_diverged_has_no_score(three: np.ndarray) -> None:
     assert np.isnan(metrics.right(three)[4]) and np.isfinite(np.delete(metrics.right(three), 4)).all()
 
 
-def test_ratio_of_sums_are_those_of_all_tokens() -> None:
+def test_bits_of_all_are_those_of_all_tokens() -> None:
     rows = np.array([[10.0, 2, math.nan], [3, 3, math.nan], [8, 4, math.nan]])
     assert metrics.ratio_of_sums(rows).mean() == pytest.approx(21 / 9)
     assert metrics.ratio_of_sums(rows) == pytest.approx(
@@ -106,7 +108,7 @@ def test_a_metric_by_name_or_by_function(three: np.ndarray) -> None:
     assert kappa.value(three) == pytest.approx(sk.cohen_kappa_score(*split(three)))
     assert not chosen("sklearn.metrics:zero_one_loss", known, split, "x").greater_is_better
     for name, words in (
-        ("f2", "has accuracy; or give module:function"),
+        ("f2", "has accuracy; or give evaluate:NAME or module:function"),
         ("none.such:f", "No module"),
         ("sklearn.metrics:none", "none"),
         ("math:pi", "is no function"),
@@ -116,3 +118,41 @@ def test_a_metric_by_name_or_by_function(three: np.ndarray) -> None:
         assert words in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot score this task"):
         chosen("math:sqrt", known, split, "x").value(three)
+    with pytest.raises(InputError, match="an example of x has no single label to score; choose accuracy"):
+        chosen("sklearn.metrics:cohen_kappa_score", known, None, "x")
+
+
+class Library:
+    """`evaluate`, as far as it is used: metrics that give a dictionary, and the hub out of reach."""
+
+    def load(self, name: str) -> Library:
+        if "absent" in name:
+            raise FileNotFoundError(f"Couldn't find a module script at {name}\nsecond line")
+        self.name = name
+        return self
+
+    def _compute(self, references: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+        share = float((references == predictions).mean())
+        return {"other": 7.0, "exact": share} if self.name.endswith("exact.py") else {"only": share}
+
+
+def test_a_metric_of_evaluate(three: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"accuracy": Metric("accuracy", each=metrics.right)}
+    split = lambda rows: (rows[:, 0].astype(int), metrics.classes_said(rows))  # noqa: E731
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(InputError, match=r"pip install 'eckart\[evaluate\]'"):
+        chosen("evaluate:exact", known, split, "x")
+    monkeypatch.setitem(sys.modules, "evaluate", Library())
+    right = sk.accuracy_score(*split(three))
+    for name, short, greater in (
+        ("evaluate:lib/exact.py", "exact", True),
+        ("evaluate:f1", "f1", True),
+        ("evaluate:mse", "mse", False),
+    ):
+        found = chosen(name, known, split, "x")
+        assert (found.name, found.greater_is_better) == (short, greater)
+        assert found.value(three) == pytest.approx(right)
+        assert found.scores(three).mean() == pytest.approx(right)
+    with pytest.raises(InputError, match="--metric evaluate:absent cannot be had: Couldn't find") as caught:
+        chosen("evaluate:absent", known, split, "x")
+    assert "\n" not in str(caught.value) and "second line" not in str(caught.value)

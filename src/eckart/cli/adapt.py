@@ -201,6 +201,11 @@ def adapt(
         f"{_ended(metrics)}{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
         f"{metrics['head_parameters']:,} in the head. Written: {output}{pushed}"
     )
+    if forgetting := metrics.get("forgetting"):
+        told += (
+            f"\nForgetting: {forgetting['bits_per_token']:+.4f} bits a token of {forgetting['text']} "
+            f"({forgetting['before']:.4f} before, {forgetting['after']:.4f} after)"
+        )
     return Answer(metrics, (rows, told))
 
 

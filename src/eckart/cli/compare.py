@@ -186,7 +186,7 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
     from eckart.jobs.compare.judgement import judge, reference
-    from eckart.jobs.compare.leaderboard import metric_named, metric_of, quantities_of
+    from eckart.jobs.compare.leaderboard import forgetting_shown, metric_named, metric_of, quantities_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
@@ -197,12 +197,14 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
     costs = [item for name, item in quantities_of(board).items() if name != "seconds"]
     others = [json.loads(text) for text in board["also"]]
     names = list(dict.fromkeys(name for also in others for name in also))
+    forgotten = forgetting_shown(board)
     rows = table(
         "method",
         metric.name,
         "to the best",
         f"to {held_name}",
         *(metric_named(name).name for name in names),
+        *(["forgetting"] if forgotten else []),
         *(item.title for item in costs),
         "learning rate",
         "state",
@@ -216,6 +218,7 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
                 for word in ("best", held)
             ),
             *(metric_named(name).show(also[name]) if name in also else "-" for name in names),
+            *([forgotten[entry.Index]] if forgotten else []),
             *(item.show(row[item.column]) for item in costs),
             f"{row['lr']:g}" if row["lr"] == row["lr"] else "-",
             standing(entry),

@@ -40,7 +40,8 @@ class TaskArguments:
         str | None,
         option(
             "NAME",
-            "The score that decides, such as macro_f1, mcc or auroc, or module:function; the others stand beside it.",
+            "The score that decides, such as macro_f1 or auroc, evaluate:NAME or module:function; the others stand "
+            "beside it.",
             MODEL_AND_DATA,
         ),
     ] = None
@@ -55,6 +56,18 @@ class TaskArguments:
     generate: Annotated[
         int, option("N", "Test examples that are answered, for the exact match (chat).", MODEL_AND_DATA)
     ] = 0
+    class_weights: Annotated[
+        str | None,
+        option("NAME", "balanced: each class counts alike in the loss (classification).", MODEL_AND_DATA),
+    ] = None
+    also: Annotated[
+        str | None,
+        option(
+            "FILE",
+            "General text on which a language model is measured before and after: what it has forgotten.",
+            MODEL_AND_DATA,
+        ),
+    ] = None
     task: Annotated[
         str | None,
         option(
@@ -94,11 +107,12 @@ class TaskArguments:
             InputError: naming an option.
         """
         form = words.fields(self.sep, self.columns, self.encoding)
-        check_words(self.kind, Words(self.metric, self.extract, self.generate))
+        known = {field.name for field in fields(Words)}
+        said = {name: value for name, value in asdict(self).items() if name in known}
+        check_words(self.kind, Words(**said))
         if self.task is not None:
-            check_alone(
-                self.task, text_column=self.text_column, label_column=self.label_column, metric=self.metric
-            )
+            beside = ("text_column", "label_column", "metric", "class_weights", "also")
+            check_alone(self.task, **{name: getattr(self, name) for name in beside})
         parts = words.count_or_auto("--gradient-accumulation", self.gradient_accumulation)
         Memory(
             "fp32" if self.dtype is None else self.dtype,
@@ -108,8 +122,8 @@ class TaskArguments:
         )
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
-        said = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
-        found = {name: value for name, value in said.items() if name not in ("sep", "columns", "encoding")}
+        given = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
+        found = {name: value for name, value in given.items() if name not in ("sep", "columns", "encoding")}
         if "gradient_accumulation" in found:
             found["gradient_accumulation"] = parts
         return {**found, **form, "limits": words.limits(self.limit)}

@@ -92,8 +92,14 @@ def tokenised(split: Split, tokenizer: Any, max_length: int) -> Rows:
     return Rows([{**{n: encoded[n][i] for n in names}, "labels": label} for i, label in enumerate(labels)])
 
 
-def token_blocks(split: Split, tokenizer: Any, length: int, part: str) -> Int[Tensor, "n length"]:
+def token_blocks(split: Split, tokenizer: Any, length: int, where: str) -> Int[Tensor, "n length"]:
     """All texts joined (by the end-of-text token, if there is one) and cut into blocks; the last part block is dropped.
+
+    Args:
+        split: the texts.
+        tokenizer: of the model.
+        length: tokens of a block.
+        where: the texts are from, for messages.
 
     Raises:
         InputError: fewer tokens than one block.
@@ -107,7 +113,7 @@ def token_blocks(split: Split, tokenizer: Any, length: int, part: str) -> Int[Te
     blocks = len(tokens) // length
     if not blocks:
         raise InputError(
-            f"--data: the {part} split has {len(tokens)} tokens, less than one block of {length}; "
+            f"{where} has {len(tokens)} tokens, less than one block of {length}; "
             "give more text or a smaller --max-length"
         )
     return torch.tensor(tokens[: blocks * length]).view(blocks, length)

@@ -14,16 +14,12 @@ Source: Efron & Stein, The jackknife estimate of variance, Annals of Statistics 
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-
-from eckart.errors import InputError, first_line
 
 JACKKNIFE = 2000
 """Examples that are left out one at a time; of more, several together."""
@@ -257,64 +253,3 @@ def column(place: int) -> Callable[[Outcomes], Each]:
 def by_name(*metrics: Metric) -> dict[str, Metric]:
     """Metrics by their names."""
     return {metric.name: metric for metric in metrics}
-
-
-def chosen(
-    name: str | None,
-    known: Mapping[str, Metric],
-    said: Callable[[Outcomes], tuple[Any, Any]] | None,
-    kind: str,
-) -> Metric:
-    """The metric that decides: one of those known by its name, or a function ``module:function``.
-
-    A function is given the labels and what the model says, as those of `sklearn.metrics` are, and gives a number.
-    Greater is better, unless its name ends with ``_error``, ``_loss`` or ``_deviance`` (scikit-learn's habit).
-
-    Args:
-        name: as the user gave it; None for the first that is known.
-        known: by name.
-        said: labels and what is said, of outcomes; None where an example has no single label.
-        kind: of the task, for messages.
-
-    Raises:
-        InputError: no such metric, or a function that cannot be had.
-    """
-    if name is None:
-        return next(iter(known.values()))
-    if name in known:
-        return known[name]
-    if ":" not in name:
-        raise InputError(f"--metric {name}: a task of {kind} has {', '.join(known)}; or give module:function")
-    if said is None:
-        raise InputError(
-            f"--metric {name}: an example of {kind} has no single label to score; choose {', '.join(known)}"
-        )
-    function = imported(name, "--metric")
-
-    def whole(outcomes: Outcomes) -> float:
-        try:
-            return float(function(*said(outcomes)))
-        except (ValueError, TypeError, IndexError) as error:
-            raise InputError(f"--metric {name} cannot score this task: {first_line(error)}") from None
-
-    short = name.rpartition(":")[2]
-    return Metric(short, whole=whole, greater_is_better=not short.endswith(("_error", "_loss", "_deviance")))
-
-
-def imported(name: str, argument: str) -> Callable[..., Any]:
-    """The function ``module:function``.
-
-    Raises:
-        InputError: no such module or function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{argument} {name}: {first_line(error)}; give module:function of an importable module"
-        ) from None
-    if not callable(found):
-        raise InputError(f"{argument} {name} is no function")
-    made: Callable[..., Any] = found
-    return made

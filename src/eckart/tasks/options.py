@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from eckart.arguments import check_least
 from eckart.errors import InputError
 
-KINDS = (
-    "text-classification",
-    "regression",
-    "multi-label",
-    "causal-lm",
-    "chat",
-    "multiple-choice",
-    "token-classification",
-    "image-classification",
-    "segmentation",
-)
-"""Names of the kinds of tasks: of `eckart.tasks.kinds`."""
 KindName = Literal[
     "auto",
     "text-classification",
@@ -33,10 +21,14 @@ KindName = Literal[
     "image-classification",
     "segmentation",
 ]
+KINDS: tuple[str, ...] = get_args(KindName)[1:]
+"""Names of the kinds of tasks: of `eckart.tasks.kinds`."""
 RECIPES = {"metamath": "chat"}
 """Published protocols, with the kind of their task."""
 LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
+CLASSIFICATION = ("text-classification", "image-classification")
+"""Kinds of one class for each example."""
 
 
 AUTO = "auto"
@@ -61,9 +53,11 @@ class TaskOptions(MemoryOptions, total=False):
         kind: one of `KINDS`, or "auto": as the data say.
         text_column, label_column: names of columns; found by their names when left out.
         sep, columns, encoding: how a text file is written.
-        metric: the score that decides; ``module:function`` for one of your own.
+        metric: the score that decides; ``evaluate:NAME`` or ``module:function`` for another.
         extract: what is compared of an answer: "last-number", "text" or ``module:function``.
         generate: test examples that chat models answer, for the exact match.
+        class_weights: "balanced": each class counts alike in the loss of a classifier.
+        also: a file of general text, on which a language model is measured before and after training.
         task: model, data, loss and score from a file, ``my_task.py:function``.
         recipe: a published protocol: one of `RECIPES`.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
@@ -81,6 +75,8 @@ class TaskOptions(MemoryOptions, total=False):
     metric: str | None
     extract: str | None
     generate: int
+    class_weights: str | None
+    also: str | None
     task: str | None
     recipe: str | None
 
@@ -106,6 +102,8 @@ class Words:
     metric: str | None = None
     extract: str | None = None
     generate: int = 0
+    class_weights: str | None = None
+    also: str | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +228,14 @@ def check_words(kind: str, words: Words) -> None:
     if kind not in ("auto", "chat") and (words.generate or words.extract is not None):
         option = "--generate" if words.generate else "--extract"
         raise InputError(f"{option} is for --kind chat, not {kind}: leave it out")
+    if words.class_weights not in (None, "balanced"):
+        raise InputError(f"--class-weights {words.class_weights}: choose balanced, or leave it out")
+    if words.class_weights and kind not in ("auto", *CLASSIFICATION):
+        raise InputError(f"--class-weights is for {' and '.join(CLASSIFICATION)}, not {kind}: leave it out")
+    if words.also is not None and kind not in ("auto", *LANGUAGE):
+        raise InputError(f"--also is for language models ({', '.join(LANGUAGE)}), not {kind}: leave it out")
+    if words.also is not None and not Path(words.also).expanduser().is_file():
+        raise InputError(f"--also {words.also}: no such file; give a general text")
     if (
         words.extract is not None
         and ":" not in words.extract

@@ -75,7 +75,7 @@ def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size
     ):
         places = order[start : start + batch_size]
         batch = {name: value.to(device) for name, value in batch.items()}
-        outputs = model(**task.form.given(batch))
+        outputs = model(**task.given(batch))
         found.update(zip(places, task.outcomes(outputs, batch), strict=True))
         losses += float(outputs.loss) * len(places)
     outcomes = task.answered(model, split, np.stack([found[i] for i in range(len(sizes))]), batch_size)
@@ -90,7 +90,7 @@ SCORED_TOKENS = 4096
 
 def scoring_batch(task: Task, batch_size: int) -> int:
     """How many examples are scored at once where so many are trained on."""
-    return max(1, max(2 * batch_size, SCORED_TOKENS // task.max_length) // task.form.sequences)
+    return max(1, max(2 * batch_size, SCORED_TOKENS // task.max_length) // task.sequences)
 
 
 def evaluate(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Evaluation:

@@ -21,13 +21,14 @@ from eckart.data.splits import PARTS, limit
 from eckart.data.tags import TAGS
 from eckart.errors import InputError
 from eckart.quiet import quiet
+from eckart.tasks.forgetting import General, read_general
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
 from eckart.tasks.kinds import KINDS, RECIPES, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Encoded, Examples
 from eckart.tasks.memory import check_machine
-from eckart.tasks.metrics import Metric, Outcomes
+from eckart.tasks.metrics import Outcomes
 from eckart.tasks.options import (
     Memory,
     MemoryOptions,
@@ -38,6 +39,7 @@ from eckart.tasks.options import (
     check_words,
 )
 from eckart.tasks.pretrained import check_weights, find_model
+from eckart.tasks.weights import weigh
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Task:
         processor: the tokenizer or image processor, to save with a trained model.
         fingerprint: SHA-256 of model files, data and options; equal fingerprints mean equal tasks.
         max_length: tokens of an example at most.
-        decides: the metric that methods are compared by.
         memory: how small the base is in training.
+        general: text on which forgetting is measured.
     """
 
     form: Kind
@@ -67,10 +69,10 @@ class Task:
     processor: Any
     fingerprint: str
     max_length: int
-    decides: Metric
     memory: Memory
     base: Base = field(repr=False)
     data: Data = field(repr=False)
+    general: General | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -83,6 +85,7 @@ class Task:
         fingerprint: str,
         max_length: int,
         memory: Memory,
+        general: General | None = None,
     ) -> Task:
         """A task of examples that are encoded.
 
@@ -94,6 +97,7 @@ class Task:
             fingerprint: of all that decides the task.
             max_length: tokens of an example at most.
             memory: how small the base is in training.
+            general: text on which forgetting is measured.
 
         Raises:
             InputError: a metric that the kind has not.
@@ -107,10 +111,10 @@ class Task:
             *(encoded.train, encoded.validation, encoded.test, encoded.collator, encoded.processor),
             fingerprint,
             max_length,
-            form.decides(),
             memory,
             base,
             data,
+            general,
         )
 
     @property
@@ -121,12 +125,12 @@ class Task:
     @property
     def metric(self) -> str:
         """Name of the score, such as "accuracy" or "bits_per_token"."""
-        return self.decides.name
+        return self.form.decides.name
 
     @property
     def greater_is_better(self) -> bool:
         """Whether a greater score is a better one."""
-        return self.decides.greater_is_better
+        return self.form.decides.greater_is_better
 
     @property
     def training(self) -> Mapping[str, Any]:
@@ -151,6 +155,15 @@ class Task:
     def fresh_model(self, seed: int) -> Any:
         """The pretrained model, float32 and in eval mode, with a head drawn from ``seed``: the same for all methods."""
         return self.base.fresh(seed)
+
+    @property
+    def sequences(self) -> int:
+        """Texts that an example is scored by, at most."""
+        return self.form.sequences
+
+    def given(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a batch the model takes."""
+        return self.form.given(batch)
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
         """What a model says of each example of a batch, and what is right, a row of numbers each.
@@ -180,7 +193,7 @@ class Task:
             for name, metric in self.form.metrics.items()
             if name != self.metric and math.isfinite(value := metric.value(outcomes))
         }
-        return self.decides.scores(outcomes), also
+        return self.form.decides.scores(outcomes), also
 
     def predictions(self, outcomes: Outcomes) -> list[int] | None:
         """The class that is said of each example; None where there are no classes."""
@@ -189,7 +202,7 @@ class Task:
     def trivial(self) -> tuple[str, Float[np.ndarray, " n"]]:
         """The predictor that looks at no input, and its score of each test example."""
         name, outcomes = self.form.trivial(self.train, self.test, self.base.model)
-        return name, self.decides.scores(outcomes)
+        return name, self.form.decides.scores(outcomes)
 
     def example(self, letters: int = 80) -> str:
         """The first training example as a person would write it down: its text, cut short, and its label."""
@@ -247,6 +260,8 @@ def load_task(
     metric: str | None = None,
     extract: str | None = None,
     generate: int = 0,
+    class_weights: str | None = None,
+    also: str | None = None,
     task: str | None = None,
     recipe: str | None = None,
     seed: int = 0,
@@ -266,9 +281,11 @@ def load_task(
         encoding: of its text.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
-        metric: the score that decides: one of the kind's, or ``module:function``.
+        metric: the score that decides: see `eckart.tasks.choosing.chosen`.
         extract: what is compared of the answers of a chat model: see `eckart.tasks.kinds.chat.extractor`.
         generate: test examples that a chat model answers, for its exact match.
+        class_weights: "balanced", for classification: see `eckart.tasks.weights`.
+        also: a file of general text, for language models: see `eckart.tasks.forgetting`.
         task: all of this from a file of the user's, ``my_task.py:function``: see `eckart.tasks.own`.
         recipe: a published protocol, of `eckart.tasks.options.RECIPES`; its data are conversations.
         seed: seed of the cuts and limits of the data.
@@ -279,14 +296,21 @@ def load_task(
     """
     check_kind(kind)
     kind = check_recipe(recipe, kind)
-    words, memory = Words(metric, extract, generate), Memory(**small)
+    words, memory = Words(metric, extract, generate, class_weights, also), Memory(**small)
     check_words(kind, words)
     check_machine(memory)
     if task is not None:
         from eckart.tasks.own import load_own
 
         check_alone(
-            task, model=model, data=data, text_column=text_column, label_column=label_column, metric=metric
+            task,
+            model=model,
+            data=data,
+            text_column=text_column,
+            label_column=label_column,
+            metric=metric,
+            class_weights=class_weights,
+            also=also,
         )
         return load_own(task, max_length=max_length, limits=limits, seed=seed, memory=memory)
     checkpoint = None if model is None else find_model(model)
@@ -309,15 +333,19 @@ def load_task(
     if not KINDS[kind].languages:
         read = replace(read, splits=shrink(read.splits))
     form = RECIPES.get(recipe or "", KINDS[kind])(read, words)
-    form.decides()  # which refuses a metric before anything is loaded
+    _ = form.decides  # a metric that the kind has not is refused before anything is loaded
     if read.target == CLASSES and (told := outnumbered(read.labels or [], read.splits["train"].labels or [])):
         read.notes.append(told)
     weights = check_weights(checkpoint)
     with quiet():
         base = load_base(checkpoint, kind, form.outputs(), form.config(), memory)
         encoded = form.encode(checkpoint, base.model, max_length, shrink)
+    if class_weights is not None:
+        read.notes.append(weigh(base.model, read.labels or [], read.splits["train"].labels or []))
+    general = None if also is None else read_general(also, encoded.processor, max_length, read.notes)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     content += [recipe] if recipe else []
+    content += [] if general is None else [general.sha256]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Task.of(
         form,
@@ -327,6 +355,7 @@ def load_task(
         fingerprint=fingerprint,
         max_length=max_length,
         memory=memory,
+        general=general,
     )
 
 

@@ -170,6 +170,7 @@ def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:
         "steps": _steps(metrics),
         "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
         "seed": str(metrics["seed"]),
+        **_forgetting(metrics),
     }
 
 
@@ -181,6 +182,14 @@ def _steps(metrics: dict[str, Any]) -> str:
         f"; the weights are those of step {kept:,}, the best on the validation split" if kept < last else ""
     )
     return f"{last:,} of {metrics['batch_size']} examples{ended}{weights}"
+
+
+def _forgetting(metrics: dict[str, Any]) -> dict[str, str]:
+    """What the model has lost of a general text, where it was measured."""
+    if (found := metrics.get("forgetting")) is None:
+        return {}
+    told = f"{found['bits_per_token']:+.4f} bits a token, from {found['before']:.4f}"
+    return {f"forgetting of {markdown(found['text'])}": told}
 
 
 def _score(evaluation: dict[str, float]) -> str:

@@ -34,6 +34,7 @@ from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
 from eckart.tasks.environment import versions
+from eckart.tasks.forgetting import bits_before, forgotten
 from eckart.tasks.optimizers import check_optimizer, check_resumable
 from eckart.tasks.options import TaskOptions, memory_of, sized
 from eckart.tasks.pretrained import base_name
@@ -216,6 +217,7 @@ def _run(
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
     pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
+    before = bits_before(task)
     adapted = _adapted(task, job)
     if on_task is not None:
         on_task(task.describe())
@@ -234,6 +236,7 @@ def _run(
         adapted, more = pruned.recover(adapted)
         told |= more
     metrics = _metrics(adapted, task, job, history, kept) | told
+    metrics |= forgotten(task, before, adapted)
     _finish(adapted, task, job, directory, metrics)
     return metrics
 

@@ -41,6 +41,7 @@ NUMBERS = (
     "score",
     "ci_low",
     "ci_high",
+    "forgetting",
     "step_time_ratio",
     "step_seconds",
     "peak_memory_mb",
@@ -191,6 +192,13 @@ def metric_of(frame: pd.DataFrame) -> Metric:
     return metric_named(name)
 
 
+def forgetting_shown(board: pd.DataFrame) -> list[str] | None:
+    """Of each arm the bits that a token of the general text costs more than before; None where none was given."""
+    if "forgetting" not in board or not np.isfinite(board["forgetting"].astype(float)).any():
+        return None
+    return [f"{bits:+.3f}".replace("-", "−") if math.isfinite(bits) else "–" for bits in board["forgetting"]]
+
+
 def tidy(results: pd.DataFrame) -> pd.DataFrame:
     """The rows of a results table with every column present and of one type; what does not parse is missing.
 
@@ -265,6 +273,7 @@ def _line(arm: pd.DataFrame, metric: Metric) -> dict[str, Any]:
         "error": "" if len(done) else next(filter(None, arm["error"]), ""),
         "metric": arm["metric"].iloc[0],
         "also": _mean(done["also"]),
+        "forgetting": done["forgetting"].mean(),
         "greater_is_better": bool(arm["greater_is_better"].iloc[0]),
     }
 

@@ -17,7 +17,7 @@ from eckart.jobs.compare import series, tables
 from eckart.jobs.compare.advice import sentences
 from eckart.jobs.compare.examples import read_examples
 from eckart.jobs.compare.judgement import COSTS, Judgement, judge, reference
-from eckart.jobs.compare.leaderboard import Quantity, metric_of, quantities_of
+from eckart.jobs.compare.leaderboard import Quantity, forgetting_shown, metric_of, quantities_of
 from eckart.jobs.compare.reading import read_ranks, read_results, read_study, read_table, read_terms
 
 if TYPE_CHECKING:
@@ -52,12 +52,15 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     curves = folder / "curves.csv"
     quantities = quantities_of(board)
     data = _data(judgement, rows, quantities, read_table(curves) if curves.exists() else None)
+    forgotten = forgetting_shown(board) or [""] * len(board)
     page = _render(
         **_words(study, judgement, rows),
         board=[
-            tables.entry(row, study, metric_of(rows), held) | {"row": row, "arm": arm}
+            tables.entry(row, study, metric_of(rows), held)
+            | {"row": row, "arm": arm, "forgetting": forgotten[row.Index]}
             for row, arm in zip(board.itertuples(), data["arms"], strict=True)
         ],
+        has_forgetting=any(forgotten),
         has_curves=bool(data["curves"]),
         has_rates=bool(data["rates"]),
         level=judgement.terms.level,

@@ -23,6 +23,7 @@ from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
 from eckart.tasks.fitting import parts_of
+from eckart.tasks.forgetting import bits_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
 from eckart.tasks.scoring import Scored, lengths, score_examples, scoring_batch
 from eckart.tasks.task import Task
@@ -31,7 +32,9 @@ from eckart.tasks.trainer import Recipe, Training, data_order, in_head, train_ru
 WHAT = ["run_id", "stage", "method", "label", "options", "budget"]
 SIZE = ["trainable_parameters", "head_parameters", "saved_bytes"]
 HOW = ["lr", "seed", "steps", "status"]
-SCORE = ["validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better", "also"]
+SCORE = [
+    *("validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better", "also", "forgetting"),
+]
 COST = ["step_time_ratio", "step_seconds", "peak_memory_mb", "seconds"]
 USE = ["forward_ratio", "generation_ratio", "prepare_seconds"]
 COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, *USE, "error", "versions", "machine"]
@@ -72,12 +75,16 @@ class Runner:
         batch_size: examples in a step.
         budget: as it was given, for the rows.
         on_step: told in words where the run is.
+
+    Attributes:
+        before: bits of a token of the task's general text by the model as it is given; None until they are needed.
     """
 
     task: Task
     batch_size: int
     budget: str
     on_step: Callable[[str], None] = lambda words: None
+    before: float | None = field(default=None, init=False)
 
     def do(self, run: Run, contender: Contender | None) -> Result:
         """Do a run. What goes wrong in it is recorded in its row; what goes wrong around it is raised.
@@ -135,6 +142,9 @@ class Runner:
         final = run.parameters["stage"] == FINAL
         base = self.task.fresh_model(seed).to(device())
         floor = FrozenFloor(base) if final and steps else None
+        general = self.task.general if final else None
+        if general is not None and self.before is None:
+            self.before = bits_of(base, general)
         start = time.perf_counter()
         result.model = model = contender.prepare(base, self.task, seed)
         prepared = time.perf_counter() - start
@@ -164,6 +174,8 @@ class Runner:
             row |= contender.costs(model, self.task, prepared)
             result.ranks = contender.ranks(model)
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
+            if general is not None and self.before is not None:
+                row["forgetting"] = bits_of(model, general) - self.before
 
     def _record(self, training: Training, result: Result) -> None:
         costs = ("status", "steps", "step_seconds", "step_time_ratio", "peak_memory_mb")

@@ -94,7 +94,7 @@ def remember(context: RecordDict, mark: str, task: Task, model: str | None) -> N
     if (facts := _facts(context)) is not None and facts["mark"] == mark:
         return
     trained, held_out = (list(split) for split in (task.train, task.validation))  # type: ignore[call-overload]
-    if task.kind not in KEPT:
+    if task.kind not in KEPT or task.form.words.class_weights:  # which hang on counts that are not kept
         return
     arrays = pack(trained + held_out)
     if sum(value.nbytes for value in arrays.values()) > MOST_BYTES:

@@ -279,7 +279,9 @@ def _items(
 
     items: list[Any] = texts
     if settings.window:
-        items = token_blocks(Split(texts), tokenizer, settings.max_length, settings.split).tolist()
+        items = token_blocks(
+            Split(texts), tokenizer, settings.max_length, f"--data: the {settings.split} split"
+        ).tolist()
         if len(items) < 2:
             raise InputError(
                 f"--data: the {settings.split} split is one window of {settings.max_length} tokens, which has no "

@@ -19,10 +19,11 @@ from eckart.data.chat import Conversation
 from eckart.data.read import CHAT, Data
 from eckart.data.splits import PARTS, Split
 from eckart.errors import InputError, first_line
+from eckart.tasks.choosing import imported
 from eckart.tasks.encode import Rows, check_length, load_tokenizer
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink
 from eckart.tasks.kinds.language import unigram
-from eckart.tasks.metrics import Metric, Outcomes, by_name, column, imported, ratio_of_sums
+from eckart.tasks.metrics import Metric, Outcomes, by_name, column, ratio_of_sums
 from eckart.tasks.options import Words
 from eckart.tasks.pretrained import Checkpoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset
 
 from eckart.data.read import Data
 from eckart.data.splits import Split
-from eckart.tasks.metrics import Metric, Outcomes, chosen
+from eckart.tasks.choosing import chosen
+from eckart.tasks.metrics import Metric, Outcomes
 from eckart.tasks.options import Words
 from eckart.tasks.pretrained import Checkpoint
 
@@ -65,6 +67,7 @@ class Kind:
         """What of a batch the model takes."""
         return {name: value for name, value in batch.items() if name not in self.unseen}
 
+    @cached_property
     def decides(self) -> Metric:
         """The metric that methods are compared by.
 

@@ -36,7 +36,16 @@ class CausalLM(Kind):
         tokenizer = load_tokenizer(checkpoint, model)
         check_length(max_length, tokenizer, model.config)
         blocks = shrink(
-            {p: Split(list(token_blocks(self.data.splits[p], tokenizer, max_length, p))) for p in PARTS}
+            {
+                part: Split(
+                    list(
+                        token_blocks(
+                            self.data.splits[part], tokenizer, max_length, f"--data: the {part} split"
+                        )
+                    )
+                )
+                for part in PARTS
+            }
         )
         train, validation, test = (
             Rows([{"input_ids": b, "labels": b} for b in blocks[part].inputs]) for part in PARTS
