@@ -107,7 +107,7 @@ def export_lora(
         if isinstance(layer, EckartMatrix):
             stacks.setdefault(layer.shape.stack, []).append((layer, (a.reshape(-1, a.shape[-1]), b)))
         else:
-            state.update(_in_peft(name, layer, a, b))
+            state.update(_in_peft(name, cast(EckartLayer, layer), a, b))
             ranks[name] = report.r
         reports.append(report)
         if on_layer is not None:
@@ -241,7 +241,7 @@ def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") 
     config = cast(Any, model.peft_config[adapter_name])
     if getattr(config, "slug", None) != "lora":
         return False
-    layers = [(name, layer, cast(Any, adapter)) for name, layer, _, adapter in walk(model, adapter_name)]
+    layers: list[tuple[str, Any, Any]] = [(n, layer, a) for n, layer, _, a in walk(model, adapter_name)]
     if any(layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers):
         return False
     state, ranks = _saved_modules(model, adapter_name), {}

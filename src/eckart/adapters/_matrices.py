@@ -105,7 +105,7 @@ class EckartParameters(nn.Module):
         for name in self.adapted if merge else ():
             for matrix in self.matrices(name):
                 matrix.merge(safe_merge, adapter_names)
-        return cast(nn.Module, self.base_layer)
+        return self.base_layer
 
     def __getattr__(self, name: str) -> Any:
         """What the module has and this one has not, such as the number of its experts."""

@@ -31,10 +31,9 @@ def _plain_options(config: type[MethodConfig]) -> dict[str, Literal["bool", "int
     return {name: kind for name, kind in plain.items() if kind is not None}
 
 
-@cache
-def option_names(config: type[MethodConfig]) -> frozenset[str]:
+def option_names(config: type[MethodConfig]) -> set[str]:
     """The options that a config is given by name."""
-    return frozenset(option.name for option in dataclasses.fields(config) if option.init)
+    return {option.name for option in dataclasses.fields(config) if option.init}
 
 
 @dataclass

@@ -155,7 +155,7 @@ class EckartTuner(CheckpointTuner):
         ]
         model = super()._unload_and_optionally_merge(*args, **kwargs)
         for name, found in wrapped:
-            _put(self.model, name, cast(nn.Module, found.base_layer))
+            _put(self.model, name, found.base_layer)
         return model
 
     @contextmanager

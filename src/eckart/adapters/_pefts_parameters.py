@@ -30,7 +30,7 @@ Pair = tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]
 def plain_module(model: nn.Module, path: str) -> nn.Module:
     """A module of a model without the adapters on its parameters."""
     module = model.get_submodule(path)
-    return cast(nn.Module, module.base_layer) if isinstance(module, EckartParameters) else module
+    return module.base_layer if isinstance(module, EckartParameters) else module
 
 
 def peft_path(model: nn.Module, parameter: str, adapted: Collection[str]) -> str:

@@ -161,6 +161,8 @@ def finetune(
         )
     if loram is not None:
         check_loram(loram, config.slug)
+        if options.get("target_parameters"):
+            raise InputError("--loram prunes layers alone: leave target_parameters out, or --loram")
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     with locked(directory):
