@@ -125,7 +125,7 @@ NEAR: dict[str, dict[str, str]] = {
     },
 }
 EVERY_METHOD = {"adapters": "adapters/test_properties"}
-"""Tests of a room that run for each method: after all others a method's file has its own of them, what is shared LoRA's."""
+"""Tests that run for each method: after all others a method's file has its own of them, what is shared LoRA's."""
 
 
 def near(room: str, stem: str) -> list[list[str]]:

@@ -22,5 +22,7 @@ def blocks() -> Blocks:
 
 def _line(room: str, run: Row) -> tuple[object, ...]:
     same = len(run.get("equivalent", {}))
-    shares = [f"{run[name]} ({run[name] / (run['sample'] - same):.0%})" for name in ("killed before", "killed")]
+    shares = [
+        f"{run[name]} ({run[name] / (run['sample'] - same):.0%})" for name in ("killed before", "killed")
+    ]
     return room, run["seed"], f"{run['places']:,}", run["sample"], same, *shares

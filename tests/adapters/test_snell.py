@@ -213,7 +213,9 @@ def test_a_smooth_kernel_differentiates_its_multiplier_only_where_told(kernel: s
 
 
 @pytest.mark.parametrize(("kernel", "gamma"), [("sigmoid", -0.5), ("rbf", -1.0)])
-def test_a_shaped_kernel_starts_at_zero_where_rows_are_orthogonal_or_coincide(kernel: str, gamma: float) -> None:
+def test_a_shaped_kernel_starts_at_zero_where_rows_are_orthogonal_or_coincide(
+    kernel: str, gamma: float
+) -> None:
     _, adapter = one_layer(kernel=kernel, r=4, sparsity=0.0)
     assert [float(getattr(adapter, name).detach()) for name in ("alpha", "beta", "gamma")] == [1, 1, gamma]
     with torch.no_grad():

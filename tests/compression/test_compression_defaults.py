@@ -37,8 +37,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "svd": FACTORS,
     "trp": {"scheme": "NC", "energy": None, "value": None},
-    "welore": FACTORS
-    | {"threshold": None, "target_on": "params", "min_ratio": 0.4999, "lrc_rule": "half"},
+    "welore": FACTORS | {"threshold": None, "target_on": "params", "min_ratio": 0.4999, "lrc_rule": "half"},
     "whitened-svd": FACTORS,
 }
 

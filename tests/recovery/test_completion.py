@@ -453,7 +453,11 @@ def test_nothing_of_the_size_of_the_matrix_is_made() -> None:
         ({"n_components": 2}, DATA[:1], "n_components is 2: at most 1"),
         ({"n_components": 2}, DATA[:, :1], "n_components is 2: at most 1"),
         ({"solver": "qr"}, DATA, r"^solver is .*: give "),
-        ({"orthonormal": True}, DATA, "orthonormal=True with reg='auto': beside a ridge it changes the answer"),
+        (
+            {"orthonormal": True},
+            DATA,
+            "orthonormal=True with reg='auto': beside a ridge it changes the answer",
+        ),
         ({"orthonormal": True, "reg": 0.5}, DATA, "orthonormal=True with reg=0.5"),
     ],
 )

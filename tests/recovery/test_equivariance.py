@@ -37,9 +37,7 @@ CLICKS = np.random.default_rng(4).poisson(0.5, (40, 25)).astype(float)
 
 
 def sensed(y: np.ndarray, **options) -> np.ndarray:
-    return (
-        MatrixSensingGD(2, **{"random_state": 0, "max_iter": 300} | options).fit(RECTANGULAR, y).matrix_
-    )
+    return MatrixSensingGD(2, **{"random_state": 0, "max_iter": 300} | options).fit(RECTANGULAR, y).matrix_
 
 
 def robust(y: np.ndarray, **options) -> np.ndarray:
@@ -104,7 +102,9 @@ LINEAR = {
         TABLE,
     ),
     "completion, update": (
-        lambda X: MatrixCompletion(2, random_state=0).fit(X[:50]).partial_fit(X[50:], rows=range(50, 60)).row_bias_,
+        lambda X: (
+            MatrixCompletion(2, random_state=0).fit(X[:50]).partial_fit(X[50:], rows=range(50, 60)).row_bias_
+        ),
         RATINGS,
     ),
     "completion, hidden entries": (
@@ -113,7 +113,9 @@ LINEAR = {
     ),
     "stream": (lambda X: StreamingPCA(3, random_state=0).fit(X).singular_values_, ROWS),
     "stream, centred": (
-        lambda X: (p := StreamingPCA(2, center=True, random_state=0).fit(X)).inverse_transform(p.transform(X)),
+        lambda X: (p := StreamingPCA(2, center=True, random_state=0).fit(X)).inverse_transform(
+            p.transform(X)
+        ),
         ROWS + 2,
     ),
     "stream, part by part": (

@@ -93,7 +93,11 @@ def test_time_to_an_error_does_not_depend_on_the_rank() -> None:
     def iterations(rank: int) -> int:
         course = []
         RobustLowRank(
-            rank, eta0=0.2, scale=1.0, max_iter=250, callback=lambda t, info: course.append(info["factor"].numpy())
+            rank,
+            eta0=0.2,
+            scale=1.0,
+            max_iter=250,
+            callback=lambda t, info: course.append(info["factor"].numpy()),
         ).fit(A, DIRTY)
         return next(t for t, U in enumerate(course) if np.linalg.norm(U @ U.T - X) < 5e-2)
 
