@@ -125,7 +125,7 @@ NEAR: dict[str, dict[str, str]] = {
     },
 }
 EVERY_METHOD = {"adapters": "adapters/test_properties"}
-"""Tests of a room that run for each method: of these a method's file has its own, after all others."""
+"""Tests that run for each method: after all others a method's file has its own of them, what is shared LoRA's."""
 
 
 def near(room: str, stem: str) -> list[list[str]]:
@@ -135,6 +135,7 @@ def near(room: str, stem: str) -> list[list[str]]:
     names += [f"{room}/{path.stem}" for path in sorted((ROOT / "tests" / room).glob("test_*_defaults.py"))]
     files = [f"tests/{name}.py" for name in dict.fromkeys(names) if (ROOT / f"tests/{name}.py").exists()]
     runs = [files]
-    if room in EVERY_METHOD and not stem.startswith("_"):
-        runs.append([f"tests/{EVERY_METHOD[room]}.py", "-k", stem.replace("_", "-")])
+    if room in EVERY_METHOD:
+        slug = "lora" if stem.startswith("_") else stem.replace("_", "-")
+        runs.append([f"tests/{EVERY_METHOD[room]}.py", "-k", slug])
     return runs

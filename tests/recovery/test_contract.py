@@ -374,3 +374,70 @@ def test_a_wide_frame_is_no_list_of_ratings_whatever_its_columns_are_called() ->
 def test_a_frame_of_ratings_with_other_names_is_told_what_is_needed(columns, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MatrixCompletion(1).fit(pd.DataFrame(columns))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: MatrixCompletion(1, reg=0.1, random_state=0), lambda: RobustLowRank(1)]
+)
+def test_frames_of_pandas_own_types_are_frames_of_numbers(make) -> None:
+    whole = np.random.default_rng(0).integers(0, 9, (12, 1)) * np.arange(1, 6)
+    plain = pd.DataFrame(masked(whole.astype(float), 0.8), columns=list("abcde"))
+    wanted = make().fit(plain).components_
+    for frame in (
+        plain.astype("Float64"),
+        plain.astype("Int64"),
+        plain.astype({"a": "Int32", "c": "Float32"}),
+    ):
+        np.testing.assert_allclose(make().fit(frame).components_, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "category", "string", "object"])
+def test_ids_and_ratings_of_pandas_own_types(dtype: str) -> None:
+    frame = pd.DataFrame({"user": [3, 1, 3, 2, 1], "item": [7, 7, 8, 8, 9], "rating": [1, 2, 3, 4, 5]})
+    wanted = MatrixCompletion(1, reg=1.0, random_state=0).fit(frame)
+    given = frame.assign(user=frame.user.astype(dtype), rating=frame.rating.astype("Int16"))
+    found = MatrixCompletion(1, reg=1.0, random_state=0).fit(given)
+    assert list(map(str, found.row_ids_)) == ["1", "2", "3"]
+    np.testing.assert_allclose(found.components_, wanted.components_, atol=1e-12)
+    np.testing.assert_allclose(found.predict([2, 3], [7, 9]), wanted.predict([2, 3], [7, 9]), atol=1e-12)
+    np.testing.assert_allclose(found.predict(given.user, given.item), wanted.predict(frame.user, frame.item))
+
+
+def test_ids_beyond_what_floats_tell_apart_are_different_ids() -> None:
+    large = 2**60
+    frame = pd.DataFrame(
+        {"user": [large + 1, large + 2, large + 1], "item": [1, 1, 2], "rating": [1.0, 5.0, 2.0]}
+    )
+    model = MatrixCompletion(1, reg=1.0, random_state=0).fit(frame)
+    assert model.row_ids_.tolist() == [large + 1, large + 2]
+    low, high = model.predict([large + 1, large + 2], [1, 1])
+    assert low < high and model.predict([large + 3], [1])[0] not in (low, high)
+
+
+def test_rows_and_columns_of_which_nothing_is_known_are_zero_and_spoil_nothing() -> None:
+    X = masked(low_rank(30, 20, 2), 0.9)
+    X[4], X[:, 7] = np.nan, np.nan
+    rest = np.delete(np.delete(X, 4, 0), 7, 1)
+    fitted = RobustLowRank(random_state=0).fit(X)
+    assert not fitted.matrix_[4].any() and not fitted.matrix_[:, 7].any()
+    found = np.delete(np.delete(fitted.matrix_, 4, 0), 7, 1)
+    np.testing.assert_allclose(found, RobustLowRank(random_state=0).fit(rest).matrix_, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
+def test_a_table_of_one_row_or_column_is_itself(shape: tuple[int, int]) -> None:
+    X = np.random.default_rng(1).normal(size=shape)
+    np.testing.assert_allclose(RobustLowRank().fit(X).matrix_, X, atol=1e-6)
+    np.testing.assert_allclose(
+        MatrixCompletion(1, reg=0.0, fit_bias=False, all_observed=True).fit(X).impute(X), X
+    )
+
+
+def test_constant_columns_are_completed_to_their_constant() -> None:
+    X = masked(np.tile([3.0, -1.0, 0.0, 7.0], (20, 1)), 0.7)
+    filled = MatrixCompletion(1, random_state=0).fit(X).impute(X)
+    np.testing.assert_allclose(filled, np.tile([3.0, -1.0, 0.0, 7.0], (20, 1)), atol=0.35)
+    stream = StreamingPCA(2, center=True, whiten=True, random_state=0).fit(
+        np.tile([3.0, -1.0, 0.0, 7.0], (20, 1))
+    )
+    assert np.isfinite(stream.transform(np.ones((2, 4)))).all()

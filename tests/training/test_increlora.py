@@ -237,13 +237,12 @@ def test_growth_begins_after_a_tenth_and_ends_after_six_tenths(
 
 def test_growth_that_takes_longer_than_the_training_is_refused() -> None:
     """The last round is at step 1 + 2 · 3 + 1 = 8 of the steps 0 … 8."""
-    for count in (8, 9):
+
+    def attached(length: int) -> IncreLoRA:
         m = model()
         rule = IncreLoRA(target_rank=7, top_h=1, init_warmup=1, incre_interval=2)
-        if count == 9:
-            rule.attach(m, SGD(trained(m), 0.1), steps=count)
-        else:
-            with pytest.raises(
-                InputError, match=r"growth takes 1 \+ 4 × 2 steps, longer than the training of 8"
-            ):
-                rule.attach(m, SGD(trained(m), 0.1), steps=count)
+        return rule.attach(m, SGD(trained(m), 0.1), steps=length)
+
+    assert attached(9).interval == 2
+    with pytest.raises(InputError, match=r"growth takes 1 \+ 4 × 2 steps, longer than the training of 8"):
+        attached(8)

@@ -223,8 +223,9 @@ def spectral_norm(
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A dense or scipy sparse matrix as a tensor of the same kind, sharing its memory where PyTorch can: arrays that
-    are read-only, run backwards or have another byte order are copied.
+    """A dense or scipy sparse matrix as a tensor of the same kind.
+
+    Its memory is shared where PyTorch can: arrays that are read-only, run backwards or have other bytes are copied.
     """
     if hasattr(x, "tocoo"):
         coo = x.tocoo()

@@ -47,9 +47,7 @@ def initial_factor(
         if U.shape != (m, k):
             raise InputError(f"init has shape {tuple(U.shape)}: give the left factor, ({m}, {k})")
     elif init == "random":
-        size = (
-            math.sqrt(np.square(rest).mean() / k) or 1.0
-        )  # the products of k such numbers are as large as the data
+        size = math.sqrt(np.square(rest).mean() / k) or 1.0  # k products of such numbers are like the data
         U = math.sqrt(size) * torch.as_tensor(random.normal(size=(m, k)))
     else:
         U, scale = spectral_basis(sp.csr_array((rest, (data.rows, data.cols)), shape=data.shape), k, random)

@@ -69,9 +69,7 @@ def read(
         weights = None if sample_weight is None else _vector(sample_weight, len(values))
     elif isinstance(X, tuple) and len(X) == 3:
         rows, cols = (whole_numbers(name, index) for name, index in zip(("rows", "cols"), X[:2], strict=True))
-        values = np.array(
-            X[2], dtype=_float(np.asarray(X[2]).dtype)
-        ).ravel()  # a copy: it is kept for updates
+        values = np.array(X[2], dtype=_float(np.asarray(X[2]).dtype)).ravel()  # copied: a fit keeps them
         if not len(rows) == len(cols) == len(values):
             raise InputError(
                 f"X holds {len(rows)} rows, {len(cols)} columns and {len(values)} values: give as many"
@@ -146,9 +144,7 @@ def _from_matrix(X: Any, all_observed: bool) -> tuple[np.ndarray, np.ndarray, np
         if X.layout == torch.strided:
             X = X.numpy()
         else:
-            X = (
-                X.to_sparse_coo()
-            )  # with the entries as they were given: coalescing would add repeated ones up
+            X = X.to_sparse_coo()  # as it was given: coalescing would add repeated entries up
             X = sp.coo_array((X._values().numpy(), tuple(X._indices().numpy())), shape=tuple(X.shape))
     if sp.issparse(X):
         coo = X.tocoo()

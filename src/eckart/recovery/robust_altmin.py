@@ -157,8 +157,7 @@ class MatrixCompletion(RankedMatrix):
             raise InputError("fit_bias=True with implicit=True: counts have no biases, leave it out")
         if self.orthonormal is True and self.reg != 0:
             raise InputError(
-                f"orthonormal=True with reg={self.reg!r}: beside a ridge it changes the answer, give reg=0 or leave "
-                "it out"
+                f"orthonormal=True with reg={self.reg!r}: beside a ridge it changes the answer, give reg=0"
             )
         data, ids = _forms.read(
             X, shape=shape, sample_weight=sample_weight, all_observed=self.all_observed, clicks=self.implicit
