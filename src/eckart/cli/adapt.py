@@ -165,7 +165,7 @@ def adapt(
                 options=given,
                 target_modules=targets(target_modules),
                 steps=steps,
-                batch_size=size,
+                batch_size=size or 16,
                 lr=lr,
                 head_lr=head_lr,
                 optimizer=optimizer,

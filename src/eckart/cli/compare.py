@@ -132,6 +132,7 @@ def compare(
     check_optimizer(optimizer)
     learning_rates, layers, said = rates(lr), targets(target_modules), task.given()
     check_recipe(recipe, task.kind)
+    said |= {} if recipe is None else {"recipe": recipe}
     size = count_or_auto("--batch-size", batch_size)
     if dry_run:
         asked = {"steps": steps, "seeds": seeds, "batch_size": size, "max_length": max_length}
@@ -143,7 +144,7 @@ def compare(
             "budget": budget,
             "learning_rates": learning_rates,
         }
-        return _foretold(quick, recipe, asked, given, said)
+        return _foretold(quick, asked, given, said)
 
     import eckart
 
@@ -165,7 +166,6 @@ def compare(
         max_step_time=max_step_time,
         cost=cost,
         quick=quick,
-        recipe=recipe,
         overwrite=overwrite,
         learning_rates=learning_rates,
         target_modules=layers,
@@ -234,17 +234,15 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
     return Answer(value, (told[0], rows, *told[1:], *why, f"Report: {output / 'report.html'}"))
 
 
-def _foretold(
-    quick: bool, recipe: str | None, asked: dict[str, Any], given: dict[str, Any], said: dict[str, Any]
-) -> Answer:
+def _foretold(quick: bool, asked: dict[str, Any], given: dict[str, Any], said: dict[str, Any]) -> Answer:
     """What a comparison would do, beside what its recipe says."""
-    preset, spent, options = settle(quick, given["data"], recipe, asked, cast(Any, said))
+    preset, spent, options = settle(quick, given["data"], asked, cast(Any, said))
     sizes = {part: getattr(preset, part) for part in ("validation", "test")} | (said["limits"] or {})
     limits = {part: size for part, size in sizes.items() if size is not None}
     told = foretold({**options, **given, **spent, "trials": preset.trials, "limits": limits})
-    rows = table("setting", *(["recipe"] if recipe else []), "here")
+    rows = table("setting", *(["recipe"] if "recipe" in said else []), "here")
     for name, there, here in told:
-        rows.add_row(name, *([there] if recipe else []), here)
+        rows.add_row(name, *([there] if "recipe" in said else []), here)
     value = {name: {"recipe": there, "here": here} for name, there, here in told}
     return Answer(value, (rows, "Nothing was trained: leave --dry-run out."))
 

@@ -62,7 +62,7 @@ def _peak(model: nn.Module, batch: Mapping[str, Any]) -> int:
     with PeakMemory([*model.parameters(), *model.buffers()]) as memory:
         before = memory.current
         _step(model, batch)
-        return memory.peak - before
+        return int(memory.peak - before)
 
 
 def _survives(model: nn.Module, batch: Mapping[str, Any]) -> bool:

@@ -63,13 +63,13 @@ def test_a_dry_run_prints_the_protocol(
 
 def test_what_is_given_wins() -> None:
     asked: dict[str, Any] = {"steps": None, "seeds": 2, "batch_size": "auto", "max_length": None}
-    preset, spent, options = settle(False, "maths", "metamath", asked, {"dtype": "fp32"})
+    preset, spent, options = settle(False, "maths", asked, {"dtype": "fp32", "recipe": "metamath"})
     assert spent == {"steps": 5000, "seeds": 2, "batch_size": 4, "max_length": 768}
     parts = {"gradient_accumulation": "auto"}
     assert options == {"dtype": "fp32", "metric": "exact_match", "recipe": "metamath", **parts}
     assert (preset.validation, preset.test) == (50, None)
     with pytest.raises(InputError, match="--recipe metamath needs --data"):
-        settle(False, None, "metamath", asked, {})
+        settle(False, None, asked, {"recipe": "metamath"})
 
 
 def test_results_in_the_boards_columns(tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def finetune(
     require("scipy", extra="compare")  # for the intervals of the scores
     directory, inputs = Path(output), {"--model": model, "--data": data}
     earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
-    batch_size, task_options = cast(Any, sized(plain(batch_size), 16, cast(TaskOptions, task_options)))
+    size, chosen = sized(plain(batch_size), 16, cast(TaskOptions, task_options))
+    task_options = dict(chosen)
     check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_kept(keep, patience)
@@ -149,7 +150,7 @@ def finetune(
         {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
     )
     check_optimizer(optimizer)
-    memory_of(cast(TaskOptions, task_options)).part(batch_size)
+    memory_of(chosen).part(size)
     if resume:
         check_resumable(optimizer)
     config = get_config(method)
@@ -179,7 +180,7 @@ def finetune(
             options=options,
             target_modules=(target_modules or task.default_targets) if layers else None,
             steps=steps,
-            batch_size=batch_size,
+            batch_size=size,
             lr=lr or config.learning_rates[len(config.learning_rates) // 2],
             head_lr=head_lr or MIDDLE_RATES[HEAD_ONLY],
             seed=seed,

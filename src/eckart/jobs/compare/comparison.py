@@ -52,7 +52,6 @@ def compare(
     max_step_time: str | float | None = None,
     cost: str = "bytes",
     quick: bool = False,
-    recipe: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
     on_task: Callable[[dict[str, Any]], None] | None = None,
@@ -91,13 +90,12 @@ def compare(
             multiple of the frozen model's) are no candidates.
         cost: what the cheapest of several is cheapest by: ``"bytes"``, ``"memory"`` or ``"step-time"``.
         quick: a first impression: few steps, one learning rate, one seed.
-        recipe: a published protocol whose settings are taken where none are given: "metamath", PEFT's MetaMathQA board;
-            then the final runs are in ``metamath.csv`` too, in its columns.
         overwrite: discard an earlier comparison in ``output``.
         progress: show what happens on standard error.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
         task_options: what the task is, such as ``kind="chat"`` or ``metric="mcc"``: see
-            `eckart.tasks.options.TaskOptions`.
+            `eckart.tasks.options.TaskOptions`. With ``recipe="metamath"`` its settings are taken where none are given,
+            and the final runs are in ``metamath.csv`` too, in the columns of PEFT's board.
 
     Returns:
         One row for each run, as in ``results.csv``.
@@ -109,11 +107,11 @@ def compare(
     arguments = {name: value for name, value in locals().items() if name not in ("task_options", "on_task")}
     arguments |= task_options
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    kind = task_options.get("kind", "auto")
+    kind, recipe = task_options.get("kind", "auto"), task_options.get("recipe")
     check_least(1, steps=steps, seeds=seeds, max_length=max_length)
     check_recipe(recipe, kind)
     asked = {"steps": steps, "seeds": seeds, "batch_size": batch_size, "max_length": max_length}
-    preset, spent, task_options = settle(quick, data, recipe, asked, task_options)
+    preset, spent, task_options = settle(quick, data, asked, task_options)
     steps, seeds, batch_size, max_length = (spent[name] for name in asked)
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed

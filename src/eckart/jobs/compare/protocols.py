@@ -35,7 +35,6 @@ LAST_STEPS = 250
 def settle(
     quick: bool,
     data: str | None,
-    recipe: str | None,
     asked: Mapping[str, int | str | None],
     options: TaskOptions,
 ) -> tuple[Preset, dict[str, int], TaskOptions]:
@@ -44,21 +43,18 @@ def settle(
     Args:
         quick: a first impression.
         data: as it is given.
-        recipe: a published protocol.
         asked: steps, seeds, batch_size and max_length, None where nothing is said.
         options: of the task.
 
     Raises:
         InputError: a recipe without data.
     """
+    recipe = options.get("recipe")
     preset = _preset(quick, data, recipe)
-    said: Any = options if recipe is None else {**TASK, **options, "recipe": recipe}
+    said: Any = options if recipe is None else {**TASK, **options}
     size, chosen = sized(asked["batch_size"], preset.batch_size, said)
-    spent = {
-        name: size if name == "batch_size" else value or getattr(preset, name)
-        for name, value in asked.items()
-    }
-    return preset, spent, chosen
+    spent: dict[str, Any] = {name: value or getattr(preset, name) for name, value in asked.items()}
+    return preset, {**spent, "batch_size": size}, chosen
 
 
 def _preset(quick: bool, data: str | None, recipe: str | None) -> Preset:
