@@ -37,8 +37,9 @@ def test_the_known_good_set_meets_every_requirement(requirement: Requirement) ->
 
 
 NOT_AT_THEIR_LOWEST = {"torch": "no older build without CUDA was at hand"}
-APART = {"docs", "clients", "baselines", "demo-lm"}
-"""Extras that `all` leaves out: for developers, with other licences, or compiled for minutes (llama-cpp-python)."""
+APART = {"docs", "clients", "baselines", "demo-lm", "evaluate"}
+"""Extras that `all` leaves out: for developers, with other licences, compiled for minutes (llama-cpp-python), or of use
+with a network alone (evaluate)."""
 NOT_RUN = {r for extra in APART for r in EXTRAS[extra]}
 
 

@@ -77,7 +77,12 @@ Kind = Annotated[
     typer.Option(help="The task; auto: as the data says.", rich_help_panel=MODEL_AND_DATA),
 ]
 TextColumn = Annotated[
-    str | None, option("NAME", "Column of the text, where the data has columns.", MODEL_AND_DATA)
+    str | None,
+    option(
+        "NAME",
+        "Column of the text, where the data has columns; two with a comma for pairs, a context and its choices.",
+        MODEL_AND_DATA,
+    ),
 ]
 LabelColumn = Annotated[str | None, option("NAME", "Column of the label.", MODEL_AND_DATA)]
 Sep = Annotated[
