@@ -36,7 +36,7 @@ def test_mypy_knows_the_names_and_their_types(tmp_path: Path) -> None:
     lines = [line.replace("builtins.", "") for line in told.splitlines() if line.startswith("use.py")]
     assert "int | None" in lines[0]
     assert "def (model: str | None =" in lines[1] and "storage: str | None =" in lines[1]
-    assert "EckartLayer" in lines[2]
+    assert "AdaptedWeight" in lines[2]
     assert 'incompatible type "str"' in lines[3]
     assert 'has no attribute "nothing"' in lines[4]
     assert len([line for line in lines if "error" in line]) == 2

@@ -371,7 +371,7 @@ def test_adapt_refuses(
 def test_interrupted_adapt_says_how_to_go_on(
     run: Run, bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eckart.jobs.adapt import finetuning as finetune
+    from eckart.jobs.adapt.training import Follow
 
     words = (
         "adapt",
@@ -390,7 +390,7 @@ def test_interrupted_adapt_says_how_to_go_on(
         def interrupt(*args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr(finetune._Follow, "on_step_end", interrupt)
+        patch.setattr(Follow, "on_step_end", interrupt)
         code, out, err = run(*words)
     assert (code, out) == (130, "")
     assert "--resume" in err
@@ -483,7 +483,7 @@ def test_checkpoints_that_are_refused(run: Run, adapter: Path, tmp_path: Path) -
     other = json.loads((damaged / "adapter_config.json").read_text())
     shutil.copy(adapter / "adapter_model.safetensors", weights)
     (damaged / "adapter_config.json").write_text(json.dumps(other | {"peft_type": "ECKART_BONE"}))
-    assert "another model or method" in refusal(run("export", damaged, "--output", tmp_path / "y"))
+    assert "bone has no option" in refusal(run("export", damaged, "--output", tmp_path / "y"))
     assert not (tmp_path / "y").exists()
 
 

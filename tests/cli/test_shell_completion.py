@@ -70,6 +70,8 @@ def test_the_scripts_of_bash_and_zsh_ask_the_program(answer: Answer) -> None:
 def test_commands_options_and_names_are_offered(bash: Bash) -> None:
     assert bash("eckart", "me") == ["methods", "measure", "merge"]
     assert bash("eckart", "recover", "") == ["complete", "eigenvector"]
+    assert bash("eckart", "compare", "compression", "--rat") == ["--ratio"]
+    assert bash("eckart", "measure", "intrinsic-dimension", "--projection", "sp") == ["sparse"]
     assert bash("eckart", "adapt", "--see") == ["--seed"]
     assert {"--json", "--config", "--debug", "--overwrite"} <= set(bash("eckart", "merge", "--"))
     assert bash("eckart", "adapt", "--method", "s") == ["salt", "sara", "snell", "snella", "svfit"]

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from eckart import __version__
 from eckart.cli.adapt import adapt
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after ``eckart``; those of this process when None.
     """
-    words = _joined(sys.argv[1:] if arguments is None else list(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     try:
         with silence(debug), as_interrupts() as signals:
@@ -88,10 +89,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _joined(words: list[str]) -> list[str]:
-    """The words, those of a command whose name has two as one."""
-    name = " ".join(words[:2])
-    return [name, *words[2:]] if name in NAMES.values() else words
+class _Commands(TyperGroup):
+    """Commands, of which some have a name of two words, the first of which is a command too."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of the first two words where there is one, otherwise of the first."""
+        two = " ".join(args[:2])
+        return (
+            (two, self.commands[two], args[2:])
+            if two in self.commands
+            else super().resolve_command(ctx, args)
+        )
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Names of one word: a shell takes the others apart."""
+        return [item for item in super().shell_complete(ctx, incomplete) if " " not in item.value]
 
 
 def _print_version(wanted: bool) -> None:
@@ -122,7 +134,8 @@ def _group(help: str, **options: Any) -> typer.Typer:
 
 def _build() -> typer.Typer:
     program = _group(
-        "Every way of using low-rank and structured weights, and the evidence which one is best for you."
+        "Every way of using low-rank and structured weights, and the evidence which one is best for you.",
+        cls=_Commands,
     )
     program.callback()(_root)
     for heading, functions in COMMANDS.items():
