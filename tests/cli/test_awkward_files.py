@@ -194,7 +194,11 @@ def test_what_was_said_of_the_file_is_repeated_by_the_run(
             "the header is one field, 'text;label': name what stands between its fields, such as --sep ';'",
         ),
         ("utf-8", ["--sep", ";", "--columns", "text"], "2 fields where --columns names 1"),
-        ("utf-8", ["--sep", "::"], "--text-column"),
+        (
+            "utf-8",
+            ["--sep", "::"],
+            "the header is one field, 'text;label': name what stands between its fields",
+        ),
         ("utf-8", ["--encoding", "latin-0"], "--encoding 'latin-0' is not known"),
     ],
 )
