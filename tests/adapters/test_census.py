@@ -30,7 +30,8 @@ from transformers import (
 )
 
 import eckart
-from eckart.adapters import walk
+from eckart.adapters import _census, _targets, walk
+from eckart.adapters._census import fault
 from eckart.errors import InputError
 
 IDS = torch.arange(12).view(2, 6)
@@ -215,6 +216,28 @@ def test_layers_that_are_refused(make: Callable[[], nn.Module], message: str) ->
     assert [name for name, _ in base.named_modules()] == tree
 
 
+def test_a_layer_with_a_forward_of_its_own_is_left_out_of_all_linear() -> None:
+    """Llama 4's routers are linear layers that choose among their own outputs."""
+    base = nn.Sequential(Halved(6, 6), nn.Linear(6, 6))
+    with pytest.warns(UserWarning, match=r"all-linear leaves out 0 \(Halved has a forward of its own"):
+        assert named(eckart.adapt(base, "lora", r=2)) == {"1"}
+
+
+def test_a_layer_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def spy(model: nn.Module, name: str, module: nn.Module) -> str:
+        seen.append(name)
+        return fault(model, name, module)
+
+    for room in (_census, _targets):
+        monkeypatch.setattr(room, "fault", spy)
+    for targets, count in (("all-linear", 7), (["q_proj", "v_proj"], 2)):
+        eckart.adapt(llama(), "lora", r=2, target_modules=targets)
+        assert len(seen) == len(set(seen)) == count
+        seen.clear()
+
+
 class Renamed(nn.Linear):
     """A subclass that adds nothing to the forward."""
 
@@ -373,7 +396,9 @@ def test_experts_in_one_parameter_are_named() -> None:
         num_local_experts=2,
     )
     base = MixtralForCausalLM(config)
-    with pytest.warns(UserWarning, match=r"all-linear leaves out .*experts\.down_proj \(a stack of matrices"):
+    with pytest.warns(
+        UserWarning, match=r"all-linear leaves out .*experts\.down_proj \(a stack of matrices in one p"
+    ):
         eckart.adapt(base, "lora")
 
 

@@ -204,6 +204,11 @@ class Reader(Holder):
         return F.linear(x, self.inner.w)
 
 
+class Asker(Holder):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.to(self.inner.w.dtype))
+
+
 class Nested(Matmul):
     def __init__(self, *shape: int) -> None:
         super().__init__(*shape)
@@ -228,6 +233,7 @@ def tied() -> nn.Module:
             "the code of Both does not tell which of its sides the inputs",
         ),
         (lambda: Holder(Unread(3, 3)), ["w"], {}, "the code of Unread does not tell"),
+        (lambda: Asker(Matmul(3, 5)), ["w"], {}, "Asker reads it without calling inner; leave it out"),
         (lambda: Reader(Matmul(3, 5)), ["w"], {}, "Reader reads it without calling inner; leave it out"),
         (
             tied,
@@ -250,6 +256,12 @@ def test_parameters_that_cannot_be_adapted(
     message = refused(make(), *names, **options)
     assert message.startswith("parameter ") and " cannot be adapted: " in message
     assert told in message
+
+
+def test_a_layer_inside_that_another_adapter_is_on() -> None:
+    model = eckart.adapt(Holder(Nested(3, 5)), "lora", r=1, target_modules=["lin"])
+    with pytest.raises(InputError, match=r"layer inner\.lin inside the same module is adapted too"):
+        model.add_adapter("other", make_config("lora", r=1, target_modules=[], target_parameters=["w"]))
 
 
 def test_a_tie_is_seen_from_a_second_adapter_too() -> None:

@@ -62,6 +62,7 @@ def test_files_by_split_are_all_read_so(tmp_path: Path) -> None:
     [
         ("text;label\na;b\n", {}, r"line 1: the header is one field, 'text;label': .* such as --sep ';'"),
         ("text\tlabel\na\tb\n", {}, r"line 1: the header is one field, .* such as --sep tab"),
+        ("text;label\na;b\n", {"sep": "::"}, r"line 1: the header is one field, .* such as --sep ';'"),
         (
             "a,b\nc,d\n",
             {"columns": "text"},

@@ -30,7 +30,7 @@ class AdaptedWeight(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("eckart_adapters",)
     other_param_names = ("scaling", "configs", "seams", "companions", "owners")
 
-    def __init__(self, base_layer: nn.Module, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
+    def __init__(self, base_layer: Any, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.shape, self.op, self.frozen = shape, op, frozen

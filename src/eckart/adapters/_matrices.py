@@ -46,7 +46,7 @@ class EckartMatrix(AdaptedWeight):
     """One matrix of a parameter and its adapters. It is never called: the module that reads the parameter is."""
 
     def __init__(self, shape: LayerShape, op: LayerOp, frozen: FrozenWeight) -> None:
-        super().__init__(cast(nn.Module, frozen.module), shape, op, frozen)
+        super().__init__(frozen.module, shape, op, frozen)
 
     def factors(self, names: Sequence[str]) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]] | None:
         """A and B with Σ ΔW = B A over some adapters, in the dtype of the weight; None where one is no such product or

@@ -151,9 +151,11 @@ def _fault(model: nn.Module, target: Target, layers: Sequence[str], transposed: 
     ]
     if holders:
         return f"it is also {holders[0]}, which would not follow; give each a parameter of its own"
-    if is_read(cast(Any, type(model.get_submodule(parent))), child, target.parameter):
-        return f"{type(model.get_submodule(parent)).__name__} reads it without calling {child}; leave it out"
-    within = [name for name in layers if name.startswith(f"{target.path}.")]
+    above = type(model.get_submodule(parent))
+    if is_read(cast(Any, above), child, target.parameter, but=""):
+        return f"{above.__name__} reads it without calling {child}; leave it out"
+    inside = [f"{target.path}.{n}" for n, m in target.module.named_modules() if isinstance(m, BaseTunerLayer)]
+    within = [*inside, *(name for name in layers if name.startswith(f"{target.path}."))]
     if within:
         return f"layer {within[0]} inside the same module is adapted too; adapt one of them"
     if transposed is None:

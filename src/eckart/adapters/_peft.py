@@ -77,6 +77,8 @@ class EckartTuner(CheckpointTuner):
         prepared = {}
         for shape, op, frozen in described:
             adapter = build_adapter(config, LayerContext(shape, op, config.seed, pool, frozen))
+            if shape.stack and adapter.delta_bias() is not None:
+                raise InputError(f"{config.slug} moves a bias, which {shape.stack} has not: leave it out")
             if not config.init_weights:
                 adapter.randomize()
             prepared[shape.name] = (adapter, shape, op, frozen)

@@ -87,7 +87,7 @@ def read_delimited(path: Path, form: Format, argument: str = "--data") -> dict[s
             raise InputError(f"--data {path} is empty")
         header = form.names or [name.strip() for name in lines[0][1]]
         body = lines if form.names else lines[1:]
-        if len(header) == 1 and form.sep is None and (found := set(header[0]) & set(";\t|,")):
+        if len(header) == 1 and (found := set(header[0]) & set(";\t|,")):
             raise InputError(
                 f"--data {path}, line {lines[0][0]}: the header is one field, {header[0]!r:.60}: name what stands "
                 f"between its fields, such as --sep {_shown(min(found))}"

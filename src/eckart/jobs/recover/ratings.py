@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,8 @@ def read_ratings(
             f"ratings {path} has columns {there}: name them user, item and rating, in the file or with --columns"
         )
     user, item, rating = (table[str(name)] for name in picked)
+    if given.separator not in (None, ","):
+        rating = _with_points(rating)
     numbers = [
         _number(value, f"ratings {path}, row {row}, column {picked[2]}")
         for row, value in enumerate(rating, 1)
@@ -77,6 +81,20 @@ def _name(value: Any, where: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+_DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?\d*,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3},\d{3}\s*")
+
+
+def _with_points(column: Sequence[Any]) -> Sequence[Any]:
+    """Numbers with a decimal comma as ones with a point; as they are where a comma may stand between thousands."""
+    with_comma = [cell for cell in column if "," in str(cell)]
+    plain = not any("." in str(cell) for cell in column)
+    if not plain or not all(_DECIMAL_COMMA.fullmatch(str(cell)) for cell in with_comma):
+        return column
+    if all(_THOUSANDS.fullmatch(str(cell)) for cell in with_comma):
+        return column
+    return [str(cell).replace(",", ".") for cell in column]
+
+
 def _number(value: Any, where: str) -> float:
     try:
         number = float(value)
@@ -84,5 +102,6 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         shown = "missing" if value in (None, "") else f"{value!r:.40}"
-        raise InputError(f"{where}: the rating is {shown}; give a number or remove the row")
+        hint = "" if "," not in shown else ", with a point for decimals and nothing between thousands,"
+        raise InputError(f"{where}: the rating is {shown}; give a number{hint} or remove the row")
     return number
