@@ -52,6 +52,7 @@ NEAR: dict[str, dict[str, str]] = {
     "layers": {
         "*": "layers/test_layer_defaults layers/test_convert",
         "_cutting": MAESTRO,
+        "_layer": f"{S4D} layers/test_s4d_model",
         "_maestro": MAESTRO,
         "_quantizer": MAESTRO,
         "_recurrence": S4D,

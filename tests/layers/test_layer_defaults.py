@@ -98,3 +98,11 @@ def test_options_left_out(name: str) -> None:
 def test_the_count_without_options_is_that_of_the_layer(name: str) -> None:
     kind = getattr(layers, name)
     assert kind.count(200, 90, r=3) == sum(p.numel() for p in kind(200, 90, bias=False, r=3).parameters())
+
+
+@pytest.mark.parametrize("name", ["S4D", "S4DBlock", "S4DForSequenceClassification", "S4DKernel", "S4DModel"])
+def test_time_goes_at_the_rate_of_one_where_nothing_is_said(name: str) -> None:
+    methods = inspect.getmembers(getattr(layers, name), inspect.isfunction)
+    found = {key: inspect.signature(method).parameters.get("rate") for key, method in methods}
+    asked = {key: p.default for key, p in found.items() if p is not None and p.default is not p.empty}
+    assert asked and set(asked.values()) == {1.0} and "forward" in asked
