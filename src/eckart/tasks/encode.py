@@ -137,7 +137,14 @@ class Images(Dataset[dict[str, Any]]):
         first = prepare(self.sources[0])
         self.pixels = None
         if first.numel() * len(self.sources) <= IMAGES_IN_MEMORY:
-            self.pixels = torch.stack([prepare(source) for source in self.sources])
+            pixels = [prepare(source) for source in self.sources]
+            sizes = sorted({f"{p.shape[2]}×{p.shape[1]}" for p in pixels})
+            if len(sizes) > 1:
+                raise InputError(
+                    f"--model: its image processor makes images of {' and of '.join(sizes[:2])}: give images of one "
+                    "shape, or a processor that cuts them to one size"
+                )
+            self.pixels = torch.stack(pixels)
 
     def __len__(self) -> int:
         return len(self.sources)
