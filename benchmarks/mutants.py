@@ -1,11 +1,13 @@
 """How many one-line changes of the source no test notices: a seeded sample of mutants for each room.
 
-    python benchmarks/mutants.py [--rooms linalg,recovery,metrics,layers] [--sample 20] [--seed 0] [--file kernel.py]
+    python benchmarks/mutants.py [--rooms linalg,recovery] [--sample 14] [--seed 0] [--again] [--file kernel.py]
 
 A mutant changes one place: a comparison (> to ≥), an operator (+ to −, * to /), a constant, a sign, a transpose left
-out, or a function such as sqrt or log. It is survived if the tests of its room pass. Each runs in a fork of one process
-that has loaded torch, so that the source on disk never changes. Results: benchmarks/results/mutants.json; those of
-another seed than the first are kept beside them as fresh places.
+out, a mean that becomes a sum, or a function such as sqrt or log that is left out. It is survived if the tests near its
+file pass (`_near.py`). Each runs in a fork of one process that has loaded torch, so that the source on disk never
+changes. Results: benchmarks/results/mutants.json, a run for each room and seed. With ``--again`` those that survived
+this seed's run are run once more, to see which the tests written since notice; what survives because it changes nothing
+is entered there under "equivalent" by hand, with its reason.
 """
 
 from __future__ import annotations
@@ -13,70 +15,23 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib
 import importlib.machinery
 import json
-import math
 import os
 import random
-import signal
+import re
+import resource
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from _near import NEAR, ROOT, SKIPPED, near
+
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
-RECOVERY = (
-    "_alternation",
-    "_biases",
-    "_completed",
-    "_fit",
-    "_forms",
-    "_ranked",
-    "_ratings",
-    "robust_altmin",
-    "ranking",
-)
-DEFAULTS = "tests/recovery/test_defaults.py"
-TESTS = {
-    "linalg": ["tests/linalg"],
-    "recovery": ["tests/recovery"],
-    "metrics": ["tests/metrics"],
-    "layers": ["tests/layers"],
-}
-NEAR = {  # test files that are enough for a source file, first those that are likely to notice
-    "linalg": {
-        "completion": [
-            "tests/linalg/test_completion_maths.py",
-            "tests/recovery/test_completion.py",
-            "tests/recovery/test_ranking.py",
-        ],
-        "regression": ["tests/linalg/test_completion_maths.py", "tests/recovery/test_completion.py"],
-        "subgradient": ["tests/recovery/test_subgm.py", "tests/linalg/test_descents.py"],
-        "factored_descent": ["tests/linalg/test_descents.py", "tests/recovery/test_matrix_sensing_gd.py"],
-        "operators": ["tests/recovery/test_operators.py"],
-        "streaming": ["tests/linalg/test_streaming_maths.py", "tests/recovery/test_streaming.py"],
-    },
-    "recovery": {
-        key: [DEFAULTS, "tests/recovery/test_completion.py", "tests/recovery/test_ranking.py"]
-        for key in RECOVERY
-    }
-    | {"_base": ["tests/recovery/test_contract.py", DEFAULTS]}
-    | {key: [DEFAULTS, "tests/recovery/test_streaming.py"] for key in ("_stream", "streaming", "_rows")}
-    | {
-        key: [DEFAULTS, "tests/recovery/test_table.py", "tests/recovery/test_subgm.py"]
-        for key in ("subgm", "_measured", "_table")
-    }
-    | {
-        "matrix_sensing_gd": [DEFAULTS, "tests/recovery/test_matrix_sensing_gd.py"],
-        "hidden": [DEFAULTS, "tests/recovery/test_ranking.py"],
-    },
-}
-METRICS = ["tests/metrics/test_matrix_nuclear_norm.py", "tests/metrics/test_spectral_metrics.py"]
-METRICS += ["tests/metrics/test_geometry.py", "tests/metrics/test_hidden_states.py"]
-NEAR["metrics"] = {path.stem: METRICS for path in (ROOT / "src" / "eckart" / "metrics").glob("*.py")} | {
-    "accumulated": ["tests/metrics/test_accumulated.py"]
-}
 SWAPS: dict[type, type] = {
     ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or, ast.Or: ast.And,
@@ -90,9 +45,14 @@ CALLS = {
     "detach": None,
     "exp": None,
     "sign": None,
+    "t": None,
+    "mean": "sum",
 }
-LIMIT_S, SLOWER = 60, 5
-"""A mutant is noticed too if its tests take over a minute and five times as long as without it."""
+"""Functions, and what each becomes: None leaves it out."""
+LIMIT_S = 60
+"""A mutant is noticed too if its tests take over a minute of a core; without it they take half of that at most."""
+LOADED = ("pytest", "hypothesis", "scipy.sparse", "sklearn.base", "pandas", "peft", "transformers", "torch")
+"""What the tests import besides, loaded once."""
 
 
 def mutations(tree: ast.Module) -> Iterator[tuple[ast.AST, str]]:
@@ -159,106 +119,176 @@ class Changed(importlib.machinery.SourceFileLoader):
 
 
 def sites(room: str, only: str | None) -> list[tuple[Path, int]]:
+    """Every place of a room, or of one file of it."""
     found = []
     for path in sorted((ROOT / "src" / "eckart" / room).glob("*.py")):
-        if only in (None, path.name) and path.name not in ("__init__.py", "jobs.py", "_files.py", "_rows.py"):
+        if only in (None, path.name) and path.name not in SKIPPED:
             found += [(path, i) for i, _ in enumerate(mutations(ast.parse(path.read_text("utf-8"))))]
     return found
 
 
+def told(path: Path, node: ast.AST, kind: str) -> str:
+    """A line that tells what is changed."""
+    new = ast.unparse(mutated(node, kind))
+    return f"{path.relative_to(ROOT)}:{node.lineno} {kind}: {ast.unparse(node)}  ->  {new}"
+
+
 def source_of(path: Path, index: int) -> tuple[str, str]:
-    """The source with one place changed, and a line that tells what."""
+    """The source with one place changed, and the line that tells what."""
     tree = ast.parse(path.read_text("utf-8"))
     node, kind = list(mutations(tree))[index]
-    new = mutated(node, kind)
-    told = f"{path.relative_to(ROOT)}:{node.lineno} {kind}: {ast.unparse(node)}  ->  {ast.unparse(new)}"
-    return ast.unparse(ast.fix_missing_locations(Replace(node, new).visit(tree))), told
+    line = told(path, node, kind)
+    new = Replace(node, mutated(node, kind)).visit(tree)
+    return ast.unparse(ast.fix_missing_locations(new)), line
 
 
-def survives(room: str, path: Path, code: str, limit: float = math.inf) -> bool:
-    """Whether the tests pass with this source in place of the module's own, within so many seconds."""
-    near = NEAR.get(room, {}).get(path.stem, TESTS[room])
-    tests = [t for t in near if (ROOT / t).exists()]
+def site_of(line: str) -> tuple[Path, int]:
+    """The place that a line tells of, though lines above it may have come or gone."""
+    name, number, change = re.fullmatch(r"(.*?):(\d+) (.*)", line).groups()
+    path = ROOT / name
+    alike = [
+        (abs(node.lineno - int(number)), index)
+        for index, (node, kind) in enumerate(mutations(ast.parse(path.read_text("utf-8"))))
+        if told(path, node, kind).partition(" ")[2] == change
+    ]
+    if not alike:
+        raise SystemExit(f"the place is gone: {line}")
+    return path, min(alike)[1]
+
+
+class Noticing:
+    """The first test that fails, or the file that does not load."""
+
+    node = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.node = self.node or report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.node = self.node or report.nodeid
+
+
+class Found(NamedTuple):
+    """Whether the tests passed, and the first that did not."""
+
+    passed: bool
+    node: str
+
+
+def tried(runs: list[list[str]], changed: tuple[Path, str] | None = None) -> Found:
+    """Tests in a fork, with other source in place of one module's own."""
+    out, into = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setsid()
-        module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
-        loader = Changed(module, str(path))
-        loader.code = code
-
-        class Finder:
-            def find_spec(self, name, *_):
-                return importlib.util.spec_from_loader(name, loader) if name == module else None
-
-        sys.meta_path.insert(0, Finder())
+        os.close(out)
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
+        if changed:
+            put_in_place(*changed)
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
-            status = 1
-            with contextlib.suppress(BaseException):
-                import pytest
+        status, noticing = 1, Noticing()
+        with contextlib.suppress(BaseException):
+            import pytest
 
-                status = int(
-                    pytest.main(["-x", "-q", "-p", "no:benchmark", "-p", "no:cacheprovider", *tests])
-                )
+            for run in runs:
+                options = ["-x", "-q", "-m", "not compiled", "-p", "no:benchmark", "-p", "no:cacheprovider"]
+                status = int(pytest.main([*options, *run], [noticing]))
+                if status:
+                    break
+        os.write(into, noticing.node.encode())
         os._exit(status)
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status) == 0
-        time.sleep(0.1)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    os.close(into)
+    with os.fdopen(out, "rb") as pipe:
+        node = pipe.read().decode()
+    return Found(os.waitpid(child, 0)[1] == 0, node)
+
+
+def put_in_place(path: Path, code: str) -> None:
+    """Make this the source of a module that is not loaded yet."""
+    module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+    loader = Changed(module, str(path))
+    loader.code = code
+
+    class Finder:
+        def find_spec(self, name, *_):
+            return importlib.util.spec_from_loader(name, loader) if name == module else None
+
+    sys.meta_path.insert(0, Finder())
+
+
+@cache
+def passes(node: str) -> bool:
+    """Whether a test passes with the source as it is."""
+    return tried([[node] if "::" in node else [node, "--collect-only"]]).passed
+
+
+def survivors(room: str, chosen: list[tuple[Path, int]]) -> list[str]:
+    """Those of these mutants that no test notices. A test that notices one must pass without it."""
+    alive: list[str] = []
+    for path, index in chosen:
+        code, line = source_of(path, index)
+        began = time.monotonic()
+        found = tried(near(room, path.stem), (path, code))
+        if found.node and not passes(found.node):
+            raise SystemExit(f"{found.node} fails with the source as it is: no mutant can tell")
+        name = "SURVIVED" if found.passed else "killed  "
+        print(name, f"{time.monotonic() - began:4.0f} s", line, f"  [{found.node}]", flush=True)
+        alive += [line] * found.passed
+    return alive
+
+
+def run(room: str, seed: int, sample: int, file: str | None, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A seed's sample of a room."""
+    every = sites(room, file)
+    chosen = random.Random(seed).sample(every, min(sample, len(every)))
+    alive = survivors(room, chosen)
+    killed = len(chosen) - len(alive)
+    earlier = next((r for r in runs if r["seed"] == seed), {})
+    counts = {"seed": seed, "places": len(every), "sample": len(chosen)}
+    kept = {"equivalent": earlier["equivalent"]} if "equivalent" in earlier else {}
+    before = earlier.get("killed before", killed)
+    return counts | {"killed before": before, "killed": killed, "survived": alive} | kept
+
+
+def run_again(room: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A run with those that survived it tried once more."""
+    known = found.get("equivalent", {})
+    open_ = [line for line in found["survived"] if line not in known]
+    alive = survivors(room, [site_of(line) for line in open_])
+    return found | {
+        "killed": found["killed"] + len(open_) - len(alive),
+        "survived": [line for line in found["survived"] if line in known] + alive,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rooms", default=",".join(TESTS))
-    parser.add_argument("--sample", type=int, default=20, help="mutants of each room")
+    parser.add_argument("--rooms", default=",".join(NEAR))
+    parser.add_argument("--sample", type=int, default=14, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", help="of this source file alone")
+    parser.add_argument("--again", action="store_true", help="those that survived this seed's run")
+    parser.add_argument("--file", help="of this source file alone; nothing is written")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT / "src"))
-    import hypothesis  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
+    for name in LOADED:
+        importlib.import_module(name)
+    sys.modules["torch"].set_num_threads(1)
     kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     for room in arguments.rooms.split(","):
-        every = sites(room, arguments.file)
-        chosen = random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
-        alive = []
-        limits = {}
-        for path in sorted({path for path, _ in chosen}):
-            began = time.monotonic()
-            if not survives(room, path, path.read_text("utf-8")):
-                raise SystemExit(f"the tests fail with {path} as it is: no mutant can tell")
-            limits[path] = max(LIMIT_S, SLOWER * (time.monotonic() - began))
-        for path, index in chosen:
-            code, told = source_of(path, index)
-            lives = survives(room, path, code, limits[path])
-            print("SURVIVED" if lives else "killed  ", told, flush=True)
-            alive += [told] * lives
-        report = {
-            "places": len(every),
-            "sample": len(chosen),
-            "killed": len(chosen) - len(alive),
-            "survived": alive,
-        }
-        print(f"{room}: {report['killed']} of {len(chosen)} killed\n", flush=True)
+        runs: list[dict[str, Any]] = kept.setdefault(room, [])
+        if arguments.again:
+            report = run_again(room, next(r for r in runs if r["seed"] == arguments.seed))
+        else:
+            report = run(room, arguments.seed, arguments.sample, arguments.file, runs)
+        print(f"{room}: {report['killed']} of {report['sample']} noticed\n", flush=True)
         if arguments.file is None:
-            before = kept.get(room, {})
-            new = {"seed": arguments.seed, **report}
-            if before.get("seed", arguments.seed) != arguments.seed:
-                kept[room] = before | {"fresh": new}
-            else:
-                earlier = {name: before[name] for name in ("killed before", "fresh") if name in before}
-                kept[room] = {"killed before": report["killed"], **earlier, **new}
+            kept[room] = [r for r in runs if r["seed"] != arguments.seed] + [report]
             RESULTS.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 

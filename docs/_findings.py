@@ -28,7 +28,8 @@ def real() -> list[str]:
     return [
         f"In studies drawn from real runs of eight methods, the race leaves {race['set']:.1f} methods after "
         f"{race['steps']:,.0f} training steps, the paired grid {three['set']:.1f} after {three['steps']:,.0f}; it "
-        f"names a single one, where all seeds leave several, in {percent(race['wrong use'])} % of them "
+        f"names one that all seeds rule out in {percent(race['wrong use'])} % of them, and one that is not alone among "
+        f"those it tested in {percent(race['not alone'])} % "
         "([real studies](real-studies.md))."
     ]
 

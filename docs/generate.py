@@ -190,6 +190,7 @@ def ranges() -> str:
 def reasons() -> str:
     """Why a layer cannot be adapted, from the census of a model."""
     shown = {"parent": "the module above it", "max_norm": "…", "option": "scale_grad_by_freq or sparse"}
+    shown |= {"kind": "its class"}
     return "\n" + "".join(f"- {reason.format(**shown)};\n" for reason in REASONS.values()) + "\n"
 
 

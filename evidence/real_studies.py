@@ -1,4 +1,4 @@
-"""On real runs, resampled, the race leaves fewer methods than grids do, at the price of a single one named too often.
+"""On real runs, resampled, the race leaves fewer methods than grids do, and names none that more seeds rule out.
 
 Every run that a study of these methods could ask for is done once and kept: each at three learning rates with two seeds
 of tuning, and on the test split with six seeds at its best rate. A study is then a draw: one seed of tuning and an
@@ -64,6 +64,7 @@ class Bank:
         limits = {"train": 4000, "validation": 500} if data else {}
         self.task: Task = load_task(None, data, max_length=EMBEDDED.max_length, limits=limits, seed=0)
         self.contenders = contenders(self.task, METHODS, "0.5%", None, 3, None)
+        self._truths: dict[frozenset[str], list[str]] = {}
 
     def plan(self, seeds: int, judge: Callable[[Mapping[str, Any]], Judgement]) -> Plan:
         """The product's own, without learning rates beyond the three that the bank holds."""
@@ -137,6 +138,13 @@ class Bank:
         scores = {name: self.scores(*run) for name, run in finals.items()}
         return judge(results, Examples(scores, group_numbers(self.task.groups)), Terms(level))
 
+    def truth(self, everything: Mapping[str, Any], among: frozenset[str]) -> list[str]:
+        """What the runs of all seeds leave of some methods, the best first."""
+        if among not in self._truths:
+            records = {name: r for name, r in everything.items() if r["row"]["method"] in among}
+            self._truths[among] = named(self.judge(records, LEVEL))
+        return self._truths[among]
+
 
 def grid(bank: Bank, tuning: int, order: np.ndarray) -> tuple[dict[str, Any], int]:
     """The records of a study that does every run, and its training steps."""
@@ -160,7 +168,14 @@ def grid(bank: Bank, tuning: int, order: np.ndarray) -> tuple[dict[str, Any], in
 def race(bank: Bank, tuning: int, order: np.ndarray, most: float) -> tuple[dict[str, Any], int]:
     """The same of a race over so many seeds, in which no run is begun that would take it over so many steps."""
     level = look_level(len(order) - 1)
-    plan = bank.plan(len(order), lambda found: bank.judge(found, level))
+    seen: dict[frozenset[str], Judgement] = {}
+
+    def judged(found: Mapping[str, Any]) -> Judgement:
+        if (key := frozenset(found)) not in seen:
+            seen[key] = bank.judge(found, level)
+        return seen[key]
+
+    plan = bank.plan(len(order), judged)
     records: dict[str, Any] = {}
     steps = 0
     while fitting := [
@@ -170,6 +185,11 @@ def race(bank: Bank, tuning: int, order: np.ndarray, most: float) -> tuple[dict[
         records[run.id] = bank.answer(run, tuning, order)
         steps += 0 if run.id == FLOOR else run.parameters["steps"]
     return records, steps
+
+
+def tested(records: Mapping[str, Any]) -> frozenset[str]:
+    """The methods that a study ran on the test split."""
+    return frozenset(r["row"]["method"] for r in records.values() if r["row"]["stage"] == FINAL)
 
 
 def named(judgement: Judgement) -> list[str]:
@@ -187,7 +207,8 @@ def met(bank: Bank, order: np.ndarray) -> list[str]:
 
 def draws(bank: Bank, count: int) -> Rows:
     """So many studies by each rule: how often one method is named, how often wrongly, what is left, and the steps."""
-    truth = named(bank.judge(grid(bank, 0, np.arange(SEEDS))[0], LEVEL))
+    everything, _ = grid(bank, 0, np.arange(SEEDS))
+    truth = bank.truth(everything, tested(everything))
     sums: dict[tuple[str, int], np.ndarray] = {}
     generator = np.random.default_rng(23)
     for _ in range(count):
@@ -200,11 +221,14 @@ def draws(bank: Bank, count: int) -> Rows:
             found["race"] = (named(bank.judge(raced, look_level(4))), spent)
             for rule, (left, cost) in found.items():
                 use = len(left) == 1
-                wrong = use and truth != left
-                row = np.array([use, wrong, len(left), truth[0] not in left, cost], dtype=float)
+                among = tested(raced if rule == "race" else everything)
+                wrong = use and left[0] not in truth
+                bold = use and left != bank.truth(everything, among)
+                bolder = use and left != truth
+                row = np.array([use, wrong, bold, bolder, len(left), truth[0] not in left, cost], dtype=float)
                 sums[rule, seeds] = sums.get((rule, seeds), 0) + row / count
     head = {"part": "studies", "data": bank.name, "methods": len(bank.contenders), "truly best": len(truth)}
-    names = ("use", "wrong use", "set", "best lost", "steps")
+    names = ("use", "wrong use", "not alone", "not alone of all", "set", "best lost", "steps")
     return [
         head | {"rule": rule, "seeds": seeds} | dict(zip(names, map(float, values), strict=True))
         for (rule, seeds), values in sums.items()

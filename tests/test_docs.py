@@ -132,7 +132,9 @@ def test_command_has_its_page() -> None:
     from eckart.cli import app
 
     names = get_command(app).commands  # type: ignore[attr-defined]
-    assert set(names) == {page.stem for page in (ROOT / "docs" / "commands").glob("*.md")}
+    assert {name.replace(" ", "-") for name in names} == {
+        page.stem for page in (ROOT / "docs" / "commands").glob("*.md")
+    }
 
 
 def test_generated_parts_are_up_to_date() -> None:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, result, table
+from _rows import Blocks, Row, result, table
 
 
 def blocks() -> Blocks:
-    rooms = result("mutants", "benchmarks")
-    lines = [
-        (
-            room,
-            f"{r['places']:,}",
-            r["sample"],
-            f"{r['killed before']} ({r['killed before'] / r['sample']:.0%})",
-            f"{r['killed']} ({r['killed'] / r['sample']:.0%})",
-        )
-        for room, r in rooms.items()
-    ]
-    alive = "".join(f"- `{told}`\n" for r in rooms.values() for told in r["survived"])
-    fresh = "".join(
-        f"Of {r['fresh']['sample']} fresh places of `{room}` {r['fresh']['killed']} were noticed; not "
-        f"{', '.join(f'`{told}`' for told in r['fresh']['survived'])}.\n"
-        for room, r in rooms.items()
-        if "fresh" in r
-    )
+    rooms: dict[str, list[Row]] = result("mutants", "benchmarks")
+    runs = [(room, run) for room, found in rooms.items() for run in found]
+    same = {line: reason for _, run in runs for line, reason in run.get("equivalent", {}).items()}
+    alive = [line for _, run in runs for line in run["survived"] if line not in same]
     return {
-        "fresh": fresh,
-        "mutants": table(("room", "places", "sample", "noticed before", "noticed now"), lines),
-        "survivors": alive,
+        "mutants": table(
+            ("room", "seed", "places", "sample", "change nothing", "noticed before", "noticed now"),
+            [_line(room, run) for room, run in runs],
+        ),
+        "equivalent": "".join(f"- `{line}`: {reason}.\n" for line, reason in same.items()),
+        "survivors": "".join(f"- `{line}`\n" for line in alive) or "None.\n",
     }
+
+
+def _line(room: str, run: Row) -> tuple[object, ...]:
+    same = len(run.get("equivalent", {}))
+    shares = [
+        f"{run[name]} ({run[name] / (run['sample'] - same):.0%})" for name in ("killed before", "killed")
+    ]
+    return room, run["seed"], f"{run['places']:,}", run["sample"], same, *shares

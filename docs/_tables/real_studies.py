@@ -43,6 +43,8 @@ def studies() -> str:
             f"{r['steps']:,.0f}",
             f"{percent(r['use'])} %",
             f"{percent(r['wrong use'])} %",
+            f"{percent(r['not alone'])} %",
+            f"{percent(r['not alone of all'])} %",
             f"{r['set']:.1f}",
             f"{percent(r['best lost'])} %",
         )
@@ -57,6 +59,8 @@ def studies() -> str:
         "training steps",
         "names one",
         "wrongly",
+        "not alone",
+        "not alone of all",
         "methods left",
         "the best lost",
     )

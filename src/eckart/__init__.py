@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from eckart.catalog import MethodInfo, methods
     from eckart.compression import compress
     from eckart.jobs.compare.comparison import compare
+    from eckart.jobs.compare.compression import compare_compression
     from eckart.jobs.federate.federating import federate
     from eckart.layers import convert
 
@@ -47,6 +48,7 @@ __all__ = [
     "adapt",
     "adapters",
     "compare",
+    "compare_compression",
     "compress",
     "compression",
     "convert",

@@ -32,6 +32,7 @@ from eckart.adapters import (
     trainable_parameters,
     walk,
 )
+from eckart.adapters._prompt_layer import input_reader
 from eckart.errors import InputError
 
 WIDTH, M, S, R = 16, 5, 12, 3
@@ -507,9 +508,25 @@ def test_what_there_is_nothing_to_merge_into():
     assert torch.equal(output(model), before)
 
 
+class Two(nn.Module):
+    """It takes token ids or embeddings, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.table
+
+    def forward(self, input_ids=None, inputs_embeds=None):
+        return self.table(input_ids) if inputs_embeds is None else inputs_embeds
+
+
 def test_models_without_input_embeddings():
     with pytest.raises(InputError, match="Linear does not take inputs_embeds"):
         eckart.adapt(nn.Linear(3, 3), "dept")
+    two = Two()
+    assert input_reader(two) == (two, None)
     broken = base("decoder")
     broken.get_input_embeddings().weight.data[3, 3] = math.nan
     with pytest.raises(InputError, match="NaN"):

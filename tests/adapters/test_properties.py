@@ -110,6 +110,13 @@ def test_counts_follow_the_formulas(slug: str, kind: str, tmp_path: Path) -> Non
 
 
 @every_method
+def test_bytes_with_what_else_could_be_made_again_follow_the_formulas(slug: str, tmp_path: Path) -> None:
+    model, chosen = adapted(slug, seeded(MLP), save_basis=True), config(slug, save_basis=True)
+    model.save_pretrained(tmp_path)
+    assert chosen.saved_bytes(target_shapes(seeded(MLP), chosen)) == saved_bytes(model) == payload(tmp_path)
+
+
+@every_method
 @given(data=st.data())
 def test_counts_follow_the_formulas_for_any_shapes(slug: str, data: st.DataObject) -> None:
     sizes = st.integers(1, 24)

@@ -210,3 +210,15 @@ def test_a_smooth_kernel_differentiates_its_multiplier_only_where_told(kernel: s
         (wanted,) = torch.autograd.grad((K * (m if detach else torch.where(kept, moving, 0.0))).sum(), outer)
         torch.testing.assert_close(grads[detach], wanted, rtol=1e-6, atol=1e-9)
     assert torch.allclose(grads[True], grads[False]) == (sparsify == "hard")
+
+
+@pytest.mark.parametrize(("kernel", "gamma"), [("sigmoid", -0.5), ("rbf", -1.0)])
+def test_a_shaped_kernel_starts_at_zero_where_rows_are_orthogonal_or_coincide(
+    kernel: str, gamma: float
+) -> None:
+    _, adapter = one_layer(kernel=kernel, r=4, sparsity=0.0)
+    assert [float(getattr(adapter, name).detach()) for name in ("alpha", "beta", "gamma")] == [1, 1, gamma]
+    with torch.no_grad():
+        adapter.out_qs.zero_()
+        adapter.in_qs.zero_()
+    assert not adapter.delta_weight().any()

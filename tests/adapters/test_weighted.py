@@ -153,10 +153,3 @@ def test_options_of_pefts_lora_get_no_hint_at_another(option: str) -> None:
 def test_methods_of_pefts_get_no_hint_at_another(method: str) -> None:
     with pytest.raises(InputError, match="it is PEFT's own"):
         eckart.adapt(Net(), method)
-
-
-def test_experts_in_one_parameter_are_refused_with_the_way_out() -> None:
-    with pytest.raises(
-        InputError, match=r"target_parameters: lora adapts layers, .* use PEFT's own LoraConfig"
-    ):
-        eckart.adapt(Net(), "lora", r=2, target_parameters=["experts.gate_up_proj"])

@@ -49,7 +49,8 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
         ADAPT,
         {
             **dict.fromkeys(
-                ("--steps", "--batch-size", "--save-every", "--validate-every", "--max-length"), COUNT
+                ("--steps", "--batch-size", "--save-every", "--validate-every", "--max-length", "--patience"),
+                COUNT,
             ),
             **dict.fromkeys(("--lr", "--head-lr"), POSITIVE),
             "--seed": SEED,
@@ -61,8 +62,11 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
             "--kind": ("text", "", "auto,causal-lm"),
             "--dtype": ("half", "", "float32"),
             "--quantize": ("int2", "", "8"),
-            "--gradient-accumulation": COUNT,
+            "--gradient-accumulation": (*COUNT, "auto,2", "AUTO"),
             "--generate": ("-1", "1.5", "many", "nan"),
+            "--keep": ("first", "", "best,last"),
+            "--report-to": ("tensorbord", "", "x,wandb"),
+            "--push-to-hub": ("a/b/c", "", "-x", "me/mine"),
             "--extract": ("words", ""),
             "--class-weights": ("even", ""),
             "--also": ("none.txt", ""),
@@ -89,15 +93,17 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
     (
         COMPARE,
         {
-            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
+            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length", "--workers"), COUNT),
             "--time": ("soon", "0s", "-1m", "nan"),
             **dict.fromkeys(("--max-memory", "--max-bytes"), ("lots", "0MB", "-1")),
             "--max-step-time": ("fast", "0", "2s"),
+            "--recipe": ("gsm8k", "", "metamath"),
             "--budget": BUDGET,
             "--target-modules": PATTERN,
             "--data": PATH,
             "--model": MODEL,
-            "--methods": ("lorra", "lora,bonne", "lora;bone"),
+            "--methods": ("lorra", "lora,bonne", "lora;bone", "lora@none", "lora@", "@muon"),
+            "--optimizer": ("none", ""),
             "--lr": ("fast", "lora=", "0", "-1", "nan", "1e-3,inf", "lora=0"),
             "--limit": ("train", "train=0", "dev=3"),
         },
@@ -119,6 +125,32 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, tuple[str, ...]]], ...] = (
     (("inspect",), {"--energy": (*SHARE, "0")}),
     (("export", "none", "--output", "x"), {"--r": COUNT}),
     (("methods",), {"--family": ("adaptors", "")}),
+    (
+        ("compare", "compression", "--output", "x"),
+        {
+            "--steps": tuple(value for value in COUNT if value != "0"),
+            **dict.fromkeys(("--seeds", "--calibration", "--batch-size"), COUNT),
+            "--ratio": ("0", *SHARE),
+            "--budget": ("much", "1TB"),
+            "--methods": ("", "lora", "svd,none"),
+            "--max-bytes": ("0", "much"),
+            "--time": ("0", "soon"),
+        },
+    ),
+    (
+        ("measure", "intrinsic-dimension", "--output", "x"),
+        {
+            **dict.fromkeys(("--steps", "--seeds", "--batch-size", "--max-length"), COUNT),
+            "--dimensions": ("", "0", "-1", "1.5", "many", "1,,2"),
+            "--share": ("0", "1.1", "nan", "-1", "half"),
+            "--of": ("loss", ""),
+            "--projection": ("other", ""),
+            "--structure": ("other", ""),
+            "--lr": ("fast", "0", "nan", "lora=1"),
+            "--data": PATH,
+            "--model": MODEL,
+        },
+    ),
     (
         COMPLETE,
         {

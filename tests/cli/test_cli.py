@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import save_bert, save_gpt2, save_reviews
+from tiny_models import save_bert, save_gpt2, save_mixtral, save_reviews
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from typer.main import get_command
 
@@ -422,6 +422,51 @@ def test_merge_and_export(run: Run, adapter: Path, bert: Path, tmp_path: Path) -
     for command in ("merge", "export"):
         assert "not empty" in refusal(run(command, adapter, "--output", tmp_path / "lora"))
         assert "neither a directory nor found" in refusal(run(command, "nowhere", "--output", tmp_path / "y"))
+
+
+@pytest.mark.parametrize(("method", "size", "pefts"), [("lora", "r=2", True), ("svfit", "r=3", False)])
+def test_experts_are_adapted_merged_and_exported(
+    run: Run, method: str, size: str, pefts: bool, reviews: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base, folder = save_mixtral(tmp_path / "mixtral"), tmp_path / "adapter"
+    words = [
+        "adapt",
+        "--kind",
+        "causal-lm",
+        "--model",
+        base,
+        "--data",
+        reviews,
+        "--output",
+        folder,
+        *SMALL[:4],
+    ]
+    experts = ("--option", "target_parameters=[experts.gate_up_proj, experts.down_proj]")
+    code, _, err = run(*words, "--method", method, "--option", size, *experts)
+    assert code == 0, err
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    assert (saved["peft_type"] == "LORA") is pefts
+    code, out, _ = run("merge", folder, "--output", tmp_path / "merged", "--json")
+    assert code == 0
+    modules = 8 if json.loads((folder / "metrics.json").read_text())["target_modules"] == "all-linear" else 4
+    assert json.loads(out)["layers"] == modules + 4
+    ids = torch.arange(6).view(1, 6)
+    plain = AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()(ids).logits
+    assert not torch.allclose(merged, plain, atol=1e-5)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-5)
+    assert run("export", folder, "--output", tmp_path / "lora")[0] == 0
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "lora").eval()
+    torch.testing.assert_close(theirs(ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    assert "takes no LoRA on a parameter" in refusal(
+        run("export", folder, "--for", "vllm", "--output", tmp_path / "served")
+    )
+    assert "fits no parameter of this model: did you mean 'down_proj'?" in refusal(
+        run(*words[:-6], "--output", tmp_path / "x", *SMALL[:4], "--option", "target_parameters=[downproj]")
+    )
 
 
 def test_checkpoints_that_are_refused(run: Run, adapter: Path, tmp_path: Path) -> None:

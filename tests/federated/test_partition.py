@@ -7,7 +7,7 @@ import pytest
 
 from eckart.errors import InputError
 from eckart.federated import partition
-from eckart.federated.partition import parse_partition, split_examples
+from eckart.federated.partition import check_numbers, parse_partition, split_examples
 
 LABELS = [i % 5 for i in range(400)]
 GROUPS = [f"m{i // 30}" for i in range(400)]
@@ -91,3 +91,19 @@ def test_bad_input(partition: str, options, match: str) -> None:
 def test_parsing() -> None:
     assert parse_partition(" Dirichlet:0.25 ") == ("dirichlet", 0.25)
     assert parse_partition("groups") == ("groups", 0.0)
+
+
+def test_numbers_that_make_a_federation() -> None:
+    for numbers in ((1, [1], 1.0, 1), (5, [2, 8], 0.01, 5), (5, [1], 1.0, 1)):
+        check_numbers(*numbers)
+    for numbers, message in (
+        ((0, [1], 1.0, 1), "clients is 0: give at least 1"),
+        ((5, [1], 0.0, 1), r"fraction is 0\.0"),
+        ((5, [1], 1.01, 1), r"fraction is 1\.01"),
+        ((5, [1], 1.0, 0), "min_clients is 0: give 1 to 5"),
+        ((5, [1], 1.0, 6), "min_clients is 6: give 1 to 5"),
+        ((5, [], 1.0, 1), r"ranks are \[\]"),
+        ((5, [4, 0], 1.0, 1), r"ranks are \[4, 0\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_numbers(*numbers)

@@ -92,6 +92,25 @@ def test_what_cannot_be(robust: str, malicious: int, slug: str, clients: int, ma
         check_robust(robust, malicious, make_strategy(slug), clients)
 
 
+@pytest.mark.parametrize("malicious", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("robust", "slope", "least"),
+    [
+        ("krum", 2, 3),
+        ("multi-krum", 2, 3),
+        ("bulyan", 4, 3),
+        ("median", 2, 1),
+        ("trimmed-mean", 2, 1),
+    ],
+)
+def test_how_many_clients_a_rule_needs(robust: str, slope: int, least: int, malicious: int) -> None:
+    """Bad ones may be none; just as many as are needed will do, and one fewer will not."""
+    needed, strategy = slope * malicious + least, make_strategy("fedit")
+    check_robust(robust, malicious, strategy, needed)
+    with pytest.raises(InputError, match=f"needs {needed} clients in a round, there are {needed - 1}"):
+        check_robust(robust, malicious, strategy, needed - 1)
+
+
 def private_round(clip: float, noise: float, clients: int = 4) -> ServerState:
     state, strategy = begin(), make_strategy("fedit")
     private = Private(strategy, clip=clip, noise=noise, clients=clients, population=10)
@@ -172,3 +191,7 @@ def test_accounting_says_what_it_needs_or_what_was_spent() -> None:
     again = Private(strategy, **given)
     again.restore(private.spent())
     assert again.epsilon == spent[1]
+
+
+def test_a_private_round_of_one_client_is_its_clipped_update() -> None:
+    assert float(moved(private_round(0.2, 0.0, clients=1)).norm()) == pytest.approx(0.2, rel=1e-4)

@@ -319,3 +319,33 @@ def test_ranks_that_no_layer_can_hold(r: int, match: str) -> None:
 def test_no_layers() -> None:
     with pytest.raises(InputError, match="match no layer"):
         ServerState.begin({}, {}, 1, 1.0, 0)
+
+
+@pytest.mark.parametrize("large", [0, 1, 3])
+def test_the_first_update_that_comes_is_judged_by_those_after_it(large: int) -> None:
+    """With one norm known it would be the usual one."""
+    state = begin()
+    round_ = Round(state, make_strategy("fedit"), [0, 1, 2, 3])
+    for client in (large, *sorted({0, 1, 2, 3} - {large})):
+        round_.add(client_update(state, "fedit", client, step=50.0 if client == large else 0.1))
+    found = round_.finish()
+    assert list(found.refused) == [large] and "the round's median" in found.refused[large]
+
+
+def test_a_rule_for_all_updates_takes_a_single_one() -> None:
+    state = begin()
+    round_ = Round(state, make_strategy("fedit"), [0], combine=lambda updates, start: updates)
+    round_.add(client_update(state, "fedit", 0))
+    plain = Round(state, make_strategy("fedit"), [0])
+    plain.add(client_update(state, "fedit", 0))
+    found, wanted = round_.finish(), plain.finish()
+    assert found.clients == [0]
+    for key, value in wanted.state.start(3).items():
+        assert torch.equal(found.state.start(3)[key], value)
+
+
+def test_the_seed_of_fresh_factors_moves_by_a_step_a_round_where_clients_start_afresh() -> None:
+    """A run that is resumed draws what it would have drawn."""
+    first = play(begin(), "flora-stacking").state
+    assert [first.fresh_seed, play(first, "flora-stacking").state.fresh_seed] == [1_000_008, 2_000_011]
+    assert play(begin(), "fedit").state.fresh_seed == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -307,3 +308,15 @@ def test_refused_factors_leave_the_sums_as_they_were() -> None:
     assert sums.clients == 1
     assert torch.equal(sums.mean_a(), before[0])
     assert torch.equal(sums.update().dense(), before[1])
+
+
+def test_options_of_lora_fair_left_out_are_those_of_the_page() -> None:
+    assert dataclasses.asdict(make_strategy("lora-fair")) == {
+        "solver": "ridge",
+        "lam": 0.01,
+        "discrepancy": "matrix",
+        "start": "zero",
+        "lr": 0.01,
+        "steps": 1000,
+        "seed": 0,
+    }

@@ -11,7 +11,7 @@ import yaml
 from tiny_models import save_bert, save_reviews
 
 from eckart.cli import main
-from eckart.jobs.repeat import adapt_options, compare_options
+from eckart.jobs.repeat import adapt_options, compare_options, pretrain_options
 
 
 @pytest.fixture
@@ -24,9 +24,11 @@ def files(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("written", ["config.yaml", "run.json"])
 def test_adapt(tmp_path: Path, files: list[str], written: str) -> None:
-    told = "--method lora --option r=2 --option lora_alpha=3 --steps 3 --batch-size 8 --seed 5 --metric mcc"
+    told = (
+        "--method lora --option r=2 --option lora_alpha=3 --steps 3 --batch-size auto --seed 5 --metric mcc"
+    )
     told += (
-        " --max-length 16 --limit train=32 --limit test=8 --dtype bf16 --gradient-accumulation 2 --lr 0.003"
+        " --max-length 16 --limit train=32 --limit test=8 --dtype bf16 --keep best --patience 2 --lr 0.003"
     )
     assert main(["adapt", *files, *told.split(), "--output", str(tmp_path / "one")]) == 0
     assert (
@@ -82,4 +84,8 @@ def test_options_of_a_run() -> None:
     )
     assert compare_options(command) == {
         **{"data": "a b.csv", "limit": ["train=3", "test=4"], "quick": True, "lr": "1e-3,1e-2"}
+    }
+    given = {"arch": "llama-2m", "clip": 0.0, "seed": 0, "bf16": False, "tokenizer": None, "cuts": [0.5]}
+    assert pretrain_options({**given, "options": {"r": 2}, "optimizer_options": {}, "eval_steps": 3}) == {
+        **{"arch": "llama-2m", "clip": 0.0, "seed": 0, "cut": [0.5], "option": {"r": 2}, "eval-steps": 3}
     }

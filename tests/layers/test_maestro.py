@@ -27,6 +27,7 @@ from eckart.layers import (
     to_dense,
     trained_parameters,
 )
+from eckart.layers._cutting import ranks_for
 from eckart.layers._structured import build_layer
 
 DOUBLE = torch.float64
@@ -547,3 +548,12 @@ def test_convolutions_that_have_no_such_factors_and_ranks_that_are_too_large() -
         with torch.no_grad():
             linear.weight[0, 0] = torch.inf
         MaestroLinear.from_linear(linear)
+
+
+@pytest.mark.parametrize(("ratio", "total"), [(0.0, 128), (0.5, 64), (0.51, 48), (0.75, 32)])
+def test_a_size_that_is_just_met_is_met(ratio: float, total: int) -> None:
+    """Two layers of 8 × 8 numbers, or 16 for each rank: never more than the dense matrix has."""
+    ranks = ranks_for(structured_layers(network(widths=(8, 8, 8))), ratio)
+    assert sum(min(16 * r, 64) for r in ranks.values()) == total
+    with pytest.raises(InputError, match="with one rank in each layer 32 numbers are left, more than 32"):
+        ranks_for(structured_layers(network(widths=(8, 8, 8))), 0.7501)

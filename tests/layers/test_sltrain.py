@@ -248,3 +248,8 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 def test_an_input_of_another_width_is_refused() -> None:
     with pytest.raises(InputError, match="x has 7 features, the layer takes 8"):
         layer_of()(numbers(2, 7))
+
+
+def test_the_count_at_the_defaults_is_that_of_the_layer() -> None:
+    layer = SLTrainLinear(64, 48, bias=False, r=3)
+    assert SLTrainLinear.count(64, 48, r=3) == sum(p.numel() for p in layer.parameters())

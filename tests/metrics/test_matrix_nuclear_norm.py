@@ -13,6 +13,7 @@ from rotations import rotation
 from torch import Tensor
 
 from eckart.metrics import matrix_nuclear_norm, normalised_states, nuclear_norm
+from eckart.metrics.matrix_nuclear_norm import BLOCK, fits
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -186,3 +187,10 @@ def test_what_is_within_rounding_of_the_mean_is_so_with_and_without_a_gradient(e
     torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-5, atol=0)
     torch.testing.assert_close(matrix_nuclear_norm(h), wanted, equal_nan=True, rtol=1e-5, atol=0)
     assert n == 1 or 0 < int(wanted.isnan().sum()) < 40 or exponent == 3
+
+
+def test_which_texts_are_scored_at_once() -> None:
+    """Those that fit in the cache together; compiled ones are not, for they ask for numbers."""
+    assert fits(torch.zeros(2 * BLOCK // 4, 4)) and not fits(torch.zeros(2 * BLOCK // 4 + 1, 4))
+    assert not fits(torch.zeros(0, 4)) and not fits(torch.zeros(7)) and not fits(torch.zeros(2, 2).long())
+    assert not fits(torch.zeros(2, 2, device="meta"))

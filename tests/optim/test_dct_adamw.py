@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eckart.linalg.dct import dct_matrix
-from eckart.optim import DCTAdamW
+from eckart.optim import DCTAdamW, _basis
 from eckart.optim._basis import basis_of
 from eckart.optim.dct_adamw import move
 
@@ -215,3 +215,17 @@ def test_new_directions_start_small_with_the_shorter_memory() -> None:
         moved = ((before - p.detach()) @ q)[0]
         assert abs(float(moved[2]) - wanted) < 0.05 * wanted
         assert abs(float(moved[0])) < 1e-12
+
+
+def test_the_fast_transform_is_taken_on_a_cpu_and_above_2048_elsewhere(monkeypatch) -> None:
+    """Which it is is decided before anything is made on the device."""
+    monkeypatch.setattr(_basis, "dct_matrix", lambda *_: torch.eye(2))
+    monkeypatch.setattr(_basis, "dct_l1_norms", lambda *_: torch.ones(2))
+
+    def fast(transform: str, n: int, device: str) -> bool:
+        made = basis_of.__wrapped__("dct2", transform, n, torch.float32, torch.device(device))
+        return made.matrix is None
+
+    assert [fast("auto", n, "cuda") for n in (2, 2048, 2049)] == [False, False, True]
+    assert [fast("auto", n, "cpu") for n in (2, 2049)] == [True, True]
+    assert fast("fft", 2, "cuda") and not fast("matmul", 4096, "cpu")

@@ -183,6 +183,7 @@ def test_galore_projects_on_the_leading_singular_vectors_and_keeps_them() -> Non
 
 
 @every
+@pytest.mark.compiled
 def test_compiled_updates_are_the_eager_ones(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced whole, every shape; the code generator is torch's business."""
     original = torch.compile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,17 @@ import scipy.sparse as sp
 import torch
 from problems import gaussian, low_rank, masked, psd
 
-from eckart.recovery import HiddenEntries, MatrixCompletion, MatrixSensingGD, RobustLowRank, StreamingPCA
+from eckart.recovery import (
+    HiddenEntries,
+    MatrixCompletion,
+    MatrixSensingGD,
+    RobustLowRank,
+    StreamingPCA,
+    _fit,
+)
 from eckart.recovery._base import RecoveryEstimator
+from eckart.recovery._biases import fit_biases
+from eckart.recovery._forms import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 OPTIONS: dict[type[RecoveryEstimator], dict[str, object]] = {
@@ -227,6 +237,14 @@ def test_names_that_are_all_unknown_have_no_score() -> None:
     assert scores.pop("users") == 0 and all(math.isnan(score) for score in scores.values())
 
 
+def test_a_share_that_is_just_held_is_not_complained_of() -> None:
+    X = np.tile(2.0 * np.eye(2), (8, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pca = StreamingPCA(0.5, init=np.eye(2), n_blocks=1).fit(X)
+    assert pca.n_components_ == 1 and pca.explained_variance_ratio_.tolist() == [0.5]
+
+
 def test_an_outlier_is_beyond_five_deviations_by_the_median() -> None:
     """Dense noise, and errors of 2 to 12 of its deviations."""
     rng = np.random.default_rng(0)
@@ -238,3 +256,54 @@ def test_an_outlier_is_beyond_five_deviations_by_the_median() -> None:
     deviation = np.median(rest) / 0.6744897501960817
     assert ((rest > 5.5 * deviation) & (rest < 9.5 * deviation)).sum() > 5
     np.testing.assert_array_equal(model.outlier_mask_, rest > 5 * deviation)
+
+
+@pytest.mark.parametrize(
+    ("errors", "best", "tried"),
+    [
+        ([5, 4, 3, 4, 5, 1], 2, 5),  # the second rise in a row ends it
+        ([5, 6, 4, 5, 3, 4, 5, 1], 4, 7),  # one rise does not
+        ([5, 4, 4, 5, 4, 5, 1], 1, 6),  # what is equal is neither
+        ([30 - i for i in range(20)], 19, 20),
+        ([30 - i for i in range(19)] + [12], 18, 20),
+        ([30 - i for i in range(19)] + [0.00099], None, 20),  # noise-free: no ridge
+        ([30 - i for i in range(19)] + [0.00101], 19, 20),
+        ([30 - i for i in range(18)] + [0.0005, 0.0006], 18, 20),  # no longer falling
+    ],
+)
+def test_which_ridges_are_tried_and_which_is_taken(errors, best, tried: int, monkeypatch) -> None:
+    """Errors on what is held out, in root mean squares of the data, as they come."""
+    data, _ = read(masked(7 * low_rank(30, 24, 2), 0.7))
+    size = float(np.sqrt(np.square(data.values).mean()))
+    runs: list[tuple[float, int]] = []
+
+    class Scripted:
+        solver = "cg"
+
+        def run(self, reg: float, sweeps: int, *, after: object = None) -> int:
+            assert self.solver == "cholesky" and after == (len(runs) or None)
+            runs.append((reg, sweeps))
+            return len(runs)
+
+        def alive(self, found: int) -> bool:
+            return True
+
+    monkeypatch.setattr(_fit, "Alternation", lambda *_: Scripted())
+    monkeypatch.setattr(_fit, "_error", lambda found, test: size * errors[found - 1])
+    options = MatrixCompletion(2, fit_bias=False)
+    found = _fit.choose_reg(
+        options, data, fit_biases(data, False), np.random.RandomState(0), torch.zeros(0, dtype=torch.float64)
+    )
+    np.testing.assert_allclose([reg for reg, _ in runs], 64 * size / 2.0 ** np.arange(tried))
+    assert {sweeps for _, sweeps in runs} == {2}
+    assert found == pytest.approx(0 if best is None else 64 * size / 2**best)
+
+
+@pytest.mark.parametrize(("ratio", "told"), [(2.9, False), (3.1, True)])
+def test_blocks_that_differ_more_than_threefold_are_not_in_random_order(ratio: float, told: bool) -> None:
+    rows = np.sqrt(np.repeat([ratio, ratio, 1.0, 1.0], 10))[:, None]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pca = StreamingPCA(n_blocks=4, heavy_threshold=np.inf).fit(rows)
+    assert pca._drift() == pytest.approx(ratio)
+    assert any("not in random order" in str(w.message) for w in caught) == told

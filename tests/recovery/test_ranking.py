@@ -198,10 +198,10 @@ def test_a_grid_search_finds_the_rank() -> None:
         (RobustLowRank(max_iter=200), "rank", {}),
     ):
         grid = GridSearchCV(
-            estimator.set_params(**options), {knob: [1, 3]}, scoring=HiddenEntries(), cv=3
+            estimator.set_params(**options), {knob: [1, 3]}, scoring=HiddenEntries(), cv=2
         ).fit(X)
         assert grid.best_params_ == {knob: 3}
-        framed = GridSearchCV(estimator, {knob: [3]}, scoring=HiddenEntries(), cv=3).fit(
+        framed = GridSearchCV(estimator, {knob: [3]}, scoring=HiddenEntries(), cv=2).fit(
             pd.DataFrame(X, columns=[f"c{j}" for j in range(16)])
         )
         assert framed.best_score_ == pytest.approx(grid.best_score_, rel=1e-6)

@@ -14,6 +14,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
@@ -83,6 +85,16 @@ def save_gpt2(directory: Path, *, pad: str | None = None) -> Path:
     torch.manual_seed(0)
     GPT2LMHeadModel(gpt2_config()).save_pretrained(directory)
     save_tokenizer(directory, pad=pad)
+    return directory
+
+
+def save_mixtral(directory: Path) -> Path:
+    """Its experts are two parameters of a layer."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = MixtralConfig(vocab_size=40, num_key_value_heads=2, num_local_experts=4, **shape)
+    MixtralForCausalLM(config).save_pretrained(directory)
+    save_tokenizer(directory)
     return directory
 
 

@@ -96,6 +96,7 @@ class ToyTask:
         return model.eval()
 
     groups: list[str] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
     general = None
     sequences = 1
 

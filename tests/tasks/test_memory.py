@@ -27,11 +27,16 @@ SAVINGS: list[tuple[dict[str, Any], float]] = [
     ({"dtype": "bf16"}, 2e-2),
     ({"quantize": "int8"}, 1e-2),
     ({"dtype": "bf16", "quantize": "int8"}, 3e-2),
+    ({"quantize": "int4"}, 2e-2),
+    ({"quantize": "nf4"}, 2e-2),
+    ({"dtype": "bf16", "quantize": "nf4"}, 4e-2),
+    ({"quantize": "nf4", "gradient_checkpointing": True}, 2e-2),
     ({"gradient_checkpointing": True}, 1e-5),
     ({"gradient_accumulation": 4}, 1e-4),
     ({"dtype": "bf16", "gradient_checkpointing": True, "gradient_accumulation": 2}, 2e-2),
 ]
-"""Options, and by which share the losses may differ from float32: bfloat16 has 8 bits, int8 7 and a sign."""
+"""Options, and by which share the losses may differ from float32: bfloat16 has 8 bits, int8 7 and a sign, int4
+and nf4 16 levels a block."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +128,7 @@ def test_what_cannot_be_is_refused(
     tmp_path: Path, bert: Path, gpt2: Path, reviews: Path, pictures: Path
 ) -> None:
     refuse(bert, reviews, "--dtype half", "fp32, bf16 or fp16", dtype="half")
-    refuse(bert, reviews, "--quantize int2", "choose int8", quantize="int2")
+    refuse(bert, reviews, "--quantize int2", "choose int8, int4, nf4", quantize="int2")
     refuse(bert, reviews, "gradient_accumulation", gradient_accumulation=0)
     refuse(bert, reviews, "gradient_checkpointing", gradient_checkpointing="yes")
     refuse(save_resnet(tmp_path), pictures, "--quantize int8", "no linear layers", quantize="int8")

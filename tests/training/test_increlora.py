@@ -214,3 +214,35 @@ def test_a_resumed_run_is_the_whole_run(tmp_path: Path, slug: str, cut: int) -> 
 
     whole = resumed_equals_whole(tmp_path, make, cut, slug=slug)
     assert whole.total == 7
+
+
+@pytest.mark.parametrize(
+    ("target", "rounds", "steps", "first", "interval"),
+    [
+        (3, 0, 100, 10, 50),  # nothing to grow
+        (4, 1, 100, 10, 50),
+        (7, 4, 100, 10, 12),
+        (9, 6, 20, 2, 1),
+        (9, 6, 10, 1, 1),
+        (7, 4, None, 1000, 1000),
+    ],
+)
+def test_growth_begins_after_a_tenth_and_ends_after_six_tenths(
+    target, rounds, steps, first, interval
+) -> None:
+    m = model()
+    rule = IncreLoRA(target_rank=target, top_h=1).attach(m, SGD(trained(m), 0.1), steps=steps)
+    assert (rule.rounds(), rule.first, rule.interval) == (rounds, first, interval)
+
+
+def test_growth_that_takes_longer_than_the_training_is_refused() -> None:
+    """The last round is at step 1 + 2 · 3 + 1 = 8 of the steps 0 … 8."""
+
+    def attached(length: int) -> IncreLoRA:
+        m = model()
+        rule = IncreLoRA(target_rank=7, top_h=1, init_warmup=1, incre_interval=2)
+        return rule.attach(m, SGD(trained(m), 0.1), steps=length)
+
+    assert attached(9).interval == 2
+    with pytest.raises(InputError, match=r"growth takes 1 \+ 4 × 2 steps, longer than the training of 8"):
+        attached(8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rule_cases import batch, loss_of, model, resumed_equals_whole, steps, trained
@@ -54,6 +55,18 @@ def test_the_variance_of_each_row() -> None:
         rule.seed = seed
         draws.append(noise.delta_weight())
     torch.testing.assert_close(torch.stack(draws).var((0, 2)), expected, rtol=0.05, atol=0)
+
+
+def test_the_mean_row_norm_is_that_of_at_most_a_thousand_rows_evenly_spread() -> None:
+    noise = next(iter(started(form="kohya")[2].noises.values()))
+    noise.base_squares = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    assert float(noise.mean_row_norm()) == pytest.approx(2.0)
+    roots = torch.arange(2500, dtype=torch.float64)
+    noise.base_squares = roots.square()
+    taken = np.linspace(0, 2499, 1000).astype(int)
+    assert len(set(taken)) == 1000 and float(noise.mean_row_norm()) == pytest.approx(taken.mean(), rel=1e-3)
+    noise.base_squares = torch.where(torch.arange(2500) == 1, 1e12, 0.0).double()  # between the first two
+    assert float(noise.mean_row_norm()) == 0
 
 
 def test_the_gradient_from_those_of_the_factors() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,46 @@ def test_the_registry() -> None:
     finally:
         RULES.pop("test-rule")
         Count.slug = "count"
+
+
+WHOLE, NOT_NEGATIVE, SHARE = ([1], [0]), ([0.0], [-0.1, math.inf]), ([0.0, 0.99], [1.0, -0.1])
+POSITIVE, COUNT = ([1e-9], [0.0, math.inf]), ([0], [-1])
+GROWTH = dict.fromkeys(("target_rank", "init_r", "incre_rank_num", "incre_interval"), WHOLE)
+GROWTH |= {"init_warmup": COUNT, "warmup": COUNT, "reg_orth_coef": NOT_NEGATIVE}
+EDGES: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
+    "allora": {"eta": POSITIVE},
+    "diffora": {
+        "rho": ([1e-9, 1.0], [0.0, 1.01]),
+        "temperature": POSITIVE,
+        "dam_lr": POSITIVE,
+        "search_steps": WHOLE,
+        "warm_up": COUNT,
+        "entropy": NOT_NEGATIVE,
+    },
+    "increlora": GROWTH | {"top_h": WHOLE, "score_window": WHOLE, "beta1": SHARE, "beta2": SHARE},
+    "lora-ggpo": {"sigma": NOT_NEGATIVE, "beta": NOT_NEGATIVE, "warm_up": COUNT, "ema": SHARE},
+    "lora-mgpo": {"rho": NOT_NEGATIVE, "clamp": NOT_NEGATIVE, "beta": SHARE, "mu": SHARE},
+    "sara-selection": {"lambda_rank": NOT_NEGATIVE},
+    "snella-allocation": {
+        "target_sparsity": SHARE,
+        "every": WHOLE,
+        "interval": WHOLE,
+        "initial_warmup": COUNT,
+        "final_warmup": COUNT,
+        "beta1": SHARE,
+        "beta2": SHARE,
+    },
+    "triadaptlora": GROWTH | {"top_k": WHOLE, "total_steps": WHOLE},
+}
+
+
+@pytest.mark.parametrize("slug", EDGES)
+def test_options_are_accepted_up_to_their_edge_and_refused_beyond_it(slug: str) -> None:
+    assert sorted(RULES) == sorted(EDGES)
+    needed = {"snella-allocation": {"target_sparsity": 0.5}}.get(slug, {})
+    for option, (accepted, refused) in EDGES[slug].items():
+        for value in accepted:
+            assert getattr(get_rule(slug)(**needed | {option: value}), option) == value
+        for value in refused:
+            with pytest.raises(InputError, match=f"{option} is {value}: give"):
+                get_rule(slug)(**needed | {option: value})

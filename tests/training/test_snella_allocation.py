@@ -79,6 +79,21 @@ def test_live_weights_follow_the_volume() -> None:
         assert abs(live - allocation.volume(step)) <= 2 * len(allocation.layers)
 
 
+def test_importance_and_its_uncertainty_are_moving_averages() -> None:
+    """Ī ← β₁ Ī + (1 − β₁) I and Ū ← β₂ Ū + (1 − β₂) |I − Ī|, I = |θ · ∂L/∂θ|."""
+    allocation = rule(adapted(), beta1=0.8, beta2=0.3)
+    layer, adapter = next(iter(allocation.layers.items()))
+    mean = spread = torch.zeros_like(adapter.out_qs)
+    for seed in (1, 2, 3):
+        adapter.out_qs.grad = torch.randn(adapter.out_qs.shape, generator=torch.Generator().manual_seed(seed))
+        allocation.before_step()
+        now = (adapter.out_qs.detach() * adapter.out_qs.grad).abs()
+        mean = 0.8 * mean + 0.2 * now
+        spread = 0.3 * spread + 0.7 * (now - mean).abs()
+        torch.testing.assert_close(allocation.statistics[f"{layer}.out_qs.importance"], mean)
+        torch.testing.assert_close(allocation.statistics[f"{layer}.out_qs.uncertainty"], spread)
+
+
 def test_without_any_gradient_all_layers_share_alike() -> None:
     allocation = rule(adapted(), initial_warmup=0)
     allocation.allocate(2)

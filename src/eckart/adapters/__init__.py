@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 
 from eckart.adapters._adapt import adapt, make_config
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._budget import (
     Budget,
@@ -39,6 +40,7 @@ globals().update({config.__name__: config for config in (*ADAPTERS.values(), *PR
 __all__ = [
     "ADAPTERS",
     "PROMPTS",
+    "AdaptedWeight",
     "Adapter",
     "AdapterConfig",
     "Budget",

@@ -1,6 +1,7 @@
 # Written by `make docs`.
 from eckart.adapters._adapt import adapt as adapt
 from eckart.adapters._adapt import make_config as make_config
+from eckart.adapters._adapted import AdaptedWeight as AdaptedWeight
 from eckart.adapters._base import Adapter as Adapter
 from eckart.adapters._base import LowRankAdapter as LowRankAdapter
 from eckart.adapters._budget import Budget as Budget
@@ -51,6 +52,7 @@ from eckart.adapters.svfit import SVFitConfig as SVFitConfig
 
 __all__ = [
     "ADAPTERS",
+    "AdaptedWeight",
     "Adapter",
     "AdapterConfig",
     "BoneConfig",

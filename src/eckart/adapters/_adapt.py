@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 
 from eckart.adapters._budget import solve_budget
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._prompts import PromptConfig
 from eckart.adapters._registry import get_config
-from eckart.arguments import hint as close_hint
 from eckart.errors import InputError
 
 
@@ -27,21 +25,7 @@ def make_config(method: str, **options: Any) -> AdapterConfig | PromptConfig:
         InputError: unknown method or option (names the nearest), or a value out of range.
     """
     config = get_config(method)
-    known = [field.name for field in dataclasses.fields(config) if field.init]
-    for name in options:
-        if name not in known:
-            has = f"it has {', '.join(sorted(known))}"
-            if name == "target_parameters":
-                raise InputError(
-                    f"target_parameters: {config.slug} adapts layers, and experts stacked in one parameter are "
-                    "none: use PEFT's own LoraConfig for them, or name the linear layers in target_modules"
-                )
-            if name in LoraConfig.__dataclass_fields__:
-                raise InputError(
-                    f"{config.slug} has no option {name!r}, which only PEFT's own LoraConfig has: {has}"
-                )
-            hint = close_hint(name, known, has)
-            raise InputError(f"{config.slug} has no option {name!r}: {hint}")
+    config.check_names(options, elsewhere=False)
     return config(**options)
 
 

@@ -200,6 +200,13 @@ class LowRankAdapter(Adapter):
             return torch.add(y, self.expand(self._active(h, -1), b_t), alpha=scaling * self.scale)
         return torch.addmm(y, self._active(h, -1), b_t.to(h.dtype), alpha=scaling * self.scale)
 
+    def scaled_factors(
+        self, scaling: float, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
+        """A and B with ``scaling · ΔW = B A``."""
+        a, b = (factor.to(dtype) for factor in self.factors())
+        return self._active(a, 0), (scaling * self.scale) * b
+
     def fold(self, weight: Float[Tensor, "out in"], scaling: float) -> Float[Tensor, "out in"]:
         a, b = (factor.to(weight.dtype) for factor in self.factors())
         a, alpha = self._active(a, 0), scaling * self.scale

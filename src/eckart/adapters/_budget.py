@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar, cast
 
 from torch import nn
 
-from eckart.adapters._census import find_targets, include_all_linear
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._checkpoint import MODEL_PREFIX
-from eckart.adapters._config import AdapterConfig, find_pattern
+from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerShape
 from eckart.adapters._peft import EckartTuner
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._prompt_layer import PromptLayer, input_space
 from eckart.adapters._prompts import PromptConfig
+from eckart.adapters._targets import describe_targets
 from eckart.adapters._walk import walk_trained
 from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, read_budget
 from eckart.errors import InputError
@@ -62,29 +62,23 @@ def target_shapes(model: nn.Module, config: AdapterConfig) -> list[LayerShape]:
     Raises:
         InputError: nothing matches, or a matched layer cannot be adapted.
     """
-    tuner = EckartTuner.__new__(EckartTuner)
-    nn.Module.__init__(tuner)
-    tuner.model = model
-    return [
-        tuner._describe(key, layer)[0] for key, layer in find_targets(model, resolve_targets(model, config))
-    ]
+    return [shape for shape, *_ in describe_targets(model, resolve_targets(model, config))]
 
 
 def resolve_targets(model: nn.Module, config: AdapterConfig) -> AdapterConfig:
-    """A copy of the config with ``target_modules`` as names, where it says "all-linear" or nothing."""
+    """A copy of the config with the model type's own ``target_modules``, where it names none."""
     from peft.tuners.tuners_utils import BaseTuner
 
     config = copy.deepcopy(config)
     if config.target_modules is None:
         model_type = BaseTuner.get_model_config(model).get("model_type", "custom")
         names = EckartTuner.target_module_mapping.get(model_type)
-        if names is None:
+        if names is None and not config.target_parameters:
             raise InputError(
                 f"target_modules is not given and has no default for model type {model_type!r}: "
                 "name the layers or 'all-linear'"
             )
-        config.target_modules = names if isinstance(names, str) else set(names)
-    include_all_linear(model, config)
+        config.target_modules = names if isinstance(names, str) else set(names or ())
     return config
 
 
@@ -93,7 +87,7 @@ def count_parameters(model: nn.Module) -> int:
     inside = {
         id(p)
         for layer in model.modules()
-        if isinstance(layer, EckartLayer | PromptLayer)
+        if isinstance(layer, AdaptedWeight | PromptLayer)
         for p in layer.eckart_adapters.parameters()
     }
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
@@ -169,13 +163,13 @@ def _fill(
     cost: Callable[[AdapterConfig], int],
     limit: int,
 ) -> AdapterConfig:
-    """One rank more for each layer, from the first, that the limit still has room for."""
+    """One rank more for each layer or stack of matrices, from the first, that the limit still has room for."""
     given = dict(config.rank_pattern or {})
-    for shape in shapes:
-        more = {**given, re.escape(shape.name.removeprefix(MODEL_PREFIX)): config.rank(shape) + 1}
+    for shape in {shape.target: shape for shape in shapes}.values():
+        more = {**given, re.escape(shape.target.removeprefix(MODEL_PREFIX)): config.rank(shape) + 1}
         with suppress(InputError):
             candidate = replace(config, rank_pattern=more)
-            if find_pattern(config.rank_pattern or {}, shape.name) is None and cost(candidate) <= limit:
+            if config.pattern(shape) is None and cost(candidate) <= limit:
                 given = more if candidate.rank(shape) > config.rank(shape) else given
     return replace(config, rank_pattern=given or None)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,8 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapters._layers import LayerOp, describe_layer
+from eckart.adapters._layers import LayerOp, describe_layer, is_quantised_linear
+from eckart.adapters._matrices import EckartParameters
 from eckart.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ REASONS = {
     "computed": "its weight is computed from other tensors (a parametrization, weight_norm, spectral_norm)",
     "rescaled": "it rescales its own weight (max_norm={max_norm})",
     "gradient": "{option}=True is about the gradient of its own weight, which an adapter's would not follow",
+    "forward": "{kind} has a forward of its own, of which an adapter would be no part once it is merged",
     "uncalled": "its weight is shared and it is never called by {parent}: an adapter has no effect",
 }
 """Why an adapter on a layer cannot be right."""
@@ -68,7 +70,7 @@ def fault(model: nn.Module, name: str, module: nn.Module) -> str:
     """
     parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    if isinstance(module, NonDynamicallyQuantizableLinear) or _is_read_only(cast(Any, type(parent)), child):
+    if isinstance(module, NonDynamicallyQuantizableLinear) or is_read(cast(Any, type(parent)), child):
         return REASONS["read"].format(parent=type(parent).__name__)
     leaf = not parametrize.is_parametrized(module) and isinstance(module._parameters.get("weight"), Tensor)
     if not leaf and hasattr(module, "weight") and not hasattr(module, "qweight"):
@@ -91,7 +93,8 @@ def is_plain(module: nn.Module) -> bool:
     return plain is not None and type(module).forward is plain.forward and not patched
 
 
-def _sources(kind: type) -> Iterator[tuple[str, str]]:
+def sources(kind: type) -> Iterator[tuple[str, str]]:
+    """The functions of a class that may run in a forward pass, and their code."""
     for base in kind.__mro__:
         general = base.__module__.startswith("transformers.") and not base.__module__.startswith(
             "transformers.models."
@@ -107,13 +110,13 @@ def _sources(kind: type) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _is_read_only(kind: type, child: str) -> bool:
-    """Whether the code of a module reads the values of a child's weight. `nn.TransformerEncoderLayer` does so on a
-    fast path that it leaves when the child has a hook."""
+def is_read(kind: type, child: str, parameter: str = "weight", but: str = _NO_VALUE) -> bool:
+    """Whether the code of a module reads a child's parameter, ``but`` for what is no value of it.
+    `nn.TransformerEncoderLayer` does so on a fast path that it leaves when the child has a hook."""
     if issubclass(kind, nn.TransformerEncoderLayer) or not child.isidentifier():
         return False
-    pattern = re.compile(rf"(?<!isinstance\()\bself\.{child}\.weight\b{_NO_VALUE}")
-    return any(pattern.search(source) for _, source in _sources(kind))
+    pattern = re.compile(rf"(?<!isinstance\()\bself\.{child}\.{parameter}\b{but}")
+    return any(pattern.search(source) for _, source in sources(kind))
 
 
 @cache
@@ -124,7 +127,7 @@ def _is_called(kind: type, child: str) -> bool:
     pattern = re.compile(rf"\bself\.{child}\(|\bself\.{child}\b(?!\s*[.=)])|getattr\(self")
     return any(
         pattern.search(source)
-        for name, source in _sources(kind)
+        for name, source in sources(kind)
         if not name.startswith(("get_", "set_", "_tie"))
     )
 
@@ -140,13 +143,13 @@ def aliases(model: nn.Module, module: nn.Module) -> list[str]:
     return [name for name, found in model.named_modules(remove_duplicate=False) if found is module]
 
 
-def all_linear(model: nn.Module, task_type: Any = None) -> set[str]:
+def all_linear(model: nn.Module, config: AdapterConfig) -> set[str]:
     """The linear layers of a model but its output embedding or head, with those that cannot be adapted left out and
-    named in a warning.
+    named in a warning, as are stacks of matrices that ``target_parameters`` does not name.
 
     Args:
         model: the model, with or without adapters on it.
-        task_type: PEFT's; for sequence classification the head stays out.
+        config: its ``task_type`` is PEFT's: for sequence classification the head stays out.
     """
     inside: list[str] = []
     found: dict[str, nn.Module] = {}
@@ -154,20 +157,33 @@ def all_linear(model: nn.Module, task_type: Any = None) -> set[str]:
         if any(name.startswith(prefix) for prefix in inside):
             continue
         base = module
+        if isinstance(module, EckartParameters):
+            inside.append(f"{name}.")
         if isinstance(module, BaseTunerLayer):
             inside.append(f"{name}.")
             base = module.get_base_layer()
         described = describe_layer(base, name) if name else None
         if described is not None and described[0].kind == "linear":
             found[name] = base
-    for head in _outputs(model, task_type):
+    for head in _outputs(model, config.task_type):
         found = {name: module for name, module in found.items() if module is not head}
     faults = {name: why for name, module in found.items() if (why := fault(model, name, module))}
-    others = sorted(
-        {name for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in f".{name}"}
-    )
+    faults |= {
+        name: REASONS["forward"].format(kind=type(module).__name__)
+        for name, module in found.items()
+        if name not in faults and not is_plain(module) and not is_quantised_linear(module)
+    }
+    stacks = {
+        name.replace(".base_layer.", ".")
+        for name, p in model.named_parameters()
+        if p.dim() == 3 and ".experts." in f".{name}" and "eckart_adapters" not in name
+    }
+    named = tuple(f".{name}" for name in config.target_parameters or ())
+    others = sorted(name for name in stacks if not f".{name}".endswith(named))
     told = [f"{name} ({why})" for name, why in faults.items()]
-    told += [f"{name} (a stack of matrices in one parameter, no layer)" for name in others]
+    told += [
+        f"{name} (a stack of matrices in one parameter: name it in target_parameters)" for name in others
+    ]
     if told:
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         warnings.warn(f"all-linear leaves out {'; '.join(told[:3])}{more}", stacklevel=2)
@@ -191,10 +207,16 @@ def _outputs(model: nn.Module, task_type: Any) -> list[nn.Module]:
     return [embedding.get_base_layer() if isinstance(embedding, BaseTunerLayer) else embedding]
 
 
-def include_all_linear(model: nn.Module, config: AdapterConfig) -> None:
-    """Put the names of the layers in the place of "all-linear"."""
-    if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-        config.target_modules = all_linear(model, config.task_type)
+def include_all_linear(model: nn.Module, config: AdapterConfig) -> Collection[str]:
+    """Put the names of the layers in the place of "all-linear".
+
+    Returns:
+        those names, whose layers have no `fault`; none where others were given.
+    """
+    if not isinstance(config.target_modules, str) or config.target_modules.lower() != ALL_LINEAR:
+        return ()
+    config.target_modules = all_linear(model, config)
+    return config.target_modules
 
 
 def find_targets(
@@ -213,13 +235,13 @@ def find_targets(
     for key, module in model.named_modules():
         if not key or any(key.startswith(prefix) for prefix in inside):
             continue
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, BaseTunerLayer | EckartParameters):
             inside.append(key + ".")
         matches = key in from_keys if from_keys else check_target_module_exists(config, key)
         if matches:
             found = True
             yield key, module
-    if not found:
+    if not found and (config.target_modules or not config.target_parameters):
         names = sorted(
             {
                 key.rpartition(".")[2]

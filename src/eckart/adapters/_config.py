@@ -44,6 +44,8 @@ class AdapterConfig(MethodConfig):
         save_basis: also store the frozen tensors that are otherwise rebuilt from the seed or the base weight.
         rank_pattern: ranks of layers that differ from ``r``, by name or by a regular expression of its end. Like
             ``r``, each is a cap: a layer takes no more than it can hold.
+        target_parameters: names of parameters that their module multiplies by without a layer, such as
+            ``"experts.down_proj"``: matrices, or stacks of them, of which each has an adapter of its own.
 
     Raises:
         InputError: an option outside its range.
@@ -58,6 +60,7 @@ class AdapterConfig(MethodConfig):
     route: Route = "auto"
     save_basis: bool = False
     rank_pattern: dict[str, int] | None = None
+    target_parameters: list[str] | None = None
     base_check: dict[str, list[float]] | None = field(default=None, compare=False, repr=False)
 
     saved_check = cast("dict[str, list[float]] | None", None)  # no field: set on a config that is being saved
@@ -94,6 +97,19 @@ class AdapterConfig(MethodConfig):
                     f"rank_pattern of {pattern!r} is {r!r}: give a whole number of at least 1"
                 ) from None
         self.rank_pattern = pattern_ranks or None
+        if self.target_parameters is not None:
+            self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        names: Any = self.target_parameters
+        if not isinstance(names, list | tuple | set) or not all(isinstance(n, str) and n for n in names):
+            raise InputError(f"target_parameters is {names!r}: give a list of names, ['experts.down_proj']")
+        for option, value, remedy in (("dropout", self.dropout, "0"), ("route", self.route, "'folded'")):
+            if value and value not in ("auto", "folded"):
+                raise InputError(
+                    f"{option} is {value!r}, and target_parameters have no branch beside the weight: give {remedy}"
+                )
+        self.target_parameters = sorted(names) or None
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
@@ -112,17 +128,18 @@ class AdapterConfig(MethodConfig):
     def rank(self, shape: LayerShape) -> int:
         """The rank for one layer: what `rank_pattern` says for its name, else ``r``, else the method's default; never
         more than ``min(out, in)`` unless the method has a use for more."""
-        r = self.pattern(shape.name)
+        r = self.pattern(shape)
         if r is None:
             r = getattr(self, "r", None)
         if r is None:
             return min(self.default_r, shape.max_rank)
         return int(r) if self.any_rank else min(int(r), shape.max_rank)
 
-    def pattern(self, name: str) -> int | None:
-        """What `rank_pattern` says for a layer; None where it says nothing."""
-        key = find_pattern(self.rank_pattern or {}, name)
-        return None if key is None else (self.rank_pattern or {})[key]
+    def pattern(self, shape: LayerShape) -> int | None:
+        """What `rank_pattern` says for a layer, or for a matrix or its whole stack; None where it says nothing."""
+        patterns = self.rank_pattern or {}
+        keys = (find_pattern(patterns, name) for name in (shape.name, shape.target) if name)
+        return next((patterns[key] for key in keys if key is not None), None)
 
     def check(self, shape: LayerShape) -> None:
         """Refuse a layer this config cannot adapt; called for every layer before any is changed.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._checkpoint import MODEL_PREFIX, WEIGHTS_NAME
 from eckart.adapters._config import AdapterConfig
+from eckart.adapters._matrices import EckartMatrix
 from eckart.adapters._method import MethodConfig
 from eckart.adapters._peft_layer import EckartLayer
+from eckart.adapters._pefts_parameters import Pair, stacked_lora
 from eckart.adapters._servers import Server, check_in_peft, check_server, pad_rank, served_rank
 from eckart.adapters._walk import walk
 from eckart.errors import InputError
@@ -70,7 +73,8 @@ def export_lora(
 
     Linear and Conv1D layers become ``lora_A (r, in)``, ``lora_B (out, r)``; convolutions ``(r, in, *kernel)`` and
     ``(out, r/groups, 1, …)``; embeddings ``lora_embedding_A (r, num)``, ``lora_embedding_B (dim, r)``. The scaling
-    is in the factors: ``lora_alpha`` equals ``r``. Modules trained in full are copied.
+    is in the factors: ``lora_alpha`` equals ``r``. Modules trained in full are copied. A parameter of many matrices
+    becomes one LoRA of ``target_parameters``, at the highest rank that one of them needs.
 
     Args:
         model: the model with the adapter; unchanged.
@@ -97,19 +101,29 @@ def export_lora(
     state, reports, ranks = _saved_modules(model, adapter_name), [], {}
     if server is not None:
         check_server(server, layers, list(state))
+    stacks: dict[str, list[tuple[EckartMatrix, Pair]]] = {}
     for done, (name, layer) in enumerate(layers.items(), start=1):
-        factors, report = _factorise(name, layer, adapter_name, r)
-        state.update(factors)
+        a, b, report = _factorise(name, layer, adapter_name, r)
+        if isinstance(layer, EckartMatrix):
+            stacks.setdefault(layer.shape.stack, []).append((layer, (a.reshape(-1, a.shape[-1]), b)))
+        else:
+            state.update(_in_peft(name, cast(EckartLayer, layer), a, b))
+            ranks[name] = report.r
         reports.append(report)
-        ranks[name] = report.r
         if on_layer is not None:
             on_layer(done, len(layers))
+    for stack, own in stacks.items():
+        matrices, pairs = zip(*own, strict=True)
+        factors, ranks[stack] = stacked_lora(model.get_base_model(), matrices, pairs, stacks)
+        state.update(factors)
+        names = {matrix.shape.name for matrix in matrices}
+        reports = [replace(each, r=ranks[stack]) if each.name in names else each for each in reports]
     if server is not None:
         most = served_rank(server, max(ranks.values()))
         state = {key: pad_rank(key, factor, most) for key, factor in state.items()}
         ranks = dict.fromkeys(ranks, most)
         reports = [replace(report, r=most) for report in reports]
-    config = _lora_config(model, adapter_name, ranks)
+    config = _lora_config(model, adapter_name, ranks, stacks)
     with locked(path, "path"), atomic_directory(path, overwrite=overwrite, name="path") as folder:
         _write(model, config, state, folder)
     return ExportReport(
@@ -122,7 +136,7 @@ def export_lora(
     )
 
 
-def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLayer]:
+def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, AdaptedWeight]:
     if not isinstance(model, PeftModel) or adapter_name not in model.peft_config:
         there = (
             ", ".join(model.peft_config) if isinstance(model, PeftModel) else "none, it is not a PeftModel"
@@ -145,8 +159,9 @@ def _adapted_layers(model: PeftModel, adapter_name: str) -> dict[str, EckartLaye
 
 @torch.no_grad()
 def _factorise(
-    name: str, layer: EckartLayer, adapter_name: str, r: int | None
-) -> tuple[dict[str, Tensor], LayerExport]:
+    name: str, layer: AdaptedWeight, adapter_name: str, r: int | None
+) -> tuple[Tensor, Tensor, LayerExport]:
+    """A (groups, r, groups, in) and B (out, r) of one ΔW, and what is to be told of them."""
     delta = layer.get_delta_weight(adapter_name)
     if not torch.isfinite(delta).all():
         raise InputError(f"the adapter of layer {name} holds NaN or Inf: it cannot be exported")
@@ -169,9 +184,18 @@ def _factorise(
     written = torch.cat([lora_b[i].double() @ lora_a[i, :, i].double() for i in range(groups)])
     norm = torch.linalg.matrix_norm(matrix.double())
     error = (torch.linalg.matrix_norm(matrix.double() - written) / norm).item() if norm else 0.0
-    factors = _in_pefts_shapes(name, layer, lora_a, lora_b.reshape(out, width))
+    report = LayerExport(name, layer.op.kind, groups * rank, groups * width, error)
+    return lora_a, lora_b.reshape(out, width), report
+
+
+def _in_peft(name: str, layer: EckartLayer, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Two factors as PEFT has them, after PEFT was asked what it makes of them."""
+    groups, width = layer.op.groups, b.shape[1]
+    parts = b.double().chunk(groups)
+    written = torch.cat([part @ a[i, :, i].double() for i, part in enumerate(parts)])
+    factors = _in_pefts_shapes(name, layer, a, b)
     check_in_peft(name, layer, factors, written, groups * width)
-    return factors, LayerExport(name, layer.op.kind, groups * rank, groups * width, error)
+    return factors
 
 
 def _in_pefts_shapes(name: str, layer: EckartLayer, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -217,20 +241,30 @@ def save_as_lora(model: PeftModel, folder: Path, adapter_name: str = "default") 
     config = cast(Any, model.peft_config[adapter_name])
     if getattr(config, "slug", None) != "lora":
         return False
-    layers = [(name, layer, cast(Any, adapter)) for name, layer, _, adapter in walk(model, adapter_name)]
+    layers: list[tuple[str, Any, Any]] = [(n, layer, a) for n, layer, _, a in walk(model, adapter_name)]
     if any(layer.op.groups > 1 or adapter.active is not None for _, layer, adapter in layers):
         return False
     state, ranks = _saved_modules(model, adapter_name), {}
-    for name, layer, adapter in layers:
-        a, b = adapter.factors()
-        scaled = _in_pefts_shapes(name, layer, a, adapter.scale * b)
-        try:
+    stacks: dict[str, list[tuple[EckartMatrix, Pair]]] = {}
+    try:
+        for name, layer, adapter in layers:
+            a, b = adapter.factors()
+            if isinstance(layer, EckartMatrix):
+                stacks.setdefault(layer.shape.stack, []).append((layer, (a, b)))
+                continue
+            scaled = _in_pefts_shapes(name, layer, a, adapter.scale * b)
             check_in_peft(name, layer, scaled, adapter.delta_weight(), len(a))
-        except InputError:
-            return False
-        state |= _in_pefts_shapes(name, layer, a, b)
-        ranks[name] = len(a)
-    pefts = _lora_config(model, adapter_name, ranks)
+            state |= _in_pefts_shapes(name, layer, a, b)
+            ranks[name] = len(a)
+        for stack, own in stacks.items():
+            matrices, pairs = zip(*own, strict=True)
+            factors, ranks[stack] = stacked_lora(model.get_base_model(), matrices, pairs, stacks)
+            state |= factors
+            if len({len(a) for a, _ in pairs}) > 1:  # and so more than one α/r
+                return False
+        pefts = _lora_config(model, adapter_name, ranks, stacks)
+    except InputError:
+        return False
     pefts.lora_alpha, pefts.alpha_pattern = config.lora_alpha, {}
     pefts.use_rslora, pefts.lora_dropout = config.use_rslora, config.dropout
     _write(model, pefts, state, folder)
@@ -254,25 +288,32 @@ def _saved_modules(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:
     }
 
 
-def _lora_config(model: PeftModel, adapter_name: str, ranks: dict[str, int]) -> LoraConfig:
+def _lora_config(
+    model: PeftModel, adapter_name: str, ranks: dict[str, int], stacks: Collection[str]
+) -> LoraConfig:
+    """PEFT's config for layers and parameters of these ranks."""
     ours = cast(AdapterConfig, model.peft_config[adapter_name])
     most = max(ranks.values())
     # PEFT takes the first pattern that fits the end of a layer's name: longer names go first.
     pattern = {name: ranks[name] for name in sorted(ranks, key=len, reverse=True) if ranks[name] != most}
-    layers = {name: module.get_base_layer() for name, module in _adapted_layers(model, adapter_name).items()}
+    adapted = _adapted_layers(model, adapter_name).items()
+    layers = {name: m.get_base_layer() for name, m in adapted if isinstance(m, EckartLayer)}
     config = LoraConfig(
         r=most,
         lora_alpha=most,
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
-        target_modules=sorted(ranks),
+        target_modules=sorted(ranks.keys() - set(stacks)),
+        target_parameters=sorted(stacks) or None,
         modules_to_save=ours.modules_to_save,
-        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
+        fan_in_fan_out=bool(layers) and all(isinstance(layer, Conv1D) for layer in layers.values()),
         task_type=ours.task_type,
         base_model_name_or_path=ours.base_model_name_or_path,
         revision=ours.revision,
         inference_mode=True,
     )
+    if stacks and config.fan_in_fan_out:
+        raise InputError("PEFT has no LoRA for Conv1D layers and parameters at once: merge instead")
     inner = [name for name, _ in model.get_base_model().named_modules() if ".base_layer" not in name]
     strangers = [name for name in inner if name not in ranks and check_target_module_exists(config, name)]
     config.exclude_modules = sorted(strangers) or None

@@ -38,12 +38,19 @@ _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 @dataclass(frozen=True)
 class LayerShape:
     """Name, kind and canonical weight shape ``(out, in, *kernel)`` of a layer that is adapted; ``matrix()`` gives the
-    frozen weight itself, for counts that depend on it."""
+    frozen weight itself, for counts that depend on it. A matrix of a parameter has the parameter's name as ``stack``,
+    and its number there behind that in its own name."""
 
     name: str
     kind: Kind
     weight: tuple[int, ...]
     frozen: FrozenWeight | None = field(default=None, compare=False, repr=False)
+    stack: str = ""
+
+    @property
+    def target(self) -> str:
+        """What is named to adapt it: the layer, or the parameter that the matrix is part of."""
+        return self.stack or self.name
 
     @property
     def out_features(self) -> int:
@@ -150,12 +157,13 @@ def describe_layer(module: nn.Module, name: str) -> tuple[LayerShape, LayerOp] |
         return LayerShape(name, "conv", weight), LayerOp(
             "conv", groups=module.groups, arguments=arguments, pad=pad
         )
-    if isinstance(module, nn.Linear) or _is_quantised_linear(module):
+    if isinstance(module, nn.Linear) or is_quantised_linear(module):
         return LayerShape(name, "linear", (module.out_features, module.in_features)), LayerOp("linear")
     return None
 
 
-def _is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+def is_quantised_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear layer of a quantisation that PEFT knows."""
     if not hasattr(module, "in_features"):
         return False
     from peft.utils import resolve_quantization_backend

@@ -10,6 +10,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from eckart.adapter_files import PREPROCESSING, base_model, read_adapter_config
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._loading import load_adapted
 from eckart.errors import InputError, first_line
 from eckart.files import atomic_directory, check_apart, check_output, locked
@@ -62,7 +63,8 @@ def merge_checkpoint(
     model = base_model(model, adapter, config)
     check_apart(Path(output), {"ADAPTER": adapter, "the base model": model})
     adapted = load_adapted(model, adapter)
-    layers = sum(isinstance(module, BaseTunerLayer) for module in adapted.modules())
+    found = [(name, m) for name, m in adapted.named_modules() if isinstance(m, BaseTunerLayer)]
+    layers = len({m.shape.target if isinstance(m, AdaptedWeight) else name for name, m in found})
     try:
         merged = adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:

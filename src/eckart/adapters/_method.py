@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_type_hints
 
-from peft import PeftConfig, PeftType
+from peft import LoraConfig, PeftConfig, PeftType
 from torch import Tensor
 
 from eckart.adapters._checkpoint import read_outline
-from eckart.arguments import check_number
+from eckart.arguments import check_number, hint
+from eckart.errors import InputError
 
 _KINDS: Mapping[Any, Literal["bool", "int", "float"]] = {bool: "bool", int: "int", float: "float"}
 
@@ -28,6 +29,11 @@ def _plain_options(config: type[MethodConfig]) -> dict[str, Literal["bool", "int
         name: next((_KINDS[t] for t in _KINDS if kind in (t, t | None)), None) for name, kind in kinds.items()
     }
     return {name: kind for name, kind in plain.items() if kind is not None}
+
+
+def option_names(config: type[MethodConfig]) -> set[str]:
+    """The options that a config is given by name."""
+    return {option.name for option in dataclasses.fields(config) if option.init}
 
 
 @dataclass
@@ -62,6 +68,41 @@ class MethodConfig(PeftConfig):
     trains: ClassVar[str] = ""
     saves: ClassVar[str] = ""
     learning_rates: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3)
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Refuse options of others; those that nobody has are left to Python.
+
+        Raises:
+            InputError: an option that another method or PEFT's own LoRA has, and this method has not.
+        """
+        cls.check_names(options, elsewhere=True)
+        return super().__new__(cls)
+
+    @classmethod
+    def check_names(cls, options: Iterable[str], *, elsewhere: bool) -> None:
+        """Refuse options that the method has not.
+
+        Args:
+            options: their names.
+            elsewhere: only those that another method or PEFT's own LoRA has.
+
+        Raises:
+            InputError: naming the option and what there is.
+        """
+        from eckart.adapters._registry import ADAPTERS, PROMPTS
+
+        known = option_names(cls)
+        for name in options:
+            if name in known:
+                continue
+            others = [slug for slug, other in {**ADAPTERS, **PROMPTS}.items() if name in option_names(other)]
+            has = f"it has {', '.join(sorted(known))}"
+            if name in LoraConfig.__dataclass_fields__ and not others:
+                raise InputError(
+                    f"{cls.slug} has no option {name!r}, which only PEFT's own LoraConfig has: {has}"
+                )
+            if others or not elsewhere:
+                raise InputError(f"{cls.slug} has no option {name!r}: {hint(name, known, has)}")
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]

@@ -5,43 +5,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import (
-    BaseTunerLayer,
-)
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-    resolve_quantization_backend,
-)
+from peft import PeftConfig
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._base import Adapter
-from eckart.adapters._census import (
-    PLAIN_LAYERS,
-    PREFIX,
-    aliases,
-    check_names,
-    fault,
-    find_targets,
-    include_all_linear,
-    is_plain,
-)
+from eckart.adapters._census import PREFIX, aliases
 from eckart.adapters._checkpoint import check_dtype, differs, same_size, weight_check
 from eckart.adapters._config import AdapterConfig, find_pattern
-from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool, describe_layer
+from eckart.adapters._layers import FrozenWeight, LayerContext, LayerOp, LayerShape, Pool
+from eckart.adapters._matrices import EckartMatrix, EckartParameters, refuse_mixed
+from eckart.adapters._parameters import find_parameters
 from eckart.adapters._peft_files import CheckpointTuner
 from eckart.adapters._peft_layer import BASE, EckartLayer
 from eckart.adapters._rehearsal import rehearse, rename_config
+from eckart.adapters._targets import Described, describe_targets
 from eckart.adapters._weighted import check_combination, combine
 from eckart.errors import InputError
 
-_QUANTISED_EPSILON = 2.0**-6
+_QUANTISED_EPSILON, _FOUR_BITS_EPSILON = 2.0**-6, 2.0**-4
 _FINE_TUNED = 0.1
 """Relative difference up to which a base weight counts as a fine-tuned one, on which a ΔW of its own may be used."""
 
@@ -51,7 +39,7 @@ class EckartTuner(CheckpointTuner):
     refused config leaves the model as it was."""
 
     prefix = PREFIX
-    tuner_layer_cls = EckartLayer
+    tuner_layer_cls = AdaptedWeight
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(
@@ -67,26 +55,27 @@ class EckartTuner(CheckpointTuner):
             config = cast(AdapterConfig, self._prepare_adapter_config(config, self.get_model_config(model)))
             if config.checkpoint is not None:
                 rename_config(model, config)
-            include_all_linear(model, config)
-            targets = list(find_targets(model, config, state_dict))
-            check_names(model, config, [name for name, _ in targets])
-            self._prepared = self._build(targets, config, adapter_name, low_cpu_mem_usage)
+            if state_dict and config.target_parameters:
+                raise InputError("target_parameters are not known from tensors alone: use get_peft_model")
+            self._prepared = self._build(
+                describe_targets(model, config, state_dict), config, low_cpu_mem_usage
+            )
             self._follow_forwards(model)
-        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        with warnings.catch_warnings():
+            # PEFT looks for the patterns among layers alone; `_check_pattern` has done so among parameters too.
+            warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
 
     def _build(
-        self, targets: list[tuple[str, nn.Module]], config: AdapterConfig, adapter_name: str, on_meta: bool
+        self, described: Sequence[Described], config: AdapterConfig, on_meta: bool
     ) -> dict[str, tuple[Adapter, LayerShape, LayerOp, FrozenWeight]]:
-        shapes, contexts = [], []
-        for key, module in targets:
-            shape, op, frozen = self._describe(key, module)
+        shapes = [shape for shape, _, _ in described]
+        for shape in shapes:
             config.check(shape)
-            shapes.append(shape)
-            contexts.append((shape, op, frozen))
         _check_pattern(config, shapes)
         pool = Pool(shapes)
         prepared = {}
-        for shape, op, frozen in contexts:
+        for shape, op, frozen in described:
             adapter = build_adapter(config, LayerContext(shape, op, config.seed, pool, frozen))
             if not config.init_weights:
                 adapter.randomize()
@@ -110,33 +99,13 @@ class EckartTuner(CheckpointTuner):
             model.register_forward_pre_hook(pool.enter)
             model.register_forward_hook(pool.leave, always_call=True)
 
-    def _describe(self, key: str, module: nn.Module) -> tuple[LayerShape, LayerOp, FrozenWeight]:
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        described = describe_layer(base, key)
-        if described is None:
-            raise InputError(
-                f"layer {key} is a {type(base).__name__}, which cannot be adapted: target Linear, Conv1D, Conv1d, "
-                "Conv2d, Conv3d or Embedding layers"
-            )
-        shape, op = described
-        if isinstance(module, EckartLayer):
-            return replace(shape, frozen=module.frozen), op, module.frozen
-        if why := fault(self.model, key, base):
-            raise InputError(f"layer {key} cannot be adapted: {why}; exclude it")
-        backend = None
-        if type(base) not in PLAIN_LAYERS or type(base.weight) not in (nn.Parameter, Tensor):
-            kwargs = {"get_apply_tensor_subclass": _requantiser(base), **get_quantization_kwargs(self.model)}
-            backend = resolve_quantization_backend(base, **kwargs)
-        scaled = isinstance(base, nn.Embedding) and hasattr(
-            base, "embed_scale"
-        )  # PEFT and we follow its scale
-        if backend is None and not is_plain(base) and not scaled:
-            raise InputError(
-                f"layer {key} cannot be adapted: {type(base).__name__} has a forward of its own, of which an adapter "
-                "would be no part once it is merged; exclude it"
-            )
-        frozen = FrozenWeight(cast(Any, base), op, backend)
-        return replace(shape, frozen=frozen), op, frozen
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        """As PEFT's, where parameters alone may be named."""
+        config = cast(AdapterConfig, peft_config)
+        known = model_config["model_type"] in self.target_module_mapping
+        if config.target_modules is None and config.target_parameters and not known:
+            config.target_modules = set()
+        return super()._prepare_adapter_config(config, model_config)
 
     def _create_and_replace(  # type: ignore[override]  # the configs are ours
         self,
@@ -158,13 +127,35 @@ class EckartTuner(CheckpointTuner):
             for name in aliases(self.model, target):
                 _put(self.model, name, layer)
 
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Put the adapters of parameters into the model, as PEFT's own does for its LoRA."""
+        config = cast(AdapterConfig, peft_config)
+        found = find_parameters(model, config)
+        for module in {id(t.module): t.module for t in found if t.module is t.host}.values():
+            names, wrapper = aliases(model, module), EckartParameters(module)
+            for name in names:
+                _put(model, name, wrapper)
+        for target in found:
+            host = cast(EckartParameters, model.get_submodule(target.path))
+            if target.parameter not in host.adapted:
+                own = [entry[1:] for entry in self._prepared.values() if entry[1].stack == target.name]
+                host.add(target.parameter, [EckartMatrix(*entry) for entry in own])
+            for matrix in host.matrices(target.parameter):
+                adapter, *_ = self._prepared.pop(matrix.shape.name)
+                matrix.add(adapter_name, adapter, config)
+        return [target.name for target in found]
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         """As PEFT's, for all names of a module that has several."""
         named = list(self.model.named_modules(remove_duplicate=False))
-        layers = [(name, module) for name, module in named if isinstance(module, EckartLayer)]
+        wrapped = [
+            (name, found) for name, found in named if isinstance(found, EckartLayer | EckartParameters)
+        ]
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        for name, layer in layers:
-            _put(self.model, name, layer.get_base_layer())
+        for name, found in wrapped:
+            _put(self.model, name, found.base_layer)
         return model
 
     @contextmanager
@@ -180,6 +171,7 @@ class EckartTuner(CheckpointTuner):
             return
         if self.training:
             raise InputError("adapter_names is for inference: call model.eval() first")
+        refuse_mixed(self)
         layers = [
             module for module in self.modules() if isinstance(module, EckartLayer | AuxiliaryTrainingWrapper)
         ]
@@ -211,7 +203,7 @@ class EckartTuner(CheckpointTuner):
     def _replace_module(
         self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
     ) -> None:
-        if isinstance(child, AuxiliaryTrainingWrapper):  # its weight is computed and it is ready as it is
+        if isinstance(child, AuxiliaryTrainingWrapper | EckartParameters):  # what they hold is ready as it is
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -238,7 +230,7 @@ class EckartTuner(CheckpointTuner):
                 this has not, or as `combine`.
         """
         check_combination(self.peft_config, adapters, weights, adapter_name, combination_type, svd_rank)
-        found = (module for module in self.model.modules() if isinstance(module, EckartLayer))
+        found = (module for module in self.model.modules() if isinstance(module, AdaptedWeight))
         layers = {layer.shape.name: layer for layer in found}
         configs = {name: cast(AdapterConfig, self.peft_config[name]) for name in adapters}
         shares = dict(zip(adapters, map(float, weights), strict=True))
@@ -271,10 +263,7 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
         check_dtype(name, weight)
         if not torch.isfinite(weight).all():
             raise InputError(f"the weight of layer {name} holds NaN or Inf: repair the model first")
-        epsilon = (
-            _QUANTISED_EPSILON if layer.base_weight.backend is not None else torch.finfo(weight.dtype).eps
-        )
-        check = weight_check(weight, epsilon)
+        check = weight_check(weight, _epsilon(weight, layer.base_weight))
         saved = (config.base_check or {}).get(name)
         if saved is not None and not same_size(saved, check):
             raise InputError(
@@ -293,10 +282,19 @@ def build_adapter(config: AdapterConfig, layer: LayerContext) -> Adapter:
     return adapter
 
 
+def _epsilon(weight: Tensor, frozen: FrozenWeight) -> float:
+    """The relative rounding of a frozen weight: of its dtype, or of the four or eight bits it is kept in."""
+    if frozen.backend is None:
+        return torch.finfo(weight.dtype).eps
+    four = frozen.backend.backend_name == "bnb 4bit" or getattr(frozen.module.weight, "bits", 8) == 4
+    return _FOUR_BITS_EPSILON if four else _QUANTISED_EPSILON
+
+
 def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:
     """Refuse a `rank_pattern` of which a part fits no layer."""
     for pattern in config.rank_pattern or ():
-        if not any(find_pattern([pattern], shape.name) for shape in shapes):
+        names = {name for shape in shapes for name in (shape.name, shape.target)}
+        if not any(find_pattern([pattern], name) for name in names):
             raise InputError(
                 f"rank_pattern names {pattern!r}, which fits none of the layers that are adapted"
             )
@@ -304,21 +302,3 @@ def _check_pattern(config: AdapterConfig, shapes: Sequence[LayerShape]) -> None:
 
 def _called(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """A hook that does nothing."""
-
-
-def _requantiser(module: nn.Module) -> Any:
-    """How to quantise a weight again after a merge, when the model carries no quantisation config."""
-    weight: Any = module.weight
-    kind = type(weight).__name__
-    int8 = kind == "Int8Tensor" and weight.act_quant_kwargs is None and weight.block_size[0] == 1
-
-    def configuration() -> Any:
-        from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-untyped]
-
-        if not int8:
-            raise InputError(
-                f"a weight of type {kind} cannot be quantised again after a merge: merge before quantising"
-            )
-        return Int8WeightOnlyConfig()
-
-    return configuration

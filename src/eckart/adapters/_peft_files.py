@@ -6,9 +6,9 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._checkpoint import INSIDE
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._rehearsal import rename_keys
 from eckart.errors import InputError
 
@@ -33,7 +33,7 @@ class CheckpointTuner(BaseTuner):
         config.saved_check = {
             layer.shape.name: layer.adapter(adapter_name).base_check
             for layer in model.modules()
-            if isinstance(layer, EckartLayer) and adapter_name in layer.eckart_adapters
+            if isinstance(layer, AdaptedWeight) and adapter_name in layer.eckart_adapters
         }
         return super()._get_adapter_state_dict(
             model, config, adapter_name, state_dict, unwanted_adapter_names

@@ -184,6 +184,8 @@ def rename_config(model: nn.Module, config: AdapterConfig) -> None:
 
     if isinstance(config.target_modules, list | set):
         config.target_modules = {now(name) for name in config.target_modules}
+    if config.target_parameters:
+        config.target_parameters = [rename(model, name) for name in config.target_parameters]
     for field in ("rank_pattern", "base_check"):
         if entries := getattr(config, field):
             setattr(config, field, {now(name): value for name, value in entries.items()})
@@ -209,8 +211,13 @@ def rename(model: nn.Module, key: str) -> str:
 
 
 def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
+    """Whether a model has a module of this name, or a parameter, or a stack with a matrix of this number."""
+    stack = re.sub(r"\.\d+$", "", name)
+    places = ((model.get_submodule, name), (model.get_parameter, name), (model.get_parameter, stack))
+    for find, place in places:
+        try:
+            find(place)
+        except AttributeError:
+            continue
+        return True
+    return False

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.pytorch_utils import Conv1D
 
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._census import probe_input
 from eckart.adapters._peft_layer import EckartLayer
 from eckart.errors import InputError
@@ -21,16 +22,16 @@ RANKS: Mapping[str, Sequence[int]] = {"vllm": (1, 8, 16, 32, 64, 128, 256, 320, 
 """The values that vLLM takes for ``max_lora_rank``; the others name none."""
 
 
-def check_server(server: str, layers: Mapping[str, EckartLayer], modules: Sequence[str]) -> None:
+def check_server(server: str, layers: Mapping[str, AdaptedWeight], modules: Sequence[str]) -> None:
     """Refuse what no server applies.
 
     Args:
         server: its name.
-        layers: the adapted layers by name.
+        layers: what is adapted, by name.
         modules: names of tensors of modules that were trained in full.
 
     Raises:
-        InputError: another server, modules trained in full, or a convolution.
+        InputError: another server, modules trained in full, a convolution or a parameter.
     """
     if server not in get_args(Server):
         raise InputError(f"server is {server!r}: give {', '.join(get_args(Server))}")
@@ -40,6 +41,10 @@ def check_server(server: str, layers: Mapping[str, EckartLayer], modules: Sequen
             "serve the merged model instead, see eckart merge"
         )
     for name, layer in layers.items():
+        if layer.shape.stack:
+            raise InputError(
+                f"{server} takes no LoRA on a parameter such as {layer.shape.stack}: serve the merged model instead"
+            )
         if layer.op.kind == "conv":
             raise InputError(
                 f"{server} takes no LoRA on a convolution such as {name}: serve the merged model instead"

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import Adapter
+from eckart.adapters._adapted import AdaptedWeight
+from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._checkpoint import MODEL_PREFIX
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._prompt_layer import PromptLayer
 from eckart.adapters._prompts import Prompt
 from eckart.errors import InputError
@@ -19,7 +19,7 @@ from eckart.errors import InputError
 
 def walk(
     model: nn.Module, adapter_name: str | None = None
-) -> Iterator[tuple[str, EckartLayer, str, Adapter]]:
+) -> Iterator[tuple[str, AdaptedWeight, str, Adapter]]:
     """Every adapter in a model, in the order of its layers: the layer's name in the base model, the layer, the
     adapter's name and the adapter.
 
@@ -32,7 +32,7 @@ def walk(
     """
     found = False
     for path, layer in model.named_modules():
-        if not isinstance(layer, EckartLayer):
+        if not isinstance(layer, AdaptedWeight):
             continue
         for name in layer.active_adapters if adapter_name is None else [adapter_name]:
             if name in layer.eckart_adapters:
@@ -44,6 +44,23 @@ def walk(
                 "this model has a prompt, which changes its input and no layer: adapt layers for this"
             )
         _refuse_none(adapter_name)
+
+
+def ranks_of(model: nn.Module, adapter_name: str | None = None) -> dict[str, int]:
+    """How many directions each layer's adapter uses, by the layer's name; empty where the method has no ranks.
+
+    Args:
+        model: a model with adapters.
+        adapter_name: which adapter; in each layer the active ones when None, and then their sum.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: dict[str, int] = {}
+    for layer, _, _, adapter in walk(model, adapter_name):
+        if isinstance(adapter, LowRankAdapter):
+            found[layer] = found.get(layer, 0) + adapter.active_rank
+    return found
 
 
 def walk_trained(model: nn.Module, adapter_name: str | None = None) -> Iterator[Adapter | Prompt]:
@@ -58,7 +75,7 @@ def walk_trained(model: nn.Module, adapter_name: str | None = None) -> Iterator[
     """
     found = False
     for layer in model.modules():
-        if not isinstance(layer, EckartLayer | PromptLayer):
+        if not isinstance(layer, AdaptedWeight | PromptLayer):
             continue
         for name in layer.active_adapters if adapter_name is None else [adapter_name]:
             if name in layer.eckart_adapters:
@@ -82,7 +99,7 @@ def lr_scales(model: nn.Module, adapter_name: str | None = None) -> dict[str, fl
         adapter_name: which adapter; the active ones when None.
     """
     asked = {id(p): p.lr_scale for p in model.parameters() if hasattr(p, "lr_scale")}
-    if not any(isinstance(module, EckartLayer | PromptLayer) for module in model.modules()):
+    if not any(isinstance(module, AdaptedWeight | PromptLayer) for module in model.modules()):
         return {name: asked[id(p)] for name, p in model.named_parameters() if id(p) in asked}
     asked |= {
         id(parameter): factor

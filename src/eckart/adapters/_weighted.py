@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._peft_layer import EckartLayer
 from eckart.adapters._registry import ADAPTERS
 from eckart.errors import InputError
 from eckart.linalg.spectrum import svd_within
@@ -54,7 +54,7 @@ def check_combination(
 
 
 def combine(
-    layers: Mapping[str, EckartLayer],
+    layers: Mapping[str, AdaptedWeight],
     configs: Mapping[str, AdapterConfig],
     weights: Mapping[str, float],
     combination_type: str,
@@ -89,8 +89,11 @@ def combine(
                 pieces = {adapter: weights[adapter] for adapter in own}
                 factors[name] = _sum(layer, pieces, combination_type, svd_rank)
     most = max(len(a) for a, _ in factors.values())
+    stacks = sorted({layer.shape.stack for name, layer in layers.items() if name in factors} - {""})
+    names = [re.escape(name) for name in factors if not layers[name].shape.stack]
     lora = ADAPTERS["lora"](
-        target_modules="|".join(re.escape(name) for name in factors),
+        target_modules="|".join(names) if names else set(),
+        target_parameters=stacks or None,
         task_type=next(iter(configs.values())).task_type,
         base_model_name_or_path=next(iter(configs.values())).base_model_name_or_path,
         rank_pattern={re.escape(name): len(a) for name, (a, _) in factors.items() if len(a) != most} or None,
@@ -99,7 +102,7 @@ def combine(
     return lora, {name: (a, b * (len(a) / most)) for name, (a, b) in factors.items()}
 
 
-def _check(name: str, layer: EckartLayer, own: Sequence[str], combination_type: str) -> None:
+def _check(name: str, layer: AdaptedWeight, own: Sequence[str], combination_type: str) -> None:
     for adapter in own:
         if layer.adapter(adapter).delta_bias() is not None:
             raise InputError(
@@ -113,7 +116,7 @@ def _check(name: str, layer: EckartLayer, own: Sequence[str], combination_type: 
 
 
 def _sum(
-    layer: EckartLayer, weights: Mapping[str, float], combination_type: str, svd_rank: int | None
+    layer: AdaptedWeight, weights: Mapping[str, float], combination_type: str, svd_rank: int | None
 ) -> Factors:
     low = {name: cast(LowRankAdapter, layer.adapter(name)) for name in weights}
     highest = layer.shape.max_rank

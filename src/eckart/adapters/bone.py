@@ -87,7 +87,7 @@ class BoneConfig(AdapterConfig):
         return self.variant.startswith("bat")
 
     def rank(self, shape: LayerShape) -> int:
-        if (r := self.pattern(shape.name) or self.r) is not None:
+        if (r := self.pattern(shape) or self.r) is not None:
             sides: list[int] = [getattr(shape, side) for side in _DIVIDED.get(self.variant, _BOTH[1:])]
             return min(r, *sides)
         largest = min(self.default_r, shape.max_rank)

@@ -20,10 +20,10 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from eckart.adapters._base import LowRankAdapter
-from eckart.adapters._checkpoint import MODEL_PREFIX
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._from_peft import our_key, peft_options
 from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._pefts_parameters import unstack
 from eckart.adapters._registry import register_adapter
 
 
@@ -81,8 +81,9 @@ class LoRAConfig(AdapterConfig):
         cls, saved: dict[str, Any], tensors: dict[str, Tensor], base: nn.Module
     ) -> tuple[LoRAConfig, dict[str, Tensor]]:
         """PEFT's own LoRA. A layer's own rank goes into ``rank_pattern``, its own α into B; a rank above
-        ``min(out, in)`` is lowered by putting the thin side into the other factor."""
+        ``min(out, in)`` is lowered by putting the thin side into the other factor; stacked factors are taken apart."""
         read = ["r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"]
+        read.append("target_parameters")
         if saved.get("init_lora_weights", True) in _UNCHANGED_BASE:
             read.append("init_lora_weights")
         options = peft_options(saved, PeftLoraConfig, read)
@@ -91,6 +92,7 @@ class LoRAConfig(AdapterConfig):
             lora_alpha=saved["lora_alpha"],
             use_rslora=bool(saved.get("use_rslora")),
             dropout=saved.get("lora_dropout") or 0.0,
+            target_parameters=saved.get("target_parameters"),
             **options,
         )
         factors: dict[str, dict[str, Tensor]] = {}
@@ -102,8 +104,7 @@ class LoRAConfig(AdapterConfig):
             else:
                 factors.setdefault(match[1], {})[match[2]] = value.flatten(1)
         alphas, ranks = saved.get("alpha_pattern") or {}, {}
-        for layer, pair in factors.items():
-            name = layer.removeprefix(MODEL_PREFIX)
+        for layer, name, pair in unstack(base, config, factors):
             if pair.keys() == {"A", "B"}:
                 own = alphas.get(get_pattern_key(list(alphas), name), config.lora_alpha)
                 before = config.scaling(len(pair["A"])) * own / config.lora_alpha

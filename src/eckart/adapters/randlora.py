@@ -99,8 +99,8 @@ class RandLoRAConfig(AdapterConfig):
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         """Σ n (r + m)."""
-        counted = Counter((s.weight, self.pattern(s.name)) for s in shapes)
-        alike = {(s.weight, self.pattern(s.name)): s for s in shapes}
+        counted = Counter((s.weight, self.pattern(s)) for s in shapes)
+        alike = {(s.weight, self.pattern(s)): s for s in shapes}
         return sum(
             n * self.bases(s) * (self.rank(s) + s.max_rank)
             for key, s in alike.items()

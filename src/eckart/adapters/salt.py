@@ -78,7 +78,7 @@ class SALTConfig(AdapterConfig):
             raise InputError(f"init is {self.init!r}: give 'zero' or 'small_random'")
 
     def rank(self, shape: LayerShape) -> int:
-        if self.r is not None or self.pattern(shape.name) is not None:
+        if self.r is not None or self.pattern(shape) is not None:
             return super().rank(shape)
         return max(1, int(shape.max_rank * (0.1 if self.ratio is None else self.ratio)))
 

@@ -85,7 +85,7 @@ class SVFitConfig(AdapterConfig):
         self._ranks: dict[str, int] = {}
 
     def rank(self, shape: LayerShape) -> int:
-        if self.energy is None or self.pattern(shape.name) is not None:
+        if self.energy is None or self.pattern(shape) is not None:
             return super().rank(shape)
         if shape.name not in self._ranks:
             values = torch.linalg.svdvals(shape.matrix().float())
@@ -126,7 +126,7 @@ class SVFit(DiagonalAdapter):
         super().__init__(layer)
         self.param, self.nonneg = config.param, config.nonneg
         u, s, vh = canonical_svd(weight)
-        if config.energy is not None and config.pattern(layer.shape.name) is None:
+        if config.energy is not None and config.pattern(layer.shape) is None:
             config._ranks[layer.shape.name] = rank_for_energy(s, config.energy, config.energy_norm)
         r, falling = config.rank(layer.shape), torch.arange(s.numel())
         order = {

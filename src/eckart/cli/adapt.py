@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import typer
 
 from eckart.arguments import check_least, check_pattern, check_positive, check_seed
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table, tell_task
 from eckart.cli.options import (
+    BATCH,
     METHOD,
     OUTPUT,
     TRAINING,
@@ -25,18 +29,20 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.task import TaskOptions
-from eckart.cli.words import fields, options, targets
+from eckart.cli.task import TaskArguments
+from eckart.cli.words import count_or_auto, fields, options, targets
 from eckart.compression._criteria import CRITERIA
-from eckart.jobs.adapt.checks import RUN, earlier_run, refuse_taken
+from eckart.hub import check_upload
+from eckart.jobs.adapt.checks import PUSH, RUN, check_kept, earlier_run, refuse_taken
 from eckart.jobs.adapt.loram_options import pruning
+from eckart.jobs.adapt.reports import REPORTS, report_names
 from eckart.tasks.optimizers import check_optimizer
 from eckart.tasks.options import check_alone
 
 
 def adapt(
     output: Output,
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     method: Annotated[
@@ -64,7 +70,7 @@ def adapt(
     ] = None,
     target_modules: Targets = None,
     steps: Annotated[int, option("N", "Optimiser steps.", TRAINING)] = 400,
-    batch_size: Annotated[int, option("N", "Examples a step.", TRAINING)] = 16,
+    batch_size: Annotated[str, BATCH] = "16",
     lr: Annotated[
         float | None,
         option("RATE", "Learning rate of the adapters; what suits the method when left out.", TRAINING),
@@ -80,6 +86,17 @@ def adapt(
     validate_every: Annotated[
         int | None, option("N", "Steps between scores on the validation split; likewise.", OUTPUT)
     ] = None,
+    keep: Annotated[
+        Literal["last", "best"],
+        typer.Option(
+            help="The weights as they are at the end, or at the best score on the validation split.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "last",
+    patience: Annotated[
+        int | None,
+        option("N", "End the run after so many scores without a better one; never when left out.", TRAINING),
+    ] = None,
     loram: Annotated[
         float | None,
         option("RATIO", "Train on a base with this share pruned, write the adapter of the whole.", METHOD),
@@ -93,6 +110,12 @@ def adapt(
     loram_int8: Annotated[
         bool, flag("--loram-int8", help="Keep the pruned base in eight bits.", panel=METHOD)
     ] = False,
+    report_to: Annotated[
+        str | None, option("NAMES", f"Show the curves in {', '.join(REPORTS)}, with commas.", OUTPUT)
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, option("NAME", "Upload the finished adapter to this repository of the hub.", OUTPUT)
+    ] = None,
     resume: Annotated[
         bool,
         flag("--resume", help="Go on with the run that the output directory holds.", panel=OUTPUT),
@@ -108,15 +131,20 @@ def adapt(
 
     given, of_optimizer, said = options(option_), options(optimizer_option), task.given()
     form = fields(task.sep, task.columns, task.encoding)
-    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    size = count_or_auto("--batch-size", batch_size)
+    check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
+    check_kept(keep, patience)
     check_seed(seed)
     check_pattern("--target-modules", target_modules)
     check_optimizer(optimizer)
     refuse_taken(given)
     check_method(method, given, budget)
     pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
+    reports = report_names(report_to)
+    if push_to_hub is not None:
+        check_upload(push_to_hub, PUSH)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     if task.task is not None:
         check_alone(task.task, model=model, data=data)
@@ -137,7 +165,7 @@ def adapt(
                 options=given,
                 target_modules=targets(target_modules),
                 steps=steps,
-                batch_size=batch_size,
+                batch_size=size or 16,
                 lr=lr,
                 head_lr=head_lr,
                 optimizer=optimizer,
@@ -145,7 +173,11 @@ def adapt(
                 seed=seed,
                 save_every=save_every,
                 validate_every=validate_every,
+                keep=keep,
+                patience=patience,
                 loram=pruned,
+                report_to=reports,
+                push_to_hub=push_to_hub,
                 resume=resume,
                 overwrite=overwrite,
                 on_task=tell_task,
@@ -164,9 +196,10 @@ def adapt(
         rows.add_row(
             split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}", also
         )
+    pushed = f" Uploaded to {push_to_hub}." if push_to_hub else ""
     told = (
-        f"{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
-        f"{metrics['head_parameters']:,} in the head. Written: {output}"
+        f"{_ended(metrics)}{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "
+        f"{metrics['head_parameters']:,} in the head. Written: {output}{pushed}"
     )
     if forgetting := metrics.get("forgetting"):
         told += (
@@ -174,3 +207,11 @@ def adapt(
             f"({forgetting['before']:.4f} before, {forgetting['after']:.4f} after)"
         )
     return Answer(metrics, (rows, told))
+
+
+def _ended(metrics: Mapping[str, Any]) -> str:
+    """What is said of a run that was ended early, or whose last weights are not those that are kept."""
+    last = metrics.get("last_step", metrics["steps"])
+    kept = metrics.get("kept_step", last)
+    told = f"Ended at step {last:,} of {metrics['steps']:,}. " if last < metrics["steps"] else ""
+    return told + (f"Kept: the weights of step {kept:,}. " if kept != last else "")

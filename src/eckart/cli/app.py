@@ -14,7 +14,9 @@ from eckart.cli.adapt import adapt
 from eckart.cli.command import command
 from eckart.cli.compare import compare
 from eckart.cli.compress import compress
+from eckart.cli.compression import compare_compression
 from eckart.cli.console import fail, silence
+from eckart.cli.dimension import measure_dimension
 from eckart.cli.export import export
 from eckart.cli.federate import federate
 from eckart.cli.inspect import inspect
@@ -31,11 +33,16 @@ from eckart.errors import InputError
 
 COMMANDS: Mapping[str, Sequence[Callable[..., Any]]] = {
     "Choose a method and train": (compare, report, adapt, pretrain, federate, methods),
-    "Make models smaller": (compress,),
-    "Look into models": (inspect, measure),
+    "Make models smaller": (compress, compare_compression),
+    "Look into models": (inspect, measure, measure_dimension),
     "Use an adapter elsewhere": (merge, export, run),
 }
 """Every command under the heading that `eckart --help` shows it below: a new one is entered here."""
+NAMES: Mapping[Callable[..., Any], str] = {
+    compare_compression: "compare compression",
+    measure_dimension: "measure intrinsic-dimension",
+}
+"""Commands whose name is not that of their function: of two words, the first of which is a command too."""
 GROUPS: Mapping[str, tuple[str, Sequence[Callable[..., Any]]]] = {
     "recover": (
         "Complete a matrix of ratings; find the top singular vectors of a stream of rows.",
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after ``eckart``; those of this process when None.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = _joined(sys.argv[1:] if arguments is None else list(arguments))
     debug = "--debug" in words
     try:
         with silence(debug), as_interrupts() as signals:
@@ -79,6 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("eckart: interrupted", file=sys.stderr, flush=True)
         return 128 + signals[0] if signals else INTERRUPTED
     return code if isinstance(code, int) else OK
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The words, those of a command whose name has two as one."""
+    name = " ".join(words[:2])
+    return [name, *words[2:]] if name in NAMES.values() else words
 
 
 def _print_version(wanted: bool) -> None:
@@ -114,7 +127,7 @@ def _build() -> typer.Typer:
     program.callback()(_root)
     for heading, functions in COMMANDS.items():
         for function in functions:
-            program.command(rich_help_panel=heading)(command(function))
+            program.command(NAMES.get(function), rich_help_panel=heading)(command(function))
     for name, (help, functions) in GROUPS.items():
         group = _group(help)
         for function in functions:

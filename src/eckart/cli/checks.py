@@ -7,8 +7,9 @@ from pathlib import Path
 from eckart.arguments import read_budget
 from eckart.catalog import check_options, find_adapter, find_rule
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.contenders import AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_name
+from eckart.tasks.optimizers import check_optimizer
 
 
 def check_file(path: str | Path, name: str) -> None:
@@ -31,7 +32,10 @@ def check_methods(methods: str) -> None:
         InputError: naming it.
     """
     for word in methods.split(","):
-        if (name := word.strip()) and name != "all" and name not in LABELS:
+        name, at, optimizer = word.strip().partition(AT)
+        if at:
+            check_optimizer(optimizer)
+        if name and name != "all" and name not in LABELS:
             if peft_name(name):
                 continue
             adapter, *rules = name.split("+")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from eckart.arguments import check_pattern
+from eckart.arguments import check_least, check_pattern
 from eckart.cli.checks import check_methods
 from eckart.cli.command import Answer
 from eckart.cli.console import table, tell_task
 from eckart.cli.options import (
+    BATCH,
     METHOD,
     OUTPUT,
     TRAINING,
     Data,
     Model,
+    Optimizer,
     Overwrite,
     Targets,
     adapters,
@@ -26,28 +28,30 @@ from eckart.cli.options import (
     flag,
     option,
 )
-from eckart.cli.task import TaskOptions
-from eckart.cli.words import rates, targets
+from eckart.cli.task import TaskArguments
+from eckart.cli.words import count_or_auto, rates, targets
 from eckart.jobs.compare.contenders import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
+from eckart.jobs.compare.protocols import foretold, settle
+from eckart.tasks.optimizers import check_optimizer
+from eckart.tasks.options import RECIPES, check_recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LIMITS = "Your limits"
-COSTS = ("trained_parameters", "saved_bytes", "peak_memory_mb", "step_time_ratio")
 
 
 def compare(
-    task: TaskOptions,
+    task: TaskArguments,
     model: Model = None,
     data: Data = None,
     methods: Annotated[
         str,
         option(
             "NAMES",
-            "all, or names with commas, also lora+allora, and PEFT's own such as peft:dora. Head only, full "
-            "fine-tuning and LoRA are always there.",
+            "all, or names with commas, also lora+allora, full@galore, and PEFT's own such as peft:dora. Head "
+            "only, full fine-tuning and LoRA are always there.",
             METHOD,
             autocompletion=choices(lambda: ["all", *LABELS, *adapters(), *peft_names()]),
         ),
@@ -57,6 +61,7 @@ def compare(
         option("SIZE", "For every method: 0.5% of the model, 200k or 1.5M numbers, 1MB saved.", METHOD),
     ] = "0.5%",
     target_modules: Targets = None,
+    optimizer: Optimizer = "adamw",
     steps: Annotated[
         int | None, option("N", "Steps of a final run; tuning runs have half as many.", TRAINING)
     ] = None,
@@ -69,11 +74,21 @@ def compare(
             TRAINING,
         ),
     ] = None,
-    batch_size: Annotated[int | None, option("N", "Examples a step.", TRAINING)] = None,
+    batch_size: Annotated[str | None, BATCH] = None,
     max_length: Annotated[int | None, option("N", "Tokens of an example at most.", TRAINING)] = None,
     quick: Annotated[
         bool,
         flag("--quick", help="A first impression: few steps, one learning rate, one seed.", panel=TRAINING),
+    ] = False,
+    recipe: Annotated[
+        str | None,
+        option(
+            "NAME", f"Follow a published protocol: {', '.join(RECIPES)} (PEFT's MetaMathQA board).", TRAINING
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        flag("--dry-run", help="Say what would be done, beside the recipe; train nothing.", panel=TRAINING),
     ] = False,
     time: Annotated[
         str | None,
@@ -102,6 +117,10 @@ def compare(
         str | None,
         option("URL", "Database that machines share; start the same command on each.", OUTPUT),
     ] = None,
+    workers: Annotated[
+        str,
+        option("N", "Processes that share the runs, or auto: one a GPU, else one for four cores.", OUTPUT),
+    ] = "1",
     overwrite: Overwrite = False,
 ) -> Answer:
     """Race every method at one budget on the same data, tuned alike, and say which to use. Resumes when repeated.
@@ -110,7 +129,22 @@ def compare(
     """
     check_methods(methods)
     check_pattern("--target-modules", target_modules)
+    check_optimizer(optimizer)
     learning_rates, layers, said = rates(lr), targets(target_modules), task.given()
+    check_recipe(recipe, task.kind)
+    said |= {} if recipe is None else {"recipe": recipe}
+    size = count_or_auto("--batch-size", batch_size)
+    if dry_run:
+        asked = {"steps": steps, "seeds": seeds, "batch_size": size, "max_length": max_length}
+        check_least(1, steps=steps, seeds=seeds, max_length=max_length)
+        given = {
+            "model": model,
+            "data": data,
+            "methods": methods,
+            "budget": budget,
+            "learning_rates": learning_rates,
+        }
+        return _foretold(quick, asked, given, said)
 
     import eckart
 
@@ -121,10 +155,11 @@ def compare(
         budget=budget,
         steps=steps,
         seeds=seeds,
-        batch_size=batch_size,
+        batch_size=size,
         max_length=max_length,
         output=output,
         storage=storage,
+        workers=count_or_auto("--workers", workers) or 1,
         time=time,
         max_memory=max_memory,
         max_bytes=max_bytes,
@@ -134,20 +169,32 @@ def compare(
         overwrite=overwrite,
         learning_rates=learning_rates,
         target_modules=layers,
+        optimizer=optimizer,
         on_task=tell_task,
         **said,
     )
+    return answer(results, output)
+
+
+def answer(results: pd.DataFrame, output: Path) -> Answer:
+    """What a comparison found: its board, its sentences, and why methods were dropped.
+
+    Args:
+        results: one row for each run.
+        output: the directory of the comparison.
+    """
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
-    from eckart.jobs.compare.judgement import judge
-    from eckart.jobs.compare.leaderboard import QUANTITIES, forgetting_shown, metric_named, metric_of
+    from eckart.jobs.compare.judgement import judge, reference
+    from eckart.jobs.compare.leaderboard import forgetting_shown, metric_named, metric_of, quantities_of
     from eckart.jobs.compare.reading import read_study, read_terms
     from eckart.jobs.compare.tables import standing
 
     terms = read_terms(read_study(output / "compare.json"))
     judgement = judge(results, read_examples(output / "examples.parquet"), terms)
     board, told = judgement.board, sentences(judgement)
-    metric, costs = metric_of(board), [QUANTITIES[name] for name in COSTS]
+    metric, (held, held_name) = metric_of(board), reference(board)
+    costs = [item for name, item in quantities_of(board).items() if name != "seconds"]
     others = [json.loads(text) for text in board["also"]]
     names = list(dict.fromkeys(name for also in others for name in also))
     forgotten = forgetting_shown(board)
@@ -155,7 +202,7 @@ def compare(
         "method",
         metric.name,
         "to the best",
-        "to LoRA",
+        f"to {held_name}",
         *(metric_named(name).name for name in names),
         *(["forgetting"] if forgotten else []),
         *(item.title for item in costs),
@@ -168,7 +215,7 @@ def compare(
             metric.show(row["score"]) if row["seeds"] else "-",
             *(
                 metric.change(row[f"to_{word}"], row[f"to_{word}_low"], row[f"to_{word}_high"])
-                for word in ("best", "lora")
+                for word in ("best", held)
             ),
             *(metric_named(name).show(also[name]) if name in also else "-" for name in names),
             *([forgotten[entry.Index]] if forgotten else []),
@@ -185,6 +232,19 @@ def compare(
     }
     why = [f"{names}: {reason}" for names, reason in _reasons(board, terms.dropped)]
     return Answer(value, (told[0], rows, *told[1:], *why, f"Report: {output / 'report.html'}"))
+
+
+def _foretold(quick: bool, asked: dict[str, Any], given: dict[str, Any], said: dict[str, Any]) -> Answer:
+    """What a comparison would do, beside what its recipe says."""
+    preset, spent, options = settle(quick, given["data"], asked, cast(Any, said))
+    sizes = {part: getattr(preset, part) for part in ("validation", "test")} | (said["limits"] or {})
+    limits = {part: size for part, size in sizes.items() if size is not None}
+    told = foretold({**options, **given, **spent, "trials": preset.trials, "limits": limits})
+    rows = table("setting", *(["recipe"] if "recipe" in said else []), "here")
+    for name, there, here in told:
+        rows.add_row(name, *([there] if "recipe" in said else []), here)
+    value = {name: {"recipe": there, "here": here} for name, there, here in told}
+    return Answer(value, (rows, "Nothing was trained: leave --dry-run out."))
 
 
 def _reasons(board: pd.DataFrame, dropped: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eckart.escapes import one_line
 from eckart.quiet import quiet
+from eckart.tasks.options import AUTO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +60,9 @@ _TEXT_COLUMNS = (
     "kind",
     "state",
     "split",
+    "setting",
+    "recipe",
+    "here",
 )
 
 
@@ -152,5 +156,10 @@ def _trained_in(task: Mapping[str, Any]) -> Iterator[str]:
         yield f"linear layers in {task['quantize']}"
     if task["gradient_checkpointing"]:
         yield "activations computed twice"
-    if task["gradient_accumulation"] > 1:
-        yield f"each batch in {task['gradient_accumulation']} parts"
+    parts = task["gradient_accumulation"]
+    if parts != 1:
+        yield (
+            f"each batch in {parts} parts"
+            if parts != AUTO
+            else "each batch in as few parts as the memory holds"
+        )

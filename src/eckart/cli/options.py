@@ -106,6 +106,9 @@ Targets = Annotated[
     str | None,
     option("NAMES", "Layers to adapt: names with commas, a regular expression, or all-linear.", METHOD),
 ]
+BATCH = option(
+    "N", "Examples a step, or auto: the usual number, in as few equal parts as the memory holds.", TRAINING
+)
 Optimizer = Annotated[
     str, option("NAME", f"{', '.join(OPTIMIZERS)}.", TRAINING, autocompletion=choices(lambda: OPTIMIZERS))
 ]

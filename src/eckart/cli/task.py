@@ -26,7 +26,7 @@ ALWAYS = ("kind", "text_column", "label_column")
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskArguments:
     """The options, as they are written."""
 
     kind: Kind = "auto"
@@ -77,10 +77,16 @@ class TaskOptions:
         ),
     ] = None
     dtype: Annotated[
-        str, option("NAME", "Of the frozen base: fp32, bf16 or fp16; what trains is in fp32.", TRAINING)
-    ] = "fp32"
+        str | None,
+        option(
+            "NAME", "Of the frozen base: fp32, the usual one, bf16 or fp16; what trains is in fp32.", TRAINING
+        ),
+    ] = None
     quantize: Annotated[
-        str | None, option("NAME", "int8 keeps the linear layers of the base in eight bits.", TRAINING)
+        str | None,
+        option(
+            "NAME", "int8, int4 or nf4 keeps the linear layers of the base in eight or four bits.", TRAINING
+        ),
     ] = None
     gradient_checkpointing: Annotated[
         bool,
@@ -91,8 +97,8 @@ class TaskOptions:
         ),
     ] = False
     gradient_accumulation: Annotated[
-        int, option("N", "Equal parts that each step's batch is computed in.", TRAINING)
-    ] = 1
+        str, option("N", "Equal parts that each step's batch is computed in; auto: as few as fit.", TRAINING)
+    ] = "1"
 
     def given(self) -> dict[str, Any]:
         """What `eckart.tasks.task.load_task` is told, and what of it can be refused by itself is refused.
@@ -107,9 +113,17 @@ class TaskOptions:
         if self.task is not None:
             beside = ("text_column", "label_column", "metric", "class_weights", "also")
             check_alone(self.task, **{name: getattr(self, name) for name in beside})
-        Memory(self.dtype, self.quantize, self.gradient_checkpointing, self.gradient_accumulation)
+        parts = words.count_or_auto("--gradient-accumulation", self.gradient_accumulation)
+        Memory(
+            "fp32" if self.dtype is None else self.dtype,
+            self.quantize,
+            self.gradient_checkpointing,
+            parts or 1,
+        )
         values = {name: value for name, value in asdict(self).items() if name != "limit"}
         plain = {field.name: field.default for field in fields(self)}
         given = {name: value for name, value in values.items() if name in ALWAYS or value != plain[name]}
         found = {name: value for name, value in given.items() if name not in ("sep", "columns", "encoding")}
+        if "gradient_accumulation" in found:
+            found["gradient_accumulation"] = parts
         return {**found, **form, "limits": words.limits(self.limit)}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from eckart.arguments import check_positive
+from eckart.arguments import LARGEST, check_positive
 from eckart.data.delimited import Format
 from eckart.errors import InputError
+from eckart.tasks.options import AUTO
 
 
 def pairs(values: Sequence[str] | None, name: str) -> dict[str, str]:
@@ -37,6 +38,19 @@ def limits(values: Sequence[str] | None) -> dict[str, int] | None:
             raise InputError(f"--limit {split}={count}: write it as train=2000, validation=500 or test=500")
         found[split] = int(count)
     return found or None
+
+
+def count_or_auto(name: str, text: str | None) -> int | str | None:
+    """A whole number of at least 1, or "auto"; None where nothing is given.
+
+    Raises:
+        InputError: neither.
+    """
+    if text is None or text == AUTO:
+        return text
+    if not text.strip().lstrip("+").isdecimal() or not 1 <= int(text) <= LARGEST:
+        raise InputError(f"{name} {text}: give a whole number from 1 to {LARGEST}, or auto")
+    return int(text)
 
 
 def options(values: Sequence[str] | None) -> dict[str, Any]:

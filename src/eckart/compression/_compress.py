@@ -212,6 +212,19 @@ def _plan(
     }
 
 
+def read_size(budget: str | int) -> tuple[float, str]:
+    """A size as a number and its unit: "%", one of `_UNITS` or of `_BYTES`.
+
+    Raises:
+        InputError: it is none.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", str(budget), re.IGNORECASE)
+    unit = match[2].lower() if match else "?"
+    if match is None or unit not in {"%", *_UNITS, *_BYTES} or not float(match[1]):
+        raise InputError(f"budget {budget!r} is not understood: write 70%, 95M (parameters) or 180MB (bytes)")
+    return float(match[1]), unit
+
+
 def ratio_for_budget(outline: Outline, budget: str | int) -> float:
     """The share to remove from the layers so that the whole model meets a budget.
 
@@ -225,11 +238,7 @@ def ratio_for_budget(outline: Outline, budget: str | int) -> float:
     model = outline.model
     total = _count(model)
     size = next(iter(outline.layers.values())).weight.element_size()  # type: ignore[operator]
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", str(budget), re.IGNORECASE)
-    unit = match[2].lower() if match else "?"
-    if match is None or unit not in {"%", *_UNITS, *_BYTES}:
-        raise InputError(f"budget {budget!r} is not understood: write 70%, 95M (parameters) or 180MB (bytes)")
-    value = float(match[1])
+    value, unit = read_size(budget)
     target = value / 100 * total if unit == "%" else value * _UNITS.get(unit, 0)
     if unit in _BYTES:
         target = value * _BYTES[unit] / size

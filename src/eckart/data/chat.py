@@ -21,6 +21,7 @@ TURNS = (
     ("prompt", "response"),
     ("instruction", "response"),
     ("prompt", "chosen"),
+    ("query", "response"),
 )
 """Columns of what is asked and what is answered, in the order in which they are looked for."""
 CONTEXT = "input"

@@ -14,7 +14,7 @@ import numpy as np
 from eckart.data import images
 from eckart.data.chat import chat_columns, read_conversations
 from eckart.data.choices import CHOICES, read_choices
-from eckart.data.columns import choose_columns, existing, label_columns, pick_columns
+from eckart.data.columns import choose_columns, label_columns, pick_columns
 from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
 from eckart.data.labels import CLASSES, Labels, encode_labels
@@ -132,7 +132,7 @@ def read_data(
     if target == CHAT or (labelled is None and target is None and label_column is None):
         labels = () if target == CHAT else label_columns(first, None, None)
         if not labels and (taken := chat_columns(first, text_column, wanted=target == CHAT)):
-            return _conversations(str(source), tables, taken, seed)
+            return _conversations(str(source), tables, taken, text_column, seed)
     return _labelled(str(source), tables, (text_column, label_column, labelled), target, seed)
 
 
@@ -157,12 +157,14 @@ def _structured(
     return Data(source, wanted, splits, found.names, wanted, notes, found.columns)
 
 
-def _conversations(source: str, tables: Mapping[str, Table], taken: list[str], seed: int) -> Data:
+def _conversations(
+    source: str, tables: Mapping[str, Table], taken: list[str], text_column: str | None, seed: int
+) -> Data:
+    """Conversations; where the splits come from different sets each has columns of its own."""
     notes: list[str] = []
-    for table in tables.values():
-        for name in taken:
-            existing(table, name, "--text-column")
-    splits = {part: Split(read_conversations(table, taken)) for part, table in tables.items()}
+    found = {part: chat_columns(table, text_column, wanted=True) for part, table in tables.items()}
+    splits = {part: Split(read_conversations(table, found[part])) for part, table in tables.items()}
+    notes += [f"{part}: columns {', '.join(names)}" for part, names in found.items() if names != taken]
     return Data(source, CHAT, complete(splits, None, seed, notes), None, CHAT, notes, taken)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from eckart.files import atomic_write
 
 CONFIG = "config.yaml"
-_LISTED = {"options": "option", "optimizer_options": "optimizer-option"}
+_LISTED = {"options": "option", "optimizer_options": "optimizer-option", "cuts": "cut"}
 _NOT_GIVEN = ("fingerprint", "task", "loram", *_LISTED)
 
 
@@ -24,16 +24,32 @@ def adapt_options(job: Mapping[str, Any]) -> dict[str, Any]:
     if loram := job.get("loram"):
         found |= {"loram": loram["ratio"]}
         found |= {f"loram-{name}": loram[name] for name in ("criterion", "align", "int8")}
+    return _said(found)
+
+
+def pretrain_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `eckart pretrain` that give a run with these arguments."""
+    return _said({_LISTED.get(name, name): value for name, value in given.items()})
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they are written; what is empty or off is left out."""
     return {
         name.replace("_", "-"): value
-        for name, value in found.items()
-        if value is not None and value is not False
+        for name, value in values.items()
+        if value is not None and value is not False and value not in ([], {})
     }
 
 
+def compared(command: str) -> str:
+    """Which command a command line of a comparison calls: ``compare`` or ``compare compression``."""
+    words = shlex.split(command)[1:3]
+    return " ".join(word for word in words if not word.startswith("--"))
+
+
 def compare_options(command: str) -> dict[str, Any]:
-    """The options of a command line of `eckart compare` but the directory of its results."""
-    words = shlex.split(command)[2:]
+    """The options of a command line of a comparison but the directory of its results."""
+    words = shlex.split(command)[1 + len(compared(command).split()) :]
     found: dict[str, Any] = {}
     while words:
         name, bare = words.pop(0).removeprefix("--"), not words or words[0].startswith("--")
@@ -65,6 +81,6 @@ def options_of_results(values: Mapping[str, Any], command: str) -> dict[str, Any
     """
     if command == "adapt" and {"fingerprint", "task", "method"} <= set(values):
         return adapt_options(values)
-    if command == "compare" and {"command", "identity"} <= set(values):
+    if {"command", "identity"} <= set(values) and command == compared(str(values["command"])):
         return compare_options(str(values["command"]))
     return None

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -62,7 +63,7 @@ class DenseOperator:
     """Measurement matrices as they are, A ``(m, d1, d2)``: m d1 d2 numbers, 2 m d1 d2 multiply–adds a step."""
 
     def __init__(self, A: Any) -> None:
-        A = torch.as_tensor(A)
+        A = as_tensor(A)
         if A.dim() != 3 or not A.is_floating_point():
             raise InputError(f"A is {_what(A)}: give measurement matrices of shape (m, d1, d2)")
         _check_finite("A", A)
@@ -131,7 +132,7 @@ class EntryOperator:
     """y_i = X[rows_i, cols_i]: products cost O(m k), and X is not formed unless a sixteenth of it is measured."""
 
     def __init__(self, rows: Any, cols: Any, shape: tuple[int, int]) -> None:
-        self.rows, self.cols = torch.as_tensor(rows).long(), torch.as_tensor(cols).long()
+        self.rows, self.cols = as_tensor(rows).long(), as_tensor(cols).long()
         self.shape_in = (int(shape[0]), int(shape[1]))
         if self.rows.dim() != 1 or self.rows.shape != self.cols.shape:
             raise InputError(
@@ -222,12 +223,20 @@ def spectral_norm(
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A dense or scipy sparse matrix as a tensor of the same kind."""
+    """A dense or scipy sparse matrix as a tensor of the same kind.
+
+    Its memory is shared where PyTorch can: arrays that are read-only, run backwards or have other bytes are copied.
+    """
     if hasattr(x, "tocoo"):
         coo = x.tocoo()
-        index = torch.stack([torch.as_tensor(coo.row).long(), torch.as_tensor(coo.col).long()])
-        values = torch.as_tensor(coo.data)
-        return torch.sparse_coo_tensor(index, values, coo.shape, check_invariants=False).coalesce()
+        index = torch.stack([as_tensor(coo.row).long(), as_tensor(coo.col).long()])
+        return torch.sparse_coo_tensor(
+            index, as_tensor(coo.data), coo.shape, check_invariants=False
+        ).coalesce()
+    if isinstance(x, np.ndarray) and not (
+        x.flags.writeable and x.dtype.isnative and min(x.strides, default=0) >= 0
+    ):
+        x = x.astype(x.dtype.newbyteorder("="), order="C")
     return torch.as_tensor(x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from eckart.errors import InputError
 from eckart.linalg.completion import Compressed, RowSolver, Solve, clip_incoherent
+from eckart.linalg.operators import as_tensor
 from eckart.recovery._base import check_array
 from eckart.recovery._ratings import Observations
 
@@ -41,11 +43,12 @@ def initial_factor(
         raise InputError(f"n_components is {k}: at most {min(m, n)} for a matrix of shape {data.shape}")
     scale = torch.ones(k)
     if not isinstance(init, str):
-        U = torch.as_tensor(check_array(init, input_name="init"))
+        U = as_tensor(check_array(init, input_name="init"))
         if U.shape != (m, k):
             raise InputError(f"init has shape {tuple(U.shape)}: give the left factor, ({m}, {k})")
     elif init == "random":
-        U = torch.as_tensor(random.normal(size=(m, k)))
+        size = math.sqrt(np.square(rest).mean() / k) or 1.0  # k products of such numbers are like the data
+        U = math.sqrt(size) * torch.as_tensor(random.normal(size=(m, k)))
     else:
         U, scale = spectral_basis(sp.csr_array((rest, (data.rows, data.cols)), shape=data.shape), k, random)
     U = U.to(like)

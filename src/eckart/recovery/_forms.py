@@ -69,7 +69,7 @@ def read(
         weights = None if sample_weight is None else _vector(sample_weight, len(values))
     elif isinstance(X, tuple) and len(X) == 3:
         rows, cols = (whole_numbers(name, index) for name, index in zip(("rows", "cols"), X[:2], strict=True))
-        values = np.asarray(X[2], dtype=_float(np.asarray(X[2]).dtype)).ravel()
+        values = np.array(X[2], dtype=_float(np.asarray(X[2]).dtype)).ravel()  # copied: a fit keeps them
         if not len(rows) == len(cols) == len(values):
             raise InputError(
                 f"X holds {len(rows)} rows, {len(cols)} columns and {len(values)} values: give as many"
@@ -138,14 +138,14 @@ def _named_columns(X: Any) -> tuple[Any, Any, Any] | None:
 
 def _from_matrix(X: Any, all_observed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
     if isinstance(X, torch.Tensor):
-        if X.layout == torch.sparse_csr:
-            pointer, cols, values = (t.cpu().numpy() for t in (X.crow_indices(), X.col_indices(), X.values()))
-            X = sp.csr_array((values, cols, pointer), shape=tuple(X.shape))
-        elif X.is_sparse:
-            index = X._indices().cpu().numpy()  # as they were given: coalescing would add repeated entries up
-            X = sp.coo_array((X._values().cpu().numpy(), tuple(index)), shape=tuple(X.shape))
+        X = X.detach().cpu()
+        if not X.is_complex() and X.dtype not in (torch.float32, torch.float64):
+            X = X.double()  # of which NumPy may know nothing, such as bfloat16
+        if X.layout == torch.strided:
+            X = X.numpy()
         else:
-            X = X.detach().cpu().numpy()
+            X = X.to_sparse_coo()  # as it was given: coalescing would add repeated entries up
+            X = sp.coo_array((X._values().numpy(), tuple(X._indices().numpy())), shape=tuple(X.shape))
     if sp.issparse(X):
         coo = X.tocoo()
         if coo.data.dtype.kind == "c":

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from eckart.errors import InputError
-from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator
+from eckart.linalg.operators import DenseOperator, Operator, RankOneOperator, as_tensor
 from eckart.recovery._base import (
     FLOATS,
     RecoveryEstimator,
@@ -76,8 +75,8 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         weights = None
         if sample_weight is not None:
             checked = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
-            weights = torch.as_tensor(checked).to(device, precision)
-        target = torch.as_tensor(np.asarray(y, dtype=np.float64)).to(device, precision)
+            weights = as_tensor(checked).to(device, precision)
+        target = as_tensor(np.asarray(y, dtype=np.float64)).to(device, precision)
         if rectangular and operator.shape_in[0] != operator.shape_in[1]:
             raise InputError(f"A measures matrices of shape {operator.shape_in}: {rectangular}")
         return operator.to(precision, device), target, weights
@@ -94,7 +93,7 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
                 raise InputError(
                     f"init has shape {checked.shape}: this factor asks for ({rows}, k) with k ≤ {min(shape)}"
                 )
-            factors.append(torch.as_tensor(checked).to(like).clone())
+            factors.append(as_tensor(checked).to(like).clone())
         if factors[0].shape[1] != factors[-1].shape[1]:
             raise InputError(
                 f"init has {factors[0].shape[1]} and {factors[1].shape[1]} columns: give as many in both"
@@ -102,7 +101,7 @@ class SensingEstimator(RegressorMixin, RecoveryEstimator):
         return factors
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        left, right = (torch.as_tensor(getattr(self, name)) for name in self._pair)
+        left, right = (as_tensor(getattr(self, name)) for name in self._pair)
         return left, right
 
     @property

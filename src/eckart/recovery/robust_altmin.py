@@ -56,8 +56,8 @@ class MatrixCompletion(RankedMatrix):
         alpha: confidence of a count, with ``implicit``.
         init: "spectral", "random", or the left factor (m, k) itself.
         incoherence: μ; entries of the start above 2 μ √(k/m) are set to zero. None clips nothing.
-        sample_reuse: False splits the observations into 2 max_iter + 1 parts, a fresh one for each half-step.
-        orthonormal: orthonormalise the known factor before each half-step; "auto" does where ``reg`` is 0.
+        sample_reuse: False splits the observations into 2 max_iter parts, one for each half-step; the start sees all.
+        orthonormal: orthonormalise the known factor before each half-step, which needs λ = 0; "auto" does there.
         all_observed: a dense matrix without NaN is meant, not a mistake.
         max_iter: iterations at most.
         tol: end when the RMSE changes by less than this share of it.
@@ -155,6 +155,10 @@ class MatrixCompletion(RankedMatrix):
         """
         if self.implicit and self.fit_bias is True:
             raise InputError("fit_bias=True with implicit=True: counts have no biases, leave it out")
+        if self.orthonormal is True and self.reg != 0:
+            raise InputError(
+                f"orthonormal=True with reg={self.reg!r}: beside a ridge it changes the answer, give reg=0"
+            )
         data, ids = _forms.read(
             X, shape=shape, sample_weight=sample_weight, all_observed=self.all_observed, clicks=self.implicit
         )

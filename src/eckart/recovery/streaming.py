@@ -229,10 +229,10 @@ class StreamingPCA(StreamResults):
             start = start.reshape(len(start), -1)
             if start.shape[0] != d or not wanted <= start.shape[1] <= d:
                 raise InputError(f"init has shape {start.shape}: it must be ({d}, l) with l ≥ n_components")
-        Z = torch.as_tensor(start).to(device, dtype)
+        Z = as_tensor(start).to(device, dtype)
         if self.method != "block":
             energy = float(row_squares(as_tensor(X)).double().sum()) / X.shape[0]
-            rates = torch.as_tensor(self._rates(energy, n, d))
+            rates = as_tensor(self._rates(energy, n, d))
             return streaming.start_oja(Z[:, :wanted], rates), whole
         state = streaming.start_blocks(Z if self.init is not None else torch.linalg.qr(Z).Q)
         if self.center and whole:

@@ -72,9 +72,10 @@ def _of_library(name: str, short: str) -> Callable[..., Any]:
     try:
         metric = library.load(name.removeprefix(LIBRARY))
     except Exception as error:  # of the hub's, of the metric's own file, and of what that imports
+        reason = first_line(error).rstrip(".")
         raise InputError(
-            f"--metric {name} cannot be had: {first_line(error).rstrip('.')}; `evaluate` fetches its metrics from the "
-            "hub, so give the path of one that is here, or module:function"
+            f"--metric {name} cannot be had: {reason}; `evaluate` fetches its metrics from the hub, so give the path "
+            "of one that is here, or module:function"
         ) from None
 
     def function(labels: np.ndarray, told: np.ndarray) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,18 @@ FULL_BYTES = 16
 """Of each number that is trained in float32: itself, its gradient and the two moments of AdamW."""
 
 
+def check_machine(memory: Memory) -> None:
+    """Refuse what this machine cannot do, before anything is loaded.
+
+    Raises:
+        InputError: float16 without a GPU, a quantised base without torchao.
+    """
+    if memory.dtype == "fp16" and device().type != "cuda":
+        raise InputError("--dtype fp16 needs a GPU, whose loss is scaled: bf16 is as small and needs none")
+    if memory.quantize is not None:
+        require("torchao", extra="quant")
+
+
 def fit(model: Any, heads: Collection[str], memory: Memory, name: str) -> None:
     """Bring a base to its size in training, in place: what an adapter trains, and the head, stay float32.
 
@@ -29,16 +41,14 @@ def fit(model: Any, heads: Collection[str], memory: Memory, name: str) -> None:
         name: of the model, for messages.
 
     Raises:
-        InputError: a precision that this machine, or a saving that the model, has not.
+        InputError: a saving that the model has not.
     """
-    if memory.dtype == "fp16" and device().type != "cuda":
-        raise InputError("--dtype fp16 needs a GPU, whose loss is scaled: bf16 is as small and needs none")
     if memory.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         raise InputError(
             f"--gradient-checkpointing: {name} ({type(model).__name__}) has none in transformers; leave it out"
         )
     if memory.quantize is not None:
-        _eight_bits(model, heads, name)
+        _quantise(model, heads, memory.quantize, name)
     if memory.dtype == "fp32":
         return
     model.to(DTYPES[memory.dtype])
@@ -49,13 +59,16 @@ def fit(model: Any, heads: Collection[str], memory: Memory, name: str) -> None:
         module.register_forward_pre_hook(_cast_to_float)
 
 
+def free_memory() -> int:
+    """Bytes that are free where runs take place."""
+    if device().type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return int(require("psutil", extra="compare").virtual_memory().available)
+
+
 def full_memory(parameters: int) -> str:
     """Why full fine-tuning cannot fit in the memory that is free; nothing where it can."""
-    if device().type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = require("psutil", extra="compare").virtual_memory().available
-    needed = FULL_BYTES * parameters
+    free, needed = free_memory(), FULL_BYTES * parameters
     if needed <= free:
         return ""
     return (
@@ -64,10 +77,9 @@ def full_memory(parameters: int) -> str:
     )
 
 
-def _eight_bits(model: Any, heads: Collection[str], name: str) -> None:
-    """The linear layers in eight bits, each row with a scale; the head, and the output that is tied to the embedding or
-    gives tokens, stay."""
-    torchao = require("torchao.quantization", extra="quant")
+def _quantise(model: Any, heads: Collection[str], code: str, name: str) -> None:
+    """The linear layers in eight bits, each row with a scale, or in four, each block; the head, and the output that is
+    tied to the embedding or gives tokens, stay."""
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     within = tuple(f"{head}." for head in heads)
     chosen = {
@@ -76,10 +88,18 @@ def _eight_bits(model: Any, heads: Collection[str], name: str) -> None:
         if type(module) is nn.Linear and module is not output and not f"{path}.".startswith(within)
     }
     if not chosen:
-        raise InputError(f"--quantize int8: {name} has no linear layers beside its head; leave it out")
-    torchao.quantize_(
-        model, torchao.Int8WeightOnlyConfig(), filter_fn=lambda module, path: id(module) in chosen
-    )
+        raise InputError(f"--quantize {code}: {name} has no linear layers beside its head; leave it out")
+    if code == "int8":
+        torchao = require("torchao.quantization", extra="quant")
+        torchao.quantize_(
+            model, torchao.Int8WeightOnlyConfig(), filter_fn=lambda module, path: id(module) in chosen
+        )
+        return
+    from eckart.tasks.four_bits import Code, FourBits
+
+    for module in model.modules():
+        if id(module) in chosen:
+            module.weight = nn.Parameter(FourBits.of(module.weight, cast(Code, code)), requires_grad=False)
 
 
 def _cast_pixels(module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -23,10 +23,18 @@ KindName = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(KindName)[1:]
 """Names of the kinds of tasks: of `eckart.tasks.kinds`."""
+RECIPES = {"metamath": "chat"}
+"""Published protocols, with the kind of their task."""
 LANGUAGE = ("causal-lm", "chat", "multiple-choice")
 """Kinds that need a language model."""
 CLASSIFICATION = ("text-classification", "image-classification")
 """Kinds of one class for each example."""
+
+
+AUTO = "auto"
+"""Of a step's batch and its parts: as the memory allows."""
+QUANTIZED = ("int8", "int4", "nf4")
+"""How the linear layers of a frozen base may be kept."""
 
 
 class MemoryOptions(TypedDict, total=False):
@@ -35,7 +43,7 @@ class MemoryOptions(TypedDict, total=False):
     dtype: str
     quantize: str | None
     gradient_checkpointing: bool
-    gradient_accumulation: int
+    gradient_accumulation: int | str
 
 
 class TaskOptions(MemoryOptions, total=False):
@@ -51,10 +59,11 @@ class TaskOptions(MemoryOptions, total=False):
         class_weights: "balanced": each class counts alike in the loss of a classifier.
         also: a file of general text, on which a language model is measured before and after training.
         task: model, data, loss and score from a file, ``my_task.py:function``.
+        recipe: a published protocol: one of `RECIPES`.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
-        quantize: "int8" keeps the base's linear layers in eight bits.
+        quantize: "int8", "int4" or "nf4" keeps the base's linear layers in eight or four bits.
         gradient_checkpointing: compute activations again in the backward pass, instead of keeping them.
-        gradient_accumulation: parts that each step's batch is computed in.
+        gradient_accumulation: parts that each step's batch is computed in; "auto" for as few as the memory holds.
     """
 
     kind: str
@@ -69,6 +78,7 @@ class TaskOptions(MemoryOptions, total=False):
     class_weights: str | None
     also: str | None
     task: str | None
+    recipe: str | None
 
 
 _OF_DATA = ("kind", "text_column", "label_column", "sep", "columns", "encoding")
@@ -81,7 +91,7 @@ def beyond_data(options: TaskOptions) -> dict[str, object]:
     plain: dict[str, object] = {
         field.name: field.default for kind in (Words, Memory) for field in fields(kind)
     }
-    plain["task"] = None
+    plain |= {"task": None, "recipe": None}
     return {name: value for name, value in options.items() if name not in _OF_DATA and value != plain[name]}
 
 
@@ -107,35 +117,54 @@ class Memory:
     dtype: str = "fp32"
     quantize: str | None = None
     gradient_checkpointing: bool = False
-    gradient_accumulation: int = 1
+    gradient_accumulation: int | str = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in ("fp32", "bf16", "fp16"):
             raise InputError(f"--dtype {self.dtype}: choose fp32, bf16 or fp16")
-        if self.quantize not in (None, "int8"):
-            raise InputError(f"--quantize {self.quantize}: choose int8, or leave it out")
+        if self.quantize not in (None, *QUANTIZED):
+            raise InputError(f"--quantize {self.quantize}: choose {', '.join(QUANTIZED)}, or leave it out")
         if not isinstance(self.gradient_checkpointing, bool):
             raise InputError(f"gradient_checkpointing is {self.gradient_checkpointing!r}: give True or False")
-        check_least(1, gradient_accumulation=self.gradient_accumulation)
+        if self.gradient_accumulation != AUTO:
+            check_least(1, gradient_accumulation=self.gradient_accumulation)  # type: ignore[arg-type]
 
     def part(self, batch_size: int) -> int:
-        """Examples of each part of a batch.
+        """Examples of each part of a batch; at most, where the memory decides.
 
         Raises:
             InputError: parts of unequal size.
         """
-        if batch_size % self.gradient_accumulation:
+        parts = 1 if self.gradient_accumulation == AUTO else int(self.gradient_accumulation)
+        if batch_size % parts:
             raise InputError(
-                f"--gradient-accumulation {self.gradient_accumulation} does not divide --batch-size {batch_size}: a "
+                f"--gradient-accumulation {parts} does not divide --batch-size {batch_size}: a "
                 "step's batch is computed in so many equal parts"
             )
-        return batch_size // self.gradient_accumulation
+        return batch_size // parts
 
 
 def memory_of(options: TaskOptions) -> Memory:
     """What the options say of memory."""
     known = {field.name for field in fields(Memory)}
     return Memory(**{name: value for name, value in options.items() if name in known})  # type: ignore[arg-type]
+
+
+def sized(batch_size: int | str | None, default: int, options: TaskOptions) -> tuple[int, TaskOptions]:
+    """The examples of a step, and the options: with "auto" as many as without it, in as few parts as the memory holds,
+    so that neither the machine nor the method decides what a step is.
+
+    Raises:
+        InputError: no size, or parts beside "auto".
+    """
+    if isinstance(batch_size, str) and batch_size != AUTO:
+        raise InputError(f"batch_size is {batch_size!r}: give a whole number of at least 1, or auto")
+    if not isinstance(batch_size, str):
+        check_least(1, batch_size=batch_size)
+        return batch_size or default, options
+    if (parts := options.get("gradient_accumulation", 1)) not in (1, AUTO):
+        raise InputError(f"--batch-size auto beside --gradient-accumulation {parts}: leave one out")
+    return default, {**options, "gradient_accumulation": AUTO}
 
 
 def check_kind(kind: str) -> None:
@@ -146,6 +175,21 @@ def check_kind(kind: str) -> None:
     """
     if kind not in ("auto", *KINDS):
         raise InputError(f"--kind {kind}: choose auto, {', '.join(KINDS)}")
+
+
+def check_recipe(recipe: str | None, kind: str) -> str:
+    """The kind of a recipe's task, or the kind that is given.
+
+    Raises:
+        InputError: no recipe of that name, or a kind that it is not of.
+    """
+    if recipe is None:
+        return kind
+    if recipe not in RECIPES:
+        raise InputError(f"--recipe {recipe}: choose {', '.join(RECIPES)}")
+    if kind not in ("auto", RECIPES[recipe]):
+        raise InputError(f"--recipe {recipe} is of --kind {RECIPES[recipe]}, not {kind}: leave it out")
+    return RECIPES[recipe]
 
 
 def own_file(source: str) -> tuple[Path, str]:

@@ -24,11 +24,20 @@ from eckart.quiet import quiet
 from eckart.tasks.forgetting import General, read_general
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
-from eckart.tasks.kinds import KINDS, Kind
+from eckart.tasks.kinds import KINDS, RECIPES, Kind
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Encoded, Examples
+from eckart.tasks.memory import check_machine
 from eckart.tasks.metrics import Outcomes
-from eckart.tasks.options import Memory, MemoryOptions, Words, check_alone, check_kind, check_words
+from eckart.tasks.options import (
+    Memory,
+    MemoryOptions,
+    Words,
+    check_alone,
+    check_kind,
+    check_recipe,
+    check_words,
+)
 from eckart.tasks.pretrained import check_weights, find_model
 from eckart.tasks.weights import weigh
 
@@ -122,6 +131,11 @@ class Task:
     def greater_is_better(self) -> bool:
         """Whether a greater score is a better one."""
         return self.form.decides.greater_is_better
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """Fields of `TrainingArguments` that the task has its own values of."""
+        return self.form.training
 
     @property
     def groups(self) -> list[str] | None:
@@ -249,6 +263,7 @@ def load_task(
     class_weights: str | None = None,
     also: str | None = None,
     task: str | None = None,
+    recipe: str | None = None,
     seed: int = 0,
     **small: Unpack[MemoryOptions],
 ) -> Task:
@@ -272,6 +287,7 @@ def load_task(
         class_weights: "balanced", for classification: see `eckart.tasks.weights`.
         also: a file of general text, for language models: see `eckart.tasks.forgetting`.
         task: all of this from a file of the user's, ``my_task.py:function``: see `eckart.tasks.own`.
+        recipe: a published protocol, of `eckart.tasks.options.RECIPES`; its data are conversations.
         seed: seed of the cuts and limits of the data.
         small: how the model is made to fit, as `Memory` has it.
 
@@ -279,8 +295,10 @@ def load_task(
         InputError: anything wrong with the model, the data, or the two together.
     """
     check_kind(kind)
+    kind = check_recipe(recipe, kind)
     words, memory = Words(metric, extract, generate, class_weights, also), Memory(**small)
     check_words(kind, words)
+    check_machine(memory)
     if task is not None:
         from eckart.tasks.own import load_own
 
@@ -314,7 +332,7 @@ def load_task(
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
     if not KINDS[kind].languages:
         read = replace(read, splits=shrink(read.splits))
-    form = KINDS[kind](read, words)
+    form = RECIPES.get(recipe or "", KINDS[kind])(read, words)
     _ = form.decides  # a metric that the kind has not is refused before anything is loaded
     if read.target == CLASSES and (told := outnumbered(read.labels or [], read.splits["train"].labels or [])):
         read.notes.append(told)
@@ -326,6 +344,7 @@ def load_task(
         read.notes.append(weigh(base.model, read.labels or [], read.splits["train"].labels or []))
     general = None if also is None else read_general(also, encoded.processor, max_length, read.notes)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
+    content += [recipe] if recipe else []
     content += [] if general is None else [general.sha256]
     fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return Task.of(

@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from eckart.tasks.instruments import FrozenFloor, PeakMemory, synchronize
+from eckart.tasks.fitting import parts_of
+from eckart.tasks.instruments import FrozenFloor, PeakMemory, device, synchronize
 from eckart.tasks.optimizers import make_optimizer
 from eckart.tasks.options import LANGUAGE
 from eckart.tasks.scoring import Evaluation, evaluate, lengths, scoring_batch
@@ -35,6 +36,7 @@ its first loss: one batch may well be hard."""
 DIVERGED_STEPS = 5
 FLOOR_PROBES = 5
 """Steps of a measured run after which the frozen floor takes the same batch."""
+_CHECKPOINTING = {"use_reentrant": False}
 NEIGHBOURS = 16
 """Batches whose examples are dealt to them by length."""
 
@@ -113,7 +115,8 @@ def parameter_groups(model: nn.Module, task: Task, recipe: Recipe) -> list[dict[
             groups.setdefault(recipe.learning_rate * scales.get(name, 1.0), []).append(parameter)
     found: list[dict[str, Any]] = [{"params": params, "lr": rate} for rate, params in groups.items()]
     found.append({"params": head, "lr": recipe.head_learning_rate, "low_rank": False})
-    return [group for group in found if group["params"]]
+    decay = {"weight_decay": task.training["weight_decay"]} if "weight_decay" in task.training else {}
+    return [{**group, **decay} for group in found if group["params"]]
 
 
 def make_trainer(
@@ -124,7 +127,8 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     **arguments: Any,
 ) -> Trainer:
-    """A `transformers.Trainer` for a task: no weight decay, linear schedule with warm-up, fixed batches.
+    """A `transformers.Trainer` for a task: fixed batches; where the task says nothing else no weight decay and a linear
+    schedule, with warm-up.
 
     Args:
         model: the model, with ``requires_grad`` set on what trains.
@@ -134,13 +138,16 @@ def make_trainer(
         arguments: fields of `TrainingArguments` that differ, such as ``output_dir`` and ``save_steps``.
     """
     memory = task.memory
+    if memory.gradient_checkpointing:
+        model.gradient_checkpointing_enable(_CHECKPOINTING)  # type: ignore[operator]  # before memory is counted
+    parts = parts_of(model.to(device()), task, recipe.batch_size)
     settings: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": memory.part(recipe.batch_size),
-        "gradient_accumulation_steps": memory.gradient_accumulation,
+        "per_device_train_batch_size": recipe.batch_size // parts,
+        "gradient_accumulation_steps": parts,
         "gradient_checkpointing": memory.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "gradient_checkpointing_kwargs": _CHECKPOINTING,
         "fp16": memory.dtype == "fp16",
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": "linear",
@@ -156,7 +163,7 @@ def make_trainer(
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    args = TrainingArguments(**(settings | arguments))
+    args = TrainingArguments(**{**settings, **task.training, **arguments})
     args._n_gpu = min(
         args.n_gpu, 1
     )  # of several GPUs in one process, the Trainer would split each batch over all
@@ -239,7 +246,7 @@ class _Watch(TrainerCallback):
             self.times[step] = seconds
             if self.floor and step in self.probes:
                 batch = {k: v for k, v in self.batch.items() if k != "num_items_in_batch"}
-                parts = self.task.memory.gradient_accumulation
+                parts = args.gradient_accumulation_steps
                 self.ratios.append(seconds / (parts * self.floor.step(batch)))
         self.on_step(step)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from eckart.adapters import Adapter, EckartLayer, walk
+from eckart.adapters import AdaptedWeight, Adapter, walk
 from eckart.arguments import hint
 from eckart.errors import InputError
 from eckart.registry import entry
@@ -51,7 +51,7 @@ class Rule:
 
     def __post_init__(self) -> None:
         self.step = 0
-        self.adapters: list[tuple[str, EckartLayer, str, Adapter]] = []
+        self.adapters: list[tuple[str, AdaptedWeight, str, Adapter]] = []
         self._handles: list[Any] = []
 
     @classmethod

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.adapters import Adapter, EckartLayer
+from eckart.adapters import AdaptedWeight, Adapter
 from eckart.adapters.lora_core import CoreLoRA
 from eckart.errors import InputError
 from eckart.training._base import register_rule
@@ -221,7 +221,7 @@ class IncreLoRA(GrowthRule):
 class Listener:
     """A companion of zeros that hears the gradient of the weight and sums up the score of its module."""
 
-    def __init__(self, rule: IncreLoRA, layer: EckartLayer, adapter: Adapter) -> None:
+    def __init__(self, rule: IncreLoRA, layer: AdaptedWeight, adapter: Adapter) -> None:
         self.rule, self.layer, self.adapter = rule, layer, adapter
         self.heard = torch.zeros(
             (), dtype=torch.promote_types(adapter.dtype, torch.float32), device=adapter.device

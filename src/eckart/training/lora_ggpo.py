@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.adapters import Adapter, EckartLayer
+from eckart.adapters import AdaptedWeight, Adapter
 from eckart.errors import InputError
 from eckart.linalg.random import counter_key
 from eckart.training._base import Rule, register_rule
@@ -134,7 +134,7 @@ class LoRAGGPO(Rule):
 class Noise:
     """The companion of one layer: ε, drawn anew from (seed, layer, step) each time it is asked for."""
 
-    def __init__(self, rule: LoRAGGPO, name: str, layer: EckartLayer, adapter: Any) -> None:
+    def __init__(self, rule: LoRAGGPO, name: str, layer: AdaptedWeight, adapter: Any) -> None:
         self.rule, self.name, self.layer, self.adapter = rule, name, layer, adapter
         self.gradient_squares: Float[Tensor, " out"] | None = None
         self.heard: Float[Tensor, " out"] | None = None

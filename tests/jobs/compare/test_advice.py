@@ -194,8 +194,9 @@ def test_a_study_under_way_says_what_is_missing() -> None:
     told = answer(judge(waiting, examples))
     assert told.startswith("Not enough data yet: SVFIT leads") and "NOLA is still to be tested" in told
     dropped = sentences(judge(waiting, examples, Terms(dropped={"nola": "place 5 of 6"})))
-    assert dropped[0].startswith("Use SVFIT")
-    assert "Dropped in tuning, before the test split: NOLA." in dropped
+    tested = len(judge(waiting, examples).candidates)
+    assert dropped[0].startswith(f"Use SVFIT, of the {tested} methods tested: ")
+    assert "Dropped in tuning, and not tested: NOLA; it may be as good." in dropped
 
 
 def test_nothing_finished_and_all_failed() -> None:
@@ -240,7 +241,7 @@ def consistent(judgement: Judgement) -> None:
             assert (label not in left) == bool(away[label]) == row["ruled_out"]
     if said_[0].startswith("Use "):
         assert left == {best.label} and best.tuned and not best.edge and best.seeds >= 2
-        assert said_[0].startswith(f"Use {best.label}:")
+        assert re.match(rf"Use {re.escape(best.label)}(, of the \d+ methods tested)?: ", said_[0])
     if said_[0].startswith("Any of these "):
         assert said_[0].startswith(f"Any of these {len(left)}: ")
         assert all(label in said_[0] for label in left)

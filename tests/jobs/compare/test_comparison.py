@@ -15,8 +15,7 @@ import torch
 from toy_task import ToyTask, install
 
 from eckart.errors import InputError
-from eckart.jobs.compare import comparison as module
-from eckart.jobs.compare import outputs
+from eckart.jobs.compare import outputs, presets, starting
 from eckart.jobs.compare.comparison import compare
 from eckart.jobs.compare.judgement import Judgement
 from eckart.jobs.compare.runs import COLUMNS, Runner
@@ -331,7 +330,9 @@ def test_presets_are_taken_where_nothing_is_said(
     Path("my.csv").write_text("text,label\n")
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        module, "Plan", lambda people, steps, seeds, *_: asked.append((steps, seeds)) or pytest.skip.Exception
+        starting,
+        "Plan",
+        lambda people, steps, seeds, *_: asked.append((steps, seeds)) or pytest.skip.Exception,
     )
     import eckart.tasks.task as tasks
 
@@ -348,7 +349,7 @@ def test_presets_are_taken_where_nothing_is_said(
     ):
         with pytest.raises((AttributeError, TypeError)):
             compare(methods="lora", budget="2k", output=output, overwrite=True, progress=False, **given)
-    embedded, quick, own = module.EMBEDDED, module.QUICK, module.OWN
+    embedded, quick, own = presets.EMBEDDED, presets.QUICK, presets.OWN
     assert asked == [
         (embedded.steps, embedded.seeds),
         (quick.steps, quick.seeds),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import Contender, _rates, method_names, spaced
+from eckart.jobs.compare.contenders import Contender, method_names, rates_of, spaced
 from eckart.jobs.compare.outputs import command_line
 from eckart.jobs.compare.plan import EXTENSIONS, FEW, Plan
 from eckart.jobs.compare.presets import limits_of_use, seconds
@@ -293,14 +293,14 @@ def test_bad_method_names(given: str, words: str) -> None:
 
 def test_learning_rates() -> None:
     assert spaced(1e-3, 3) == (0.00033, 1e-3, 3e-3)
-    assert _rates("lora", RATES, None, 1) == (1e-3,)
-    assert _rates("lora", RATES, [3e-3, 1e-3], 3) == (1e-3, 3e-3)
-    assert len(_rates("full", RATES, [3e-3, 1e-3], 3)) == 2
-    assert max(_rates("full", RATES, [3e-3, 1e-3], 3)) < 1e-3
-    assert _rates("full", RATES, {"full": [2e-5]}, 3) == (2e-5,)
+    assert rates_of("lora", RATES, None, 1) == (1e-3,)
+    assert rates_of("lora", RATES, [3e-3, 1e-3], 3) == (1e-3, 3e-3)
+    assert len(rates_of("full", RATES, [3e-3, 1e-3], 3)) == 2
+    assert max(rates_of("full", RATES, [3e-3, 1e-3], 3)) < 1e-3
+    assert rates_of("full", RATES, {"full": [2e-5]}, 3) == (2e-5,)
     for bad in ([], [0.0], [-1e-3], [float("nan")], [float("inf")]):
         with pytest.raises(InputError, match="learning_rates of lora"):
-            _rates("lora", RATES, bad, 3)
+            rates_of("lora", RATES, bad, 3)
 
 
 def test_the_command_repeats_the_call() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from toy_task import ToyTask
+from toy_task import ToyTask, install
 
 from eckart.catalog import find_rule
 from eckart.errors import InputError
@@ -46,3 +48,73 @@ def test_a_prompt_takes_part_without_rules() -> None:
     assert "dept" in method_names("all")[0]
     with pytest.raises(InputError, match=r"dept\+allora cannot be combined: a prompt adapts no layer"):
         chosen("dept+allora")
+
+
+# Optimisers
+
+
+def test_a_method_may_have_an_optimiser_of_its_own() -> None:
+    found = contenders(ToyTask(), "lora@muon,full@galore,lora+allora@dct-adamw", "5%", None, 3, None)
+    told = [(c.name, c.plain, c.optimizer) for c in found]
+    assert told == [
+        ("head-only", "head-only", "adamw"),
+        ("full", "full", "adamw"),
+        ("lora", "lora", "adamw"),
+        ("lora@muon", "lora", "muon"),
+        ("full@galore", "full", "galore"),
+        ("lora+allora@dct-adamw", "lora+allora", "dct-adamw"),
+    ]
+    assert found[3].label == f"{found[2].label}, muon" and found[3].config.r == found[2].config.r
+    assert found[4].learning_rates == found[1].learning_rates and len(found[5].rules()) == 1
+    everyone = contenders(ToyTask(), "lora@adamw", "5%", None, 3, None, "muon")
+    assert [c.optimizer for c in everyone] == ["adamw", "muon", "muon", "adamw"]
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("lora@none", "--optimizer none: choose one of"),
+        ("lora@", "--optimizer : choose one of"),
+        ("head-only@muon", "leave @muon out"),
+        ("lorra@muon", "lorra"),
+        ("peft:none@muon", "peft:none"),
+    ],
+)
+def test_unknown_optimisers_are_refused(word: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        contenders(ToyTask(), word, "5%", None, 3, None)
+
+
+def test_runs_are_trained_by_their_optimiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import eckart.tasks.task as tasks
+    from eckart.jobs.compare.comparison import compare
+    from eckart.tasks import trainer
+
+    monkeypatch.setattr(tasks, "load_task", tasks.load_task)  # put back what install replaces
+    install()
+    asked: list[str] = []
+    made = trainer.make_optimizer
+    monkeypatch.setattr(
+        trainer, "make_optimizer", lambda name, *rest: asked.append(name) or made(name, *rest)
+    )
+    given = {
+        "budget": "2k",
+        "steps": 2,
+        "seeds": 1,
+        "batch_size": 8,
+        "learning_rates": [1e-3],
+        "progress": False,
+    }
+    results = compare(methods="lora@muon,full@galore", output=tmp_path / "out", **given)
+    final = results[results["stage"] == "final"].set_index("method")
+    assert (final["status"] == "complete").all() and {"lora@muon", "full@galore"} <= set(final.index)
+    assert sorted(asked) == ["adamw", "adamw", "adamw", "galore", "muon"]
+    assert final.loc["full@galore", "trainable_parameters"] == final.loc["full", "trainable_parameters"]
+    assert (tmp_path / "out" / "adapters" / "lora@muon" / "adapter_config.json").exists()
+    asked.clear()
+    compare(methods="lora", optimizer="muon", output=tmp_path / "all", **given)
+    assert sorted(asked) == ["adamw", "muon", "muon"]
+    with pytest.raises(InputError, match="optimizer is muon there and None here"):
+        compare(methods="lora", output=tmp_path / "all", **given)
+    compare(methods="lora", output=tmp_path / "out", overwrite=True, **given)
+    assert not (tmp_path / "out" / "adapters" / "lora@muon").exists()

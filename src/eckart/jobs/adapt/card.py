@@ -167,11 +167,21 @@ def _facts(config: MethodConfig, metrics: dict[str, Any]) -> dict[str, str]:
         + (f", {metrics['head_parameters']:,} in the head" if metrics["head_parameters"] else ""),
         "size of the adapters": f"{metrics['saved_bytes']:,} bytes",
         "data": markdown(metrics["data"]),
-        "steps": f"{metrics['steps']:,} of {metrics['batch_size']} examples",
+        "steps": _steps(metrics),
         "learning rate": f"{metrics['lr']:g} (adapters), {metrics['head_lr']:g} (head), linear with warm-up",
         "seed": str(metrics["seed"]),
         **_forgetting(metrics),
     }
+
+
+def _steps(metrics: dict[str, Any]) -> str:
+    """How many were made, whether more were planned, and whose weights these are."""
+    planned, last, kept = metrics["steps"], metrics["last_step"], metrics["kept_step"]
+    ended = f", ended early of {planned:,}" if last < planned else ""
+    weights = (
+        f"; the weights are those of step {kept:,}, the best on the validation split" if kept < last else ""
+    )
+    return f"{last:,} of {metrics['batch_size']} examples{ended}{weights}"
 
 
 def _forgetting(metrics: dict[str, Any]) -> dict[str, str]:

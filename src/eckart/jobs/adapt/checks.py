@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from eckart.arguments import check_least
 from eckart.errors import InputError
 from eckart.files import Inputs, check_apart, check_output
 from eckart.jobs.earlier import read_earlier
 
 CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
+PUSH, KEEP = "--push-to-hub", ("last", "best")
 _SET_BY_THE_RUN = {
     "seed": "give seed itself, which is that of the whole run",
     "target_modules": "give target_modules itself",
@@ -53,3 +55,14 @@ def refuse_taken(options: Iterable[str]) -> None:
     """
     if taken := set(options) & _SET_BY_THE_RUN.keys():
         raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
+
+
+def check_kept(keep: str, patience: int | None) -> None:
+    """Refuse what cannot be kept of a run.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if keep not in KEEP:
+        raise InputError(f"--keep {keep}: choose {' or '.join(KEEP)}")
+    check_least(1, patience=patience)

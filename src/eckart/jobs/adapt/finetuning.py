@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-from transformers import TrainerCallback
 
 from eckart.adapter_files import PREPROCESSING
 from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
+from eckart.hub import check_upload, upload
 from eckart.jobs.adapt.card import model_card
-from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
-from eckart.jobs.adapt.checks import CARD, CHECKPOINTS, METRICS, RUN, earlier_run, refuse_taken
+from eckart.jobs.adapt.checks import (
+    CARD,
+    CHECKPOINTS,
+    METRICS,
+    PUSH,
+    RUN,
+    check_kept,
+    earlier_run,
+    refuse_taken,
+)
 from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
+from eckart.jobs.adapt.reports import REPORTED, report_names
+from eckart.jobs.adapt.training import train, validations
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
 from eckart.tasks.environment import versions
 from eckart.tasks.forgetting import bits_before, forgotten
 from eckart.tasks.optimizers import check_optimizer, check_resumable
-from eckart.tasks.options import TaskOptions, memory_of
+from eckart.tasks.options import TaskOptions, memory_of, sized
 from eckart.tasks.pretrained import base_name
-from eckart.tasks.scoring import evaluate
-from eckart.tasks.trainer import Recipe, make_trainer
+from eckart.tasks.scoring import evaluate, scoring_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,11 +47,13 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
 
 DEFAULT_BUDGET = "0.5%"
-_BEFORE = {"optimizer": "adamw", "optimizer_options": {}}
+_BEFORE: dict[str, Any] = {"optimizer": "adamw", "optimizer_options": {}, "keep": "last", "patience": None}
 """What a run had before it could be chosen."""
 _IN_THIS_ORDER = ("adapter_model.safetensors", "adapter_config.json", CARD, METRICS)
 _SAVED = f"{CHECKPOINTS}/checkpoint-*/**/*"
-OWNED = (*_IN_THIS_ORDER, ALIGNED, PRUNING, RUN, CONFIG, "config.json", _SAVED, *PREPROCESSING)
+PUSHED = (*_IN_THIS_ORDER, PRUNING, "config.json", *PREPROCESSING)
+"""Files that go to the hub."""
+OWNED = (*PUSHED, ALIGNED, RUN, CONFIG, _SAVED, f"{REPORTED}/events.*")
 """Files of a run, which another one may replace."""
 
 
@@ -62,7 +67,7 @@ def finetune(
     options: Mapping[str, Any] | None = None,
     target_modules: str | list[str] | None = None,
     steps: int = 400,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
     lr: float | None = None,
     head_lr: float | None = None,
     optimizer: str = "adamw",
@@ -70,7 +75,11 @@ def finetune(
     seed: int = 0,
     save_every: int | None = None,
     validate_every: int | None = None,
+    keep: str = "last",
+    patience: int | None = None,
     loram: LoRAM | None = None,
+    report_to: str | Sequence[str] | None = None,
+    push_to_hub: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_task: Callable[[dict[str, Any]], None] | None = None,
@@ -92,7 +101,7 @@ def finetune(
         options: further fields of the method's config.
         target_modules: layers to adapt; the task's own choice when None.
         steps: optimiser steps.
-        batch_size: examples a step.
+        batch_size: examples a step; "auto" for 16, computed in as few parts as the memory holds.
         lr: learning rate of the adapters; the middle one that the method suggests when None.
         head_lr: learning rate of the head.
         optimizer: a key of `eckart.tasks.optimizers.OPTIMIZERS`; the head, and what is no matrix, get AdamW from those
@@ -101,7 +110,11 @@ def finetune(
         seed: of the data order, the head, the adapters and dropout.
         save_every: steps between checkpoints; a tenth of all when None.
         validate_every: steps between scores on the validation split; a tenth of all when None.
+        keep: "last", or "best": the weights as they were at the best score on the validation split.
+        patience: evaluations without a better score after which the run is ended; None for no end before `steps`.
         loram: train on a pruned base, and write the adapter of the whole one.
+        report_to: where curves are shown: of "tensorboard", "wandb" and "mlflow".
+        push_to_hub: name of a repository of the hub, to which the finished adapter is uploaded.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
@@ -114,6 +127,7 @@ def finetune(
     Raises:
         InputError: anything wrong with what was given; ``output`` is as it was.
         FloatingPointError: the loss became NaN or infinite.
+        ConnectionError: the hub does not take the adapter, which is in ``output``.
     """
     from eckart.adapters import AdapterConfig, get_config
     from eckart.tasks.task import load_task
@@ -121,18 +135,22 @@ def finetune(
     require("scipy", extra="compare")  # for the intervals of the scores
     directory, inputs = Path(output), {"--model": model, "--data": data}
     earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
-    check_least(1, steps=steps, batch_size=batch_size, save_every=save_every, validate_every=validate_every)
+    size, chosen = sized(plain(batch_size), 16, cast(TaskOptions, task_options))
+    task_options = dict(chosen)
+    check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
+    check_kept(keep, patience)
+    report_to = report_names(report_to)
+    if push_to_hub is not None:
+        check_upload(push_to_hub, PUSH)
     seed = check_seed(seed)
-    steps, batch_size, save_every, validate_every = map(
-        plain, (steps, batch_size, save_every, validate_every)
-    )
+    steps, save_every, validate_every, patience = map(plain, (steps, save_every, validate_every, patience))
     lr, head_lr = plain(lr), plain(head_lr)
     options, of_optimizer = (
         {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
     )
     check_optimizer(optimizer)
-    memory_of(cast(TaskOptions, task_options)).part(batch_size)
+    memory_of(chosen).part(size)
     if resume:
         check_resumable(optimizer)
     config = get_config(method)
@@ -144,6 +162,8 @@ def finetune(
         )
     if loram is not None:
         check_loram(loram, config.slug)
+        if options.get("target_parameters"):
+            raise InputError("--loram prunes layers alone: leave target_parameters out, or --loram")
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
     with locked(directory):
@@ -153,14 +173,14 @@ def finetune(
         job = Job(
             model=model,
             data=data,
-            task=task_options,
+            task=dict(sorted(task_options.items())),
             fingerprint=task.fingerprint,
             method=config.slug,
             budget=budget,
             options=options,
             target_modules=(target_modules or task.default_targets) if layers else None,
             steps=steps,
-            batch_size=batch_size,
+            batch_size=size,
             lr=lr or config.learning_rates[len(config.learning_rates) // 2],
             head_lr=head_lr or MIDDLE_RATES[HEAD_ONLY],
             seed=seed,
@@ -169,6 +189,8 @@ def finetune(
             optimizer=optimizer,
             optimizer_options=of_optimizer,
             loram=None if loram is None else asdict(loram),
+            keep=keep,
+            patience=patience,
         )
         if earlier is not None:
             check_same(
@@ -178,17 +200,21 @@ def finetune(
                 job.plain(),
                 {"fingerprint": "model or data have changed"},
             )
-            if (directory / METRICS).is_file():
-                return read_earlier(directory / METRICS, "run", dict[str, Any])
-        return _run(job, task, directory, fresh=earlier is None, on_task=on_task, on_step=on_step)
+        if earlier is not None and (directory / METRICS).is_file():
+            metrics = read_earlier(directory / METRICS, "run", dict[str, Any])
+        else:
+            metrics = _run(job, task, directory, earlier is None, report_to, on_task, on_step)
+    if push_to_hub is not None:
+        upload(directory, push_to_hub, PUSHED, PUSH)
+    return metrics
 
 
 def _run(
     job: Job,
     task: Task,
     directory: Path,
-    *,
     fresh: bool,
+    report_to: Sequence[str],
     on_task: Callable[[dict[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
@@ -207,12 +233,12 @@ def _run(
         del adapted
         pruned.change()
         adapted = _adapted(task, job)
-    history, begun, seconds = _train(adapted, task, job, directory / CHECKPOINTS, on_step)
-    told: dict[str, Any] = {"seconds": round(seconds, 1), "resumed_at_step": begun}
+    history, told = train(adapted, task, job, directory / CHECKPOINTS, report_to, on_step)
+    kept = told["kept_step"]
     if pruned is not None:
         adapted, more = pruned.recover(adapted)
         told |= more
-    metrics = _metrics(adapted, task, job, history) | told
+    metrics = _metrics(adapted, task, job, history, kept) | told
     metrics |= forgotten(task, before, adapted)
     _finish(adapted, task, job, directory, metrics)
     return metrics
@@ -234,67 +260,18 @@ def _adapted(task: Task, job: Job) -> PeftModel:
     )
 
 
-class _Follow(TrainerCallback):
-    """Scores the validation split as the run goes on and stops a run whose loss is lost."""
-
-    def __init__(self, task: Task, job: Job, on_step: Callable[[int, int], None] | None) -> None:
-        self.task, self.job, self.on_step = task, job, on_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step = state.global_step
-        if step % self.job.validate_every == 0 or step == self.job.steps:
-            evaluation = evaluate(kwargs["model"], self.task, self.task.validation, 2 * self.job.batch_size)
-            state.log_history.append({"step": step, "validation": asdict(evaluation)})
-        if self.on_step is not None:
-            self.on_step(step, self.job.steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not math.isfinite(loss := float((logs or {}).get("loss", 0.0))):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {state.global_step}: lower --lr or check the data"
-            )
-
-
-def _train(
-    model: PeftModel,
-    task: Task,
-    job: Job,
-    checkpoints: Path,
-    on_step: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], int, float]:
-    """Train to the end. Returns the log, the step it was taken up at and the seconds since then."""
-    trainer = make_trainer(
-        model,
-        task,
-        Recipe(
-            job.steps, job.batch_size, job.lr, job.head_lr, job.seed, job.optimizer, job.optimizer_options
-        ),
-        callbacks=[_Follow(task, job, on_step), KeepWhole()],
-        output_dir=str(checkpoints),
-        save_strategy="steps",
-        save_steps=job.save_every,
-        save_total_limit=2,
-    )
-    last = last_whole(checkpoints)
-    start = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except RuntimeError as error:  # all that torch.save says of a full disk
-        if "iostream error" in str(error) and shutil.disk_usage(checkpoints).free < 2**20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints)) from error
-        raise
-    begun = 0 if last is None else int(last.name.rpartition("-")[2])
-    return trainer.state.log_history, begun, time.monotonic() - start
-
-
-def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any]]) -> dict[str, Any]:
+def _metrics(
+    model: PeftModel, task: Task, job: Job, history: list[dict[str, Any]], kept: int
+) -> dict[str, Any]:
     from eckart.adapters import saved_bytes, trainable_parameters
     from eckart.adapters._budget import count_parameters
 
     config = cast("AdapterConfig | PromptConfig", model.peft_config["default"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapter = trainable_parameters(model)
-    validations = [{"step": log["step"], **log["validation"]} for log in history if "validation" in log]
+    scored = validations(history)
+    validation = next(found for found in scored if found["step"] == kept)
+    size = scoring_batch(task, job.batch_size)
     return {
         "model": task.model_name,
         "data": task.data_name,
@@ -314,10 +291,10 @@ def _metrics(model: PeftModel, task: Task, job: Job, history: list[dict[str, Any
         "task": task.describe(),
         "metric": task.metric,
         "greater_is_better": task.greater_is_better,
-        "validation": {name: value for name, value in validations[-1].items() if name != "step"},
-        "test": asdict(evaluate(model, task, task.test, 2 * job.batch_size)),
+        "validation": {name: value for name, value in validation.items() if name != "step"},
+        "test": asdict(evaluate(model, task, task.test, size)),
         "losses": [[log["step"], log["loss"]] for log in history if "loss" in log],
-        "validations": validations,
+        "validations": scored,
         "versions": versions(),
     }
 

@@ -29,6 +29,8 @@ class Job:
     optimizer: str
     optimizer_options: dict[str, Any]
     loram: dict[str, Any] | None = None
+    keep: str = "last"
+    patience: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """The values as run.json gives them back."""

@@ -17,7 +17,7 @@ from eckart.extras import require
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.tasks.heads import load_base
 from eckart.tasks.pretrained import find_model
-from eckart.tasks.scoring import evaluate
+from eckart.tasks.scoring import evaluate, scoring_batch
 from eckart.tasks.trainer import Recipe, make_trainer
 from eckart.tensors import load_state, save_state
 
@@ -92,7 +92,8 @@ class PrunedBase:
         """
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-        task, job, size = self.task, self.job, 2 * self.job.batch_size
+        task, job = self.task, self.job
+        size = scoring_batch(task, job.batch_size)
         state = loram.recover(get_peft_model_state_dict(trained, save_embedding_layers=False), self.pruning)
         told = {
             **dataclasses.asdict(self.options),

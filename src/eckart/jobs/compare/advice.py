@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA, TRIVIAL
-from eckart.jobs.compare.judgement import COSTS, Judgement, Terms, is_candidate, judge, unproven
+from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
+from eckart.jobs.compare.judgement import COSTS, REFERENCES, Judgement, Terms, is_candidate, judge, unproven
 from eckart.jobs.compare.leaderboard import BASELINES, QUANTITIES, UNBUDGETED, Metric, metric_of
 from eckart.jobs.compare.paired import Difference
 
@@ -86,7 +86,8 @@ def answer(judgement: Judgement) -> str:
 
     *Use X* where X is told apart from every other candidate, was tuned with its best rate between others that were
     tried, was trained with two seeds or more of which none was lost, beats the trivial predictor, and no candidate is
-    still to be tested. *Any of these* where every arm that is left keeps all but `TOLERANCE` of the best's gain.
+    still to be tested; *use X, of the k methods tested* where the race dropped others by their tuning alone. *Any of
+    these* where every arm that is left keeps all but `TOLERANCE` of the best's gain.
     """
     board, metric = judgement.board, metric_of(judgement.board)
     if judgement.best is None:
@@ -118,10 +119,11 @@ def answer(judgement: Judgement) -> str:
 def _use(judgement: Judgement, best: Any, metric: Metric) -> str:
     rivals = [row for row in judgement.candidates if row.Index != best.Index]
     behind = judgement.against["best"]
+    among = f", of the {len(rivals) + 1} methods tested" if _untried(judgement) else ""
     closest = min(rivals, key=lambda row: behind[row.Index].low)
     others = f"the {len(rivals)} others" if len(rivals) > 1 else closest.label
     return (
-        f"Use {best.label}: {metric.name} {metric.show(best.score)}, ahead of {others}"
+        f"Use {best.label}{among}: {metric.name} {metric.show(best.score)}, ahead of {others}"
         f"{f', of {_named(closest)} by' if len(rivals) > 1 else ' by'} {_gap(behind[closest.Index], metric)}."
     )
 
@@ -129,8 +131,8 @@ def _use(judgement: Judgement, best: Any, metric: Metric) -> str:
 def _several(judgement: Judgement, best: Any, metric: Metric) -> str:
     left, open_, total = judgement.left, judgement.open(), len(judgement.candidates)
     crowd = f"{len(left)} of {total} methods" if len(left) < total else f"the {total} methods"
-    single = all(row.seeds < 2 for row in left if math.isfinite(row.lr))
-    if single:
+    trained = [row for row in left if math.isfinite(row.lr)]
+    if trained and all(row.seeds < 2 for row in trained):
         return (
             f"{NOT_YET} {best.label} leads ({metric.name} {metric.show(best.score)}), but {crowd} are not told apart "
             "and each was trained with a single seed; about 1 more seed would say more."
@@ -158,6 +160,11 @@ def _waiting(judgement: Judgement) -> list[Any]:
     ]
 
 
+def _untried(judgement: Judgement) -> list[Any]:
+    """What the race dropped by its tuning runs alone: methods without a test score, which may be as good as any."""
+    return [row for row in judgement.rows if row.state == "dropped" and row.method not in UNBUDGETED]
+
+
 def _untested(waiting: list[Any]) -> str:
     return f"{join(row.label for row in waiting)} {'is' if len(waiting) == 1 else 'are'} still to be tested"
 
@@ -176,7 +183,7 @@ def _without_scores(judgement: Judgement) -> str:
     return f"{NOT_YET} no method at the budget has a test score{lost and f', {lost}'}."
 
 
-def _against(judgement: Judgement, word: str, method: str) -> str:
+def _against(judgement: Judgement, word: str, method: str | None) -> str:
     """How every arm stands to a baseline; the best arm as the board says."""
     baseline = next(
         (row for row in judgement.rows if row.method == method and math.isfinite(row.score)), None
@@ -224,7 +231,7 @@ def sentences(judgement: Judgement) -> list[str]:
     lora = next((row for row in rows if row.method == LORA and is_candidate(row)), None)
     if lora is not None and lora.Index in behind and behind[lora.Index].told:
         said.append(f"{best.label} is ahead of {lora.label} by {_gap(behind[lora.Index], metric)}.")
-    said += [_against(judgement, "head", HEAD_ONLY), _against(judgement, "full", FULL)]
+    said += [_against(judgement, word, REFERENCES[word]) for word in ("head", "full", "dense")]
     said += _remarks(judgement, rows)
     return [sentence for sentence in said if sentence]
 
@@ -239,13 +246,12 @@ def _remarks(judgement: Judgement, rows: list[Any]) -> list[str]:
     over = [f"{row.label} (--max-{row.over_limit})" for row in scored if row.over_limit]
     if over:
         said.append(f"Over your limits: {join(over)}.")
-    names = {row.method: row.label for row in rows}
-    tested = {row.method for row in scored}
-    early = [names[name] for name in judgement.terms.dropped if name in names and name not in tested]
-    if early:
-        said.append(f"Dropped in tuning, before the test split: {join(early)}.")
-    absent = [name for name in BASELINES[:3] if name not in set(judgement.board["method"])]
-    if absent:
+    if early := [row.label for row in _untried(judgement)]:
+        which = "any of them" if len(early) > 1 else "it"
+        said.append(f"Dropped in tuning, and not tested: {join(early)}; {which} may be as good.")
+    there = set(judgement.board["method"])
+    absent = [name for name in BASELINES[:3] if name not in there]
+    if absent and DENSE not in there:
         names = {**UNBUDGETED, LORA: "LoRA"}
         said.append(f"Not compared with {join(names[name] for name in absent)}: there is no such run.")
     missing = [
@@ -258,7 +264,7 @@ def _remarks(judgement: Judgement, rows: list[Any]) -> list[str]:
     edges = [row.label for row in scored if row.edge]
     if edges:
         said.append(f"The best learning rate is the largest or smallest tried: {join(edges)}.")
-    if scored and not any(row.seeds > 1 for row in scored):
+    if any(math.isfinite(row.lr) for row in scored) and not any(row.seeds > 1 for row in scored):
         said.append("Only one seed was run: the intervals cover the test examples, not the luck of training.")
     lost = [f"{r.label} ({r.seeds_run - r.seeds} of {r.seeds_run})" for r in scored if r.state == "partial"]
     if lost:

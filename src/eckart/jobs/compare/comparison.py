@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
-from urllib.parse import quote
 
 from eckart.arguments import check_least, read_budget
 from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.files import attended
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import Rates, contenders
-from eckart.jobs.compare.judgement import COSTS, Terms, look_level
-from eckart.jobs.compare.plan import Plan
-from eckart.jobs.compare.presets import EMBEDDED, OWN, QUICK, limits_of_use, seconds
-from eckart.jobs.compare.progress import Progress
-from eckart.jobs.compare.race import Jury, Race
-from eckart.jobs.compare.study import Study
-from eckart.jobs.repeat import CONFIG, compare_options, write_config
+from eckart.jobs.compare.contenders import ADAMW, Rates, contenders
+from eckart.jobs.compare.judgement import COSTS
+from eckart.jobs.compare.presets import limits_of_use, seconds
+from eckart.jobs.compare.protocols import settle, write_board
+from eckart.jobs.compare.starting import Entry, run
+from eckart.jobs.compare.workers import check_workers
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
+from eckart.tasks.optimizers import check_optimizer
+from eckart.tasks.options import TaskOptions, beyond_data, check_alone, check_recipe, memory_of
 from eckart.tasks.pretrained import find_model
 
 if TYPE_CHECKING:
     import os
 
     import pandas as pd
-
-    from eckart.tasks.task import Task
 
 
 def compare(
@@ -45,12 +38,14 @@ def compare(
     steps: int | None = None,
     seeds: int | None = None,
     learning_rates: Rates = None,
-    batch_size: int | None = None,
+    batch_size: int | str | None = None,
     max_length: int | None = None,
     target_modules: str | Sequence[str] | None = None,
+    optimizer: str = ADAMW,
     limits: Mapping[str, int] | None = None,
     output: str | os.PathLike[str] = "eckart-compare",
     storage: str | None = None,
+    workers: int | str = 1,
     time: str | float | None = None,
     max_memory: str | float | None = None,
     max_bytes: str | float | None = None,
@@ -72,18 +67,24 @@ def compare(
         model: directory or hub name of a `transformers` model; an embedded one when None (see `find_model`).
         data: file, directory or hub name; the embedded docstrings of Python's standard library when None.
         methods: ``"all"``, ``"a,b,c"`` or a list. Head only, full fine-tuning and LoRA are always there.
+            ``"lora+allora"`` is an adapter under a rule, ``"peft:dora"`` a method of PEFT's, ``"full@galore"`` one
+            trained by an optimiser of its own.
         budget: ``"0.5%"`` of the model's parameters, ``"200k"``, ``"1MB"`` saved, or a number of parameters.
         steps: optimiser steps of a final run; tuning runs have half as many.
         seeds: final runs of a method at most.
         learning_rates: values for every adapter, or for each method by name; when None each method's own, and further
             ones where the best is the largest or smallest tried.
-        batch_size: examples in a step.
+        batch_size: examples in a step; "auto" for as many as without it, for each method in as few parts as the memory
+            holds.
         max_length: tokens of an example at most.
         target_modules: the layers adapted: names, a regular expression or ``"all-linear"``; the task's own when None.
+        optimizer: that trains all but the head alone and those that name another; a key of
+            `eckart.tasks.optimizers.OPTIMIZERS`.
         limits: most examples of a split, such as ``{"train": 2000, "test": 500}``.
         output: directory of the results.
         storage: URL of a database that machines share, such as ``postgresql://user@host/database``; by default
             ``study.db`` in ``output``.
+        workers: processes of this machine that share the runs; "auto" for one a GPU, else one for every four cores.
         time: what the race may take, such as ``"10m"``; ten minutes on the embedded data, otherwise what it needs.
         max_memory, max_bytes, max_step_time: methods that need more peak memory, bytes saved, or time of a step (as a
             multiple of the frozen model's) are no candidates.
@@ -93,7 +94,8 @@ def compare(
         progress: show what happens on standard error.
         on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
         task_options: what the task is, such as ``kind="chat"`` or ``metric="mcc"``: see
-            `eckart.tasks.options.TaskOptions`.
+            `eckart.tasks.options.TaskOptions`. With ``recipe="metamath"`` its settings are taken where none are given,
+            and the final runs are in ``metamath.csv`` too, in the columns of PEFT's board.
 
     Returns:
         One row for each run, as in ``results.csv``.
@@ -105,18 +107,21 @@ def compare(
     arguments = {name: value for name, value in locals().items() if name not in ("task_options", "on_task")}
     arguments |= task_options
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    kind = task_options.get("kind", "auto")
-    check_least(1, steps=steps, seeds=seeds, batch_size=batch_size, max_length=max_length)
-    preset = QUICK if quick else EMBEDDED if data is None else OWN
-    steps, seeds = steps or preset.steps, seeds or preset.seeds
-    batch_size, max_length = batch_size or preset.batch_size, max_length or preset.max_length
+    kind, recipe = task_options.get("kind", "auto"), task_options.get("recipe")
+    check_least(1, steps=steps, seeds=seeds, max_length=max_length)
+    check_recipe(recipe, kind)
+    asked = {"steps": steps, "seeds": seeds, "batch_size": batch_size, "max_length": max_length}
+    preset, spent, task_options = settle(quick, data, asked, task_options)
+    steps, seeds, batch_size, max_length = (spent[name] for name in asked)
     allowed = preset.time if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(max_memory, max_bytes, max_step_time)
+    check_workers(workers)
     if cost not in COSTS:
         raise InputError(f"cost is {cost!r}: choose {', '.join(COSTS)}")
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
+    check_optimizer(optimizer)
     memory_of(task_options).part(batch_size)
     if (own := task_options.get("task")) is not None:
         check_alone(own, model=model, data=data)
@@ -126,7 +131,6 @@ def compare(
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
 
-    from eckart.jobs.compare.runs import Runner
     from eckart.tasks.task import load_task
 
     with quiet():
@@ -139,7 +143,7 @@ def compare(
             seed=0,
             **task_options,
         )
-        everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules)
+        everyone = contenders(task, methods, budget, learning_rates, preset.trials, target_modules, optimizer)
     if on_task is not None:
         on_task(task.describe())
     identity: dict[str, Any] = {
@@ -150,70 +154,21 @@ def compare(
         "target_modules": target_modules or "default",
         "learning_rates": learning_rates or f"{preset.trials} of each method's own",
         "plan": "race",
+        **({} if optimizer == ADAMW else {"optimizer": optimizer}),
         **beyond_data(task_options),
     }
-    about = _about(outputs.command_line(arguments), task, seeds, json.loads(json.dumps(identity)))
-    terms = Terms(look_level(seeds - 1), at_most, cost)
-    about |= {"level": terms.level, "at_most": at_most, "cost": cost}
-    study = _begin(directory, about, task, storage, overwrite)
-    display = Progress({c.name: c.label for c in everyone}, show=progress)
-    runner = Runner(task, batch_size, str(budget))
-    jury = Jury(runner, everyone, terms)
-    taking_part = [c for c in everyone if not c.reason]
-    plan = Plan(
-        taking_part, steps, seeds, task.greater_is_better, jury.judge, learning_rates is None, allowed
+    entry = Entry(
+        outputs.command_line(arguments),
+        identity,
+        seeds,
+        at_most,
+        cost,
+        learning_rates is None,
+        allowed,
+        workers,
+        outputs.worker_words(arguments),
     )
-    race = Race(runner, plan, jury, study, directory, about, display)
-    with attended(directory):
-        return race.work(deadline)
-
-
-def _about(command: str, task: Task, seeds: int, identity: dict[str, Any]) -> dict[str, Any]:
-    """What ``compare.json`` says of a comparison that begins."""
-    from eckart.tasks.environment import machine, versions
-
-    options = {name: identity[name] for name in ("steps", "batch_size", "max_length")}
-    return {
-        "command": command,
-        "state": "running",
-        "task": task.describe(),
-        "budget": identity["budget"],
-        "options": options | {"seeds": seeds},
-        "identity": identity,
-        "versions": versions(),
-        "machine": machine(),
-    }
-
-
-def _begin(directory: Path, about: dict[str, Any], task: Task, storage: str | None, overwrite: bool) -> Study:
-    """Open the study and write ``compare.json``; nothing is touched before all of it is known to be good.
-
-    Args:
-        directory: of the results.
-        about: as `_about`; the time of the start is added, that of an earlier call where there is one.
-        task: what is compared on.
-        storage: URL of a shared database; None for one in the directory.
-        overwrite: discard an earlier comparison.
-
-    Raises:
-        InputError: the directory holds another comparison, or the storage cannot be opened.
-    """
-    about["started"] = (None if overwrite else outputs.begun(directory, about)) or outputs.now()
-    content = json.dumps([task.fingerprint, about["identity"]], sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    shared = _open_study(storage, digest, task.greater_is_better, overwrite) if storage else None
-    if overwrite:
-        outputs.clear(directory)
-    outputs.write_about(directory, about)
-    write_config(directory / CONFIG, "compare", compare_options(about["command"]))
-    url = f"sqlite:///{quote(str((directory / outputs.DATABASE).resolve()))}"
-    return shared or _open_study(url, digest, task.greater_is_better, overwrite)
-
-
-def _open_study(url: str, digest: str, maximize: bool, overwrite: bool) -> Study:
-    name = f"eckart-compare-{digest}"
-    study = Study(url, name, maximize=maximize)
-    if overwrite:
-        study.delete()
-        study = Study(url, name, maximize=maximize)
-    return study
+    results = run(task, everyone, entry, directory, deadline, storage, overwrite=overwrite, progress=progress)
+    if recipe is not None:
+        write_board(directory, results)
+    return results

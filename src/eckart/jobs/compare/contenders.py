@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
-HEAD_ONLY, FULL, LORA, TRIVIAL = "head-only", "full", "lora", "trivial"
+HEAD_ONLY, FULL, LORA, TRIVIAL, DENSE = "head-only", "full", "lora", "trivial", "dense"
+ADAMW, AT = "adamw", "@"
 LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
 SPACING = 3.0
 MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1e-4}
@@ -40,6 +41,7 @@ class Contender:
         config: the adapter's config at the budget; None for a baseline that is no adapter.
         reason: why it does not take part; empty when it does.
         rule_kinds: the rules that act while it trains.
+        optimizer: that trains it, by its name on the command line.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Contender:
     config: PeftConfig | None = None
     reason: str = ""
     rule_kinds: tuple[type[Rule], ...] = ()
+    optimizer: str = ADAMW
+
+    @property
+    def plain(self) -> str:
+        """Its name without that of an optimiser."""
+        return self.name.partition(AT)[0]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,10 +75,10 @@ class Contender:
 
         if self.config is not None:
             return get_peft_model(model, replace(cast("MethodConfig", self.config), seed=seed))
-        if self.name == FULL:
+        if self.plain == FULL:
             model.float()  # a step of AdamW is lost in the digits of a smaller dtype
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self.name == FULL or in_head(name, task.head_modules))
+            parameter.requires_grad_(self.plain == FULL or in_head(name, task.head_modules))
         return model
 
     def rules(self) -> list[Rule]:
@@ -80,6 +88,22 @@ class Contender:
     def finish(self, model: nn.Module) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
         return model
+
+    @property
+    def at_budget(self) -> bool:
+        """Whether it has the size that the comparison gives to all."""
+        return self.config is not None
+
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        """The rank of each layer by its name; empty where the method has none."""
+        from eckart.adapters import AdapterConfig
+        from eckart.adapters._walk import ranks_of
+
+        return ranks_of(model) if isinstance(self.config, AdapterConfig) else {}
+
+    def costs(self, model: nn.Module, task: Task, prepared: float) -> dict[str, float]:
+        """What it costs besides training, by columns of the results, where `prepare` took so many seconds."""
+        return {}
 
     def check_rules(self, task: Task) -> None:
         """Refuse rules that do not suit the adapter or each other.
@@ -126,7 +150,7 @@ class PeftContender(Contender):
             torch.manual_seed(seed)
             adapted = get_peft_model(model, copy.deepcopy(cast("PeftConfig", self.config)))
         for name, parameter in adapted.named_parameters():
-            for part, factor in METHODS[self.name.removeprefix(PREFIX)].lr_scale.items():
+            for part, factor in METHODS[self.plain.removeprefix(PREFIX)].lr_scale.items():
                 if parameter.requires_grad and f".{part}." in name:
                     cast(Any, parameter).lr_scale = factor
         return adapted
@@ -143,7 +167,7 @@ class PeftContender(Contender):
             raise InputError(f"{self.name} cannot take part: {first_line(error)}") from None
 
     def rules(self) -> list[Any]:
-        return [rule() for rule in METHODS[self.name.removeprefix(PREFIX)].rules]
+        return [rule() for rule in METHODS[self.plain.removeprefix(PREFIX)].rules]
 
 
 def spaced(middle: float, count: int) -> tuple[float, ...]:
@@ -156,7 +180,7 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
 
     Args:
         methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule, ``"peft:dora"`` a
-            method of PEFT's own.
+            method of PEFT's own, and ``"a@muon"`` any of them trained by an optimiser of its own.
 
     Raises:
         InputError: none, or an unknown one.
@@ -169,8 +193,24 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
         raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
     if words == ["all"]:
         return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted([*ADAPTERS, *PROMPTS])])), set()
-    named = [word if word in LABELS else peft_name(word) or "+".join(_parts(word)) for word in words]
+    named = [_name(word) for word in words]
     return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
+
+
+def _name(word: str) -> str:
+    """The name of who is meant by a word."""
+    from eckart.tasks.optimizers import check_optimizer
+
+    plain, at, optimizer = word.partition(AT)
+    name = plain if plain in LABELS else peft_name(plain) or "+".join(_parts(plain))
+    if not at:
+        return name
+    check_optimizer(optimizer)
+    if name == HEAD_ONLY:
+        raise InputError(
+            f"{word}: the head is no matter of low rank and has AdamW: leave {AT}{optimizer} out"
+        )
+    return f"{name}{AT}{optimizer}"
 
 
 def _parts(word: str) -> list[str]:
@@ -182,7 +222,8 @@ def _parts(word: str) -> list[str]:
     return [get_config(method).slug, *(get_rule(rule).slug for rule in rules)]
 
 
-def _rates(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
+def rates_of(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
+    """The learning rates of a method: the given ones, or the middle ones of its own."""
     if isinstance(given, Mapping):
         given = given.get(name)
     elif given is not None and name in MIDDLE_RATES:
@@ -203,6 +244,7 @@ def contenders(
     learning_rates: Rates,
     trials: int,
     target_modules: str | Sequence[str] | None,
+    optimizer: str = ADAMW,
 ) -> list[Contender]:
     """Every method with its config solved for the budget; nothing is trained.
 
@@ -217,57 +259,87 @@ def contenders(
             name, or None for each method's own.
         trials: how many of its own learning rates a method tries, the middle ones.
         target_modules: the layers adapted; None for the task's own.
+        optimizer: that trains all but the head alone and those that name another.
 
     Raises:
         InputError: an unknown method; a named one that cannot meet the budget; none that can; unequal numbers of
             learning rates.
     """
-    from eckart.adapters import get_config, solve_budget
-    from eckart.training import get_rule
+    from eckart.adapters import get_config
 
     names, named = method_names(methods)
     if isinstance(learning_rates, Mapping) and (unknown := set(learning_rates) - set(names)):
         raise InputError(
             f"learning_rates names {min(unknown)!r}, which does not take part: {', '.join(names)} do"
         )
-    model = task.fresh_model(0)
-    heads = list(task.head_modules)
-    targets = task.default_targets if target_modules is None else target_modules
+    model, targets = task.fresh_model(0), task.default_targets if target_modules is None else target_modules
     targets = targets if isinstance(targets, str) else list(targets)
     found: list[Contender] = []
     failures: list[InputError] = []
     for name in names:
-        if name in MIDDLE_RATES:
-            rates = _rates(name, spaced(MIDDLE_RATES[name], trials), learning_rates, trials)
-            reason = _too_large(task, model) if name == FULL else ""
-            found.append(Contender(name, LABELS[name], rates if heads or name == FULL else (), reason=reason))
-            continue
-        if name.startswith(PREFIX):
-            rates = _rates(name, METHODS[name.removeprefix(PREFIX)].learning_rates, learning_rates, trials)
-            solved_config, sizes = peft_config(name, model, budget, targets, heads)
-            label = METHODS[name.removeprefix(PREFIX)].title
-            found.append(PeftContender(name, label, rates, solved_config, sizes=sizes))
-            found[-1].check_rules(task)
-            continue
-        method, *words = name.split("+")
-        kind, rules = get_config(method), [get_rule(word) for word in words]
-        label = " + ".join([kind.title, *(rule.title for rule in rules)])
-        rates = _rates(name, kind.learning_rates, learning_rates, trials)
+        plain, _, own = name.partition(AT)
+        given = learning_rates.get(name) if isinstance(learning_rates, Mapping) else learning_rates
         try:
-            sizes = kind.for_task(target_modules=targets, max_length=task.max_length)
-            config = kind(modules_to_save=heads or None, **sizes)
-            solved = solve_budget(model, config, budget)
-            found.append(Contender(name, label, rates, solved, rule_kinds=tuple(rules)))
-            found[-1].check_rules(task)
+            one = _contender(task, model, plain, budget, given, trials, targets)
         except InputError as error:
             if name in named:
                 raise
             failures.append(error)
-            found.append(Contender(name, label, rates, reason=str(error)))
+            kind = get_config(plain)
+            rates = rates_of(plain, kind.learning_rates, given, trials)
+            one = Contender(plain, kind.title, rates, reason=str(error))
+        label = f"{one.label}, {own}" if own else one.label
+        chosen = ADAMW if plain == HEAD_ONLY else own or optimizer
+        found.append(replace(one, name=name, label=label, optimizer=chosen))
     if failures and not any(c.config for c in found):
         raise failures[0]
-    _check_counts(found)
+    check_counts(found)
     return found
+
+
+def _contender(
+    task: Task,
+    model: nn.Module,
+    name: str,
+    budget: str | int,
+    rates: Sequence[float] | None,
+    trials: int,
+    targets: str | list[str],
+) -> Contender:
+    """One of them, solved for the budget and checked against the model.
+
+    Raises:
+        InputError: it cannot meet the budget, or cannot be combined so.
+    """
+    from eckart.adapters import get_config, solve_budget
+    from eckart.training import get_rule
+
+    heads = list(task.head_modules)
+    if name in MIDDLE_RATES:
+        tried = rates_of(name, spaced(MIDDLE_RATES[name], trials), rates, trials)
+        reason = _too_large(task, model) if name == FULL else ""
+        return Contender(name, LABELS[name], tried if heads or name == FULL else (), reason=reason)
+    one: Contender
+    if name.startswith(PREFIX):
+        method = METHODS[name.removeprefix(PREFIX)]
+        config, sizes = peft_config(name, model, budget, targets, heads)
+        one = PeftContender(
+            name, method.title, rates_of(name, method.learning_rates, rates, trials), config, sizes=sizes
+        )
+    else:
+        slug, *words = name.split("+")
+        kind, rules = get_config(slug), [get_rule(word) for word in words]
+        options = kind.for_task(target_modules=targets, max_length=task.max_length)
+        solved = solve_budget(model, kind(modules_to_save=heads or None, **options), budget)
+        one = Contender(
+            name,
+            " + ".join([kind.title, *(rule.title for rule in rules)]),
+            rates_of(name, kind.learning_rates, rates, trials),
+            solved,
+            rule_kinds=tuple(rules),
+        )
+    one.check_rules(task)
+    return one
 
 
 def _too_large(task: Task, model: nn.Module) -> str:
@@ -279,7 +351,7 @@ def _too_large(task: Task, model: nn.Module) -> str:
     return full_memory(sum(p.numel() for p in model.parameters()))
 
 
-def _check_counts(found: Sequence[Contender]) -> None:
+def check_counts(found: Sequence[Contender]) -> None:
     """Refuse methods with different numbers of learning rates: who tries more may win by luck."""
     counts = {len(c.learning_rates): c.name for c in found if c.learning_rates}
     if len(counts) > 1:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA, TRIVIAL
+from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.examples import Examples
 from eckart.jobs.compare.leaderboard import UNBUDGETED, leaderboard, metric_of, tidy
 from eckart.jobs.compare.paired import LEVEL, Difference, Scores, error_of, holm
@@ -26,7 +26,7 @@ TOLERANCE = 0.25
 trivial predictor (over the worst arm where there is none)."""
 COSTS = {"bytes": "saved_bytes", "memory": "peak_memory_mb", "step-time": "step_time_ratio"}
 """What a user may care for, and limit: the option's word, and the column of the board."""
-REFERENCES = {"best": None, "lora": LORA, "head": HEAD_ONLY, "full": FULL}
+REFERENCES = {"best": None, "lora": LORA, "head": HEAD_ONLY, "full": FULL, "dense": DENSE}
 POCOCK = {1: 0.05, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158, 6: 0.0142, 7: 0.0130, 8: 0.0120, 9: 0.0112}
 """Level of each of so many looks that together err in 5 % of studies (Pocock, Biometrika 64, 1977)."""
 
@@ -58,8 +58,8 @@ class Judgement:
     """The board with what its arms are to each other.
 
     Attributes:
-        board: as `leaderboard`, with the difference to the best arm and to LoRA and its interval, and ``over_limit``,
-            ``edge``, ``tuned`` and ``collapsed``.
+        board: as `leaderboard`, with the differences to the best arm, to LoRA and to the dense model and their
+            intervals, and ``over_limit``, ``edge``, ``tuned`` and ``collapsed``.
         best: position of the best candidate on the board; None where none has a score.
         against: by reference (`REFERENCES`, ``trivial``) and position, the difference of that arm to the reference; of
             ``best`` the best arm's to that one.
@@ -126,6 +126,11 @@ class Judgement:
                 where = "behind" if found.told > 0 else "ahead of"
                 told[self.rows[place].method] = f"{where} {best} by {metric.amount(abs(found.value))}"
         return told
+
+
+def reference(board: pd.DataFrame) -> tuple[str, str]:
+    """Whom the board holds every arm against besides the best, and its name: the dense model where it takes part."""
+    return ("dense", "the dense model") if DENSE in set(board["method"]) else ("lora", "LoRA")
 
 
 def unproven(row: Any) -> str:
@@ -255,7 +260,7 @@ def _with_columns(
     """The board with its differences in the metric's own sense: what is added to the reference's score."""
     sign = 1.0 if not len(board) or bool(board["greater_is_better"].iloc[0]) else -1.0
     board = board.copy()
-    for word, turn in (("best", -1.0), ("lora", 1.0)):
+    for word, turn in (("best", -1.0), ("lora", 1.0), ("dense", 1.0)):
         ends = [against[word].get(place) for place in range(len(board))]
         values = [math.nan if d is None else sign * turn * d.value for d in ends]
         halves = [math.nan if d is None else d.factor * d.standard_error for d in ends]

@@ -14,14 +14,19 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA, TRIVIAL
+from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.tasks.statistics import combined_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINES = (HEAD_ONLY, FULL, LORA, TRIVIAL)
-UNBUDGETED = {HEAD_ONLY: "the head alone", FULL: "full fine-tuning", TRIVIAL: "the trivial predictor"}
+BASELINES = (HEAD_ONLY, FULL, LORA, TRIVIAL, DENSE)
+UNBUDGETED = {
+    HEAD_ONLY: "the head alone",
+    FULL: "full fine-tuning",
+    TRIVIAL: "the trivial predictor",
+    DENSE: "the dense model",
+}
 """Baselines that do not train at the budget, as prose."""
 
 REQUIRED = ("run_id", "stage", "method", "status", "score")
@@ -40,6 +45,9 @@ NUMBERS = (
     "step_time_ratio",
     "step_seconds",
     "peak_memory_mb",
+    "forward_ratio",
+    "generation_ratio",
+    "prepare_seconds",
     "seconds",
 )
 TEXTS = (
@@ -159,9 +167,17 @@ QUANTITIES = {
         Quantity("saved_bytes", "Saved", "bytes saved", "bytes"),
         Quantity("peak_memory_mb", "Peak memory", "peak memory", "megabytes"),
         Quantity("step_time_ratio", "Step time", "step time, × the frozen floor", "ratio"),
+        Quantity("forward_ratio", "Forward", "time of a forward pass, × the dense model", "ratio"),
+        Quantity("generation_ratio", "Generation", "time of generation, × the dense model", "ratio"),
+        Quantity("prepare_seconds", "Compression", "time of compressing, statistics included", "seconds"),
         Quantity("seconds", "Run time", "time of one run", "seconds"),
     )
 }
+
+
+def quantities_of(board: pd.DataFrame) -> dict[str, Quantity]:
+    """The columns that a leaderboard has something in, by name."""
+    return {name: item for name, item in QUANTITIES.items() if name in board and (board[name] > 0).any()}
 
 
 def metric_named(name: str) -> Metric:
@@ -249,7 +265,10 @@ def _line(arm: pd.DataFrame, metric: Metric) -> dict[str, Any]:
         },
         "step_time_ratio": done["step_time_ratio"].median(),
         "peak_memory_mb": done["peak_memory_mb"].max(),
-        "seconds": done["seconds"].median(),
+        **{
+            cost: done[cost].median()
+            for cost in ("forward_ratio", "generation_ratio", "prepare_seconds", "seconds")
+        },
         "options": shown["options"].iloc[0],
         "error": "" if len(done) else next(filter(None, arm["error"]), ""),
         "metric": arm["metric"].iloc[0],

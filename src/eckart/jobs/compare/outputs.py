@@ -11,18 +11,21 @@ from typing import Any
 
 from eckart.catalog import methods
 from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
-from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.contenders import ADAMW, AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_names
+from eckart.jobs.compare.protocols import BOARD
 from eckart.jobs.compare.study import without_password
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG
+from eckart.tasks.smaller import CALIBRATION
 
 DATABASE, ABOUT = "study.db", "compare.json"
-RESULTS, TABLE, EXAMPLES, CURVES, REPORT, ADAPTERS = (
+RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, ADAPTERS = (
     "results.csv",
     "results.parquet",
     "examples.parquet",
     "curves.csv",
+    "ranks.csv",
     "report.html",
     "adapters",
 )
@@ -73,25 +76,31 @@ def _identity(about: Mapping[str, Any]) -> tuple[str, dict[str, str], dict[str, 
 def clear(directory: Path) -> None:
     """Remove the files of a comparison, and nothing else."""
     slugs = [method.slug for method in methods("adapters")]
-    names = (*LABELS, *slugs, *(f"{slug}+*" for slug in slugs), *peft_names())
+    plain = (*LABELS, *slugs, *peft_names())
+    names = (*plain, *(f"{slug}+*" for slug in slugs), *(f"{name}{AT}*" for name in plain))
     saved = [f"{ADAPTERS}/{name}/{file}" for name in names for file in _SAVED]
-    remove_owned(directory, (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, REPORT, *saved))
+    files = (f"{DATABASE}*", ABOUT, CONFIG, RESULTS, TABLE, EXAMPLES, CURVES, RANKS, REPORT, BOARD)
+    remove_owned(directory, (*files, *saved))
 
 
-def command_line(arguments: Mapping[str, Any]) -> str:
+def command_line(arguments: Mapping[str, Any], command: str = "compare") -> str:
     """The command line that repeats a call; what stands at its default is left out."""
-    words = ["eckart", "compare"]
+    words = ["eckart", *command.split()]
     plain: dict[str, Any] = {
         "methods": "all",
         "budget": "0.5%",
         "kind": "auto",
         "output": "eckart-compare",
         "cost": "bytes",
+        "encoding": "utf-8",
+        "optimizer": ADAMW,
+        "generate": 0,
+        "steps": 0,
+        "calibration": CALIBRATION,
     }
-    plain |= {"encoding": "utf-8", "generate": 0}
     for name, value in arguments.items():
         value = str(value) if isinstance(value, Path) else value
-        if name in ("overwrite", "progress") or value == plain.get(name) or value is False:
+        if name in ("overwrite", "progress", "workers") or value == plain.get(name) or value is False:
             continue
         option = "--lr" if name == "learning_rates" else f"--{name.replace('_', '-')}"
         if value is True:
@@ -104,6 +113,13 @@ def command_line(arguments: Mapping[str, Any]) -> str:
         else:
             words += [option, _shown(value)]
     return shlex.join(words)
+
+
+def worker_words(arguments: Mapping[str, Any]) -> list[str]:
+    """The words of a command that does the same beside this process, with the password of its storage."""
+    storage = arguments.get("storage")
+    given = {name: value for name, value in arguments.items() if name != "storage"}
+    return shlex.split(command_line(given))[1:] + (["--storage", storage] if storage else [])
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, LORA, SPACING, Contender
+from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, SPACING, Contender
 from eckart.jobs.compare.study import Run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ EXTENSIONS = 3
 """Learning rates tried beyond the given ones, at most."""
 FLOOR_STEPS = 6
 TUNE, FINAL, FLOOR = "tune", "final", "floor"
-ALWAYS = (HEAD_ONLY, FULL, LORA)
+ALWAYS = (HEAD_ONLY, FULL, LORA, DENSE)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Plan:
         told: dict[str, str],
     ) -> list[Contender]:
         """The better ones by the validation score at some learning rates, with the baselines, the best first."""
-        baselines = [c for c in contenders if c.name in (HEAD_ONLY, FULL)]
+        baselines = [c for c in contenders if c.name in (HEAD_ONLY, FULL, DENSE)]
         tuned = [c for c in contenders if c not in baselines and len(c.learning_rates) > 1]
         untuned = [c for c in contenders if c not in baselines and c not in tuned]
         best = {}
@@ -242,8 +242,11 @@ class Plan:
         return [c for c in alive if c.name not in reasons]
 
     def _head_rate(self, records: Records) -> float:
-        """The learning rate of everyone's head; when not even the head alone trains at any, the smallest tried."""
-        head = next(c for c in self.contenders if c.name == HEAD_ONLY)
+        """The learning rate of everyone's head; when not even the head alone trains at any, the smallest tried; 0 where
+        the head alone does not take part, and each method's is its own."""
+        head = next((c for c in self.contenders if c.name == HEAD_ONLY), None)
+        if head is None:
+            return 0.0
         return self.best_rate(head, records) or min(head.learning_rates, default=0.0)
 
     def _tune_id(self, contender: Contender, rate: float) -> str:
@@ -259,7 +262,7 @@ class Plan:
             rate = self.best_rate(contender, records)
             if rate is None:
                 return None
-            own = rate if contender.name == HEAD_ONLY else self._head_rate(records)
+            own = rate if contender.name == HEAD_ONLY else self._head_rate(records) or rate
             numbers = {"lr": rate, "head_lr": own, "seed": seed, "steps": self.steps}
         if seed != numbers["seed"]:
             return None

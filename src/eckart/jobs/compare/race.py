@@ -34,6 +34,7 @@ END_SECONDS = 6.0
 """What is kept of the time for the last tables and the page."""
 
 CURVE_COLUMNS = ["run_id", "step", "split", "loss", "score"]
+RANK_COLUMNS = ["run_id", "layer", "rank"]
 
 
 class OutOfTime(BaseException):
@@ -118,6 +119,7 @@ class Race:
         self.scoreboard = Scoreboard(jury.everyone, self.plan, runner.task.metric, progress)
         self.contenders = {c.name: c for c in self.plan.contenders}
         self._kept: list[str] | None = None
+        self.state = "running"
 
     def work(self, deadline: float | None) -> pd.DataFrame:
         """Do what is left to do and write the results after every run, the report at the end of each round.
@@ -152,8 +154,8 @@ class Race:
             raise
         for run_id, met in self.study.setbacks.items():
             self.progress.say(f"{run_id} is left for another call: {met[-1]}")
-        state = "complete" if done else "setback" if self.study.setbacks else "timeout"
-        return self.write(state, report=True)
+        self.state = "complete" if done else "setback" if self.study.setbacks else "timeout"
+        return self.write(self.state, report=True)
 
     def _execute(self, claim: Claim) -> Outcome:
         from eckart.adapters._export import save_adapter
@@ -161,7 +163,7 @@ class Race:
         run = claim.run
         contender = self.contenders.get(run.parameters["method"])
         result = self.runner.do(run, contender)
-        row, record = result.row, {"row": result.row, "curve": result.curve}
+        row, record = result.row, {"row": result.row, "curve": result.curve, "ranks": result.ranks}
         first = run.parameters["stage"] == FINAL and run.parameters["seed"] == 0
         if first and contender and contender.config and row["status"] == "complete":
             with atomic_directory(
@@ -219,6 +221,10 @@ class Race:
             self._kept = list(scored) if records else None
         with atomic_write(self.directory / outputs.CURVES) as path:
             pd.DataFrame(points, columns=CURVE_COLUMNS).to_csv(path, index=False)
+        ranks = [[run, *pair] for run, record in records.items() for pair in record.get("ranks", {}).items()]
+        if ranks:
+            with atomic_write(self.directory / outputs.RANKS) as path:
+                pd.DataFrame(ranks, columns=RANK_COLUMNS).to_csv(path, index=False)
         finished = outputs.now() if state in ("complete", "timeout") else None
         told = " ".join(sentences(self.jury.judge(records, dropped)))
         about = {**self.about, "state": state, "finished": finished, "dropped": dropped, "advice": told}

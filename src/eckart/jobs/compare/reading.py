@@ -39,6 +39,23 @@ def read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is not a CSV table ({reason}): run the comparison again") from None
 
 
+def read_ranks(directory: Path) -> dict[str, dict[str, int]]:
+    """The rank of each layer, by run; empty where no method has ranks or a study was made before they were kept."""
+    if not (directory / "ranks.csv").exists():
+        return {}
+    table = read_table(directory / "ranks.csv")
+    try:
+        runs = table.groupby("run_id", sort=False)
+        return {
+            str(run): dict(zip(part["layer"], part["rank"].astype(int), strict=True)) for run, part in runs
+        }
+    except (KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{directory / 'ranks.csv'} is no table of ranks ({reason}): run the comparison again"
+        ) from None
+
+
 def read_study(path: Path) -> dict[str, Any]:
     """What compare.json says."""
     try:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,9 @@ from eckart.files import atomic_write
 from eckart.jobs.compare import series, tables
 from eckart.jobs.compare.advice import sentences
 from eckart.jobs.compare.examples import read_examples
-from eckart.jobs.compare.judgement import COSTS, Judgement, judge
-from eckart.jobs.compare.leaderboard import QUANTITIES, forgetting_shown, metric_of
-from eckart.jobs.compare.reading import read_results, read_study, read_table, read_terms
+from eckart.jobs.compare.judgement import COSTS, Judgement, judge, reference
+from eckart.jobs.compare.leaderboard import Quantity, forgetting_shown, metric_of, quantities_of
+from eckart.jobs.compare.reading import read_ranks, read_results, read_study, read_table, read_terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,13 +48,15 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     examples = read_examples(folder / "examples.parquet")
     judgement = judge(rows, examples, read_terms(study))
     board = judgement.board
+    held, name = reference(board)
     curves = folder / "curves.csv"
-    data = _data(judgement, rows, read_table(curves) if curves.exists() else None)
+    quantities = quantities_of(board)
+    data = _data(judgement, rows, quantities, read_table(curves) if curves.exists() else None)
     forgotten = forgetting_shown(board) or [""] * len(board)
     page = _render(
         **_words(study, judgement, rows),
         board=[
-            tables.entry(row, study, metric_of(rows))
+            tables.entry(row, study, metric_of(rows), held)
             | {"row": row, "arm": arm, "forgetting": forgotten[row.Index]}
             for row, arm in zip(board.itertuples(), data["arms"], strict=True)
         ],
@@ -61,7 +64,10 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
         has_curves=bool(data["curves"]),
         has_rates=bool(data["rates"]),
         level=judgement.terms.level,
-        limits={key: QUANTITIES[key] for key in COSTS.values()},
+        held=name,
+        quantities=quantities,
+        limits={key: quantities[key] for key in COSTS.values() if key in quantities},
+        rank_maps=tables.rank_maps(board, rows, read_ranks(folder)),
         disagreements=tables.disagreements(board, rows, examples),
         confusions=tables.confusions(board, rows, examples),
         results_url=_download(folder / "results.csv", "text/csv"),
@@ -74,7 +80,9 @@ def build_report(directory: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _data(judgement: Judgement, rows: pd.DataFrame, points: pd.DataFrame | None) -> dict[str, Any]:
+def _data(
+    judgement: Judgement, rows: pd.DataFrame, quantities: Mapping[str, Quantity], points: pd.DataFrame | None
+) -> dict[str, Any]:
     """What the page's script reads: the charts and what they show."""
     from eckart.jobs.compare.figures import figures
 
@@ -89,7 +97,7 @@ def _data(judgement: Judgement, rows: pd.DataFrame, points: pd.DataFrame | None)
             "range": scale,
         },
         "greaterIsBetter": greater,
-        "quantities": {key: {"label": item.label} for key, item in QUANTITIES.items()},
+        "quantities": {key: {"label": item.label} for key, item in quantities.items()},
         "arms": series.arms(judgement, rows, metric),
         "fronts": series.fronts(board) if len(board) else {},
         "curves": [] if points is None else series.curves(board, rows, points),
@@ -136,7 +144,6 @@ def _render(**content: Any) -> str:
     page: str = environment.get_template("report.html.j2").render(
         **content,
         finite=math.isfinite,
-        quantities=QUANTITIES,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         scripts=[script(), own],
         hashes=[_digest(text) for text in (script(), own)],

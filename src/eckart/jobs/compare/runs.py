@@ -22,6 +22,7 @@ from eckart.jobs.compare.plan import FINAL
 from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run
 from eckart.tasks.environment import machine, versions
+from eckart.tasks.fitting import parts_of
 from eckart.tasks.forgetting import bits_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device
 from eckart.tasks.scoring import Scored, lengths, score_examples, scoring_batch
@@ -35,7 +36,8 @@ SCORE = [
     *("validation_score", "score", "ci_low", "ci_high", "metric", "greater_is_better", "also", "forgetting"),
 ]
 COST = ["step_time_ratio", "step_seconds", "peak_memory_mb", "seconds"]
-COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, "error", "versions", "machine"]
+USE = ["forward_ratio", "generation_ratio", "prepare_seconds"]
+COLUMNS = [*WHAT, *SIZE, *HOW, *SCORE, *COST, *USE, "error", "versions", "machine"]
 """The columns of ``results.csv``."""
 CURVE_POINTS = 200
 """Points kept of a training curve."""
@@ -43,11 +45,13 @@ CURVE_POINTS = 200
 
 @dataclass
 class Result:
-    """What a run left: its row, its curve (step, split, loss, score), what it made of each example, and the model."""
+    """What a run left: its row, its curve (step, split, loss, score), what it made of each example, the rank of each
+    layer, and the model."""
 
     row: dict[str, Any]
     curve: list[list[Any]] = field(default_factory=list)
     scored: Scored | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
     model: nn.Module | None = None
 
 
@@ -121,7 +125,7 @@ class Runner:
             "method": run.parameters["method"],
             "label": contender.label if contender else "frozen floor",
             "options": json.dumps(options, default=str),
-            "budget": self.budget if contender and contender.config else "",
+            "budget": self.budget if contender and contender.at_budget else "",
             "lr": run.parameters.get("lr"),
             "seed": run.parameters["seed"],
             "steps": run.parameters["steps"],
@@ -141,10 +145,13 @@ class Runner:
         general = self.task.general if final else None
         if general is not None and self.before is None:
             self.before = bits_of(base, general)
+        start = time.perf_counter()
         result.model = model = contender.prepare(base, self.task, seed)
+        prepared = time.perf_counter() - start
         row |= self._sizes(model)
         if steps:
-            recipe = Recipe(steps, self.batch_size, run.parameters["lr"], run.parameters["head_lr"], seed)
+            rates = (run.parameters["lr"], run.parameters["head_lr"])
+            recipe = Recipe(steps, self.batch_size, *rates, seed, contender.optimizer)
             training = train_run(
                 model,
                 self.task,
@@ -164,6 +171,8 @@ class Runner:
             found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["also"] = json.dumps(found.also)
+            row |= contender.costs(model, self.task, prepared)
+            result.ranks = contender.ranks(model)
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
             if general is not None and self.before is not None:
                 row["forgetting"] = bits_of(model, general) - self.before
@@ -196,7 +205,7 @@ class Runner:
         steps = run.parameters["steps"]
         model = self.task.fresh_model(0).to(device())
         floor = FrozenFloor(model)
-        size = self.task.memory.part(self.batch_size)
+        size = self.batch_size // parts_of(floor.model, self.task, self.batch_size)
         order = data_order(lengths(self.task.train), steps + 1, size, 0)
         loader = DataLoader(Subset(self.task.train, order), size, collate_fn=self.task.collator)
         batches = [{name: value.to(device()) for name, value in batch.items()} for batch in loader]

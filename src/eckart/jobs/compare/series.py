@@ -10,7 +10,7 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, TRIVIAL
+from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, TRIVIAL
 from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, pareto_front
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def arms(judgement: Judgement, rows: pd.DataFrame, metric: Metric) -> list[dict[
     """The leaderboard's rows as the page's script needs them."""
     board, colours = judgement.board, _colours(rows)
     left = {row.Index for row in judgement.left}
-    plain = {HEAD_ONLY: "var(--soft)", FULL: "var(--ink)", TRIVIAL: "var(--soft)"}
+    plain = {HEAD_ONLY: "var(--soft)", FULL: "var(--ink)", DENSE: "var(--ink)", TRIVIAL: "var(--soft)"}
     several = len(set(board["budget"]) - {""}) > 1
     found = []
     for row in board.itertuples():

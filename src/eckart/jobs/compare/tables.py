@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -41,8 +42,8 @@ def standing(row: Any) -> str:
     return f"over --max-{row.over_limit}" if row.over_limit else "ruled out" if row.ruled_out else ""
 
 
-def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """What the page says of one arm of the board."""
+def entry(row: Any, study: Mapping[str, Any], metric: Metric, held: str) -> dict[str, Any]:
+    """What the page says of one arm of the board, held against another (see `reference`)."""
     words = shlex.split(str(study.get("command") or ""))
     command = ""
     if words and row.method != TRIVIAL:
@@ -51,11 +52,13 @@ def entry(row: Any, study: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
                 del words[words.index(option) : words.index(option) + 2]
         command = shlex.join([*words, "--methods", row.method, "--output", f"eckart-{row.method}"])
     return {
-        "options": ", ".join(filter(None, (pairs(row.options), _also(row.also)))),
+        "options": pairs(row.options),
+        "also": _also(row.also),
         "standing": standing(row),
         "dropped": dict(study.get("dropped") or {}).get(row.method, ""),
         "to_best": metric.change(row.to_best, row.to_best_low, row.to_best_high),
-        "to_lora": metric.change(row.to_lora, row.to_lora_low, row.to_lora_high),
+        "held": metric.change(*(getattr(row, f"to_{held}{end}") for end in ("", "_low", "_high"))),
+        "held_value": getattr(row, f"to_{held}"),
         "rate": f"{row.lr:.2g}" if math.isfinite(row.lr) else "–",
         "command": command,
     }
@@ -66,6 +69,43 @@ def _also(text: str) -> str:
     found = json.loads(text or "{}").items()
     shown = ((metric_named(name), value) for name, value in found)
     return ", ".join(f"{metric.name} {metric.show(value)}" for metric, value in shown)
+
+
+_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+def rank_maps(
+    board: pd.DataFrame, rows: pd.DataFrame, ranks: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """Of each arm whose layers differ in rank a map, block by kind of layer: the mean over its final runs."""
+    maps = []
+    for row in board.itertuples():
+        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        found = [ranks[run] for run in rows[mine & (rows["stage"] == "final")]["run_id"] if run in ranks]
+        means = {layer: np.mean([one.get(layer, 0) for one in found]) for one in found for layer in one}
+        if len(set(means.values())) < 2:
+            continue
+        cells: dict[str, dict[str, float]] = {}
+        for layer, rank in means.items():
+            block = _BLOCK.search(layer)
+            name = layer[block.end() :] if block else layer
+            cells.setdefault(block[1] if block else "", {})[name] = float(rank)
+        kinds = list(dict.fromkeys(kind for line in cells.values() for kind in line))
+        most = max(means.values())
+        lines = [
+            {
+                "block": block,
+                "cells": [
+                    {"rank": f"{line[kind]:.3g}", "heat": f"{line[kind] / most:.2f}"}
+                    if kind in line
+                    else None
+                    for kind in kinds
+                ],
+            }
+            for block, line in cells.items()
+        ]
+        maps.append({"label": row.label, "kinds": kinds, "lines": lines})
+    return maps
 
 
 MOST_LABELS = 12

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from eckart.arguments import check_least, check_positive
 from eckart.errors import InputError
 from eckart.files import check_output
+from eckart.tasks.smaller import CALIBRATION, HEAL_LR, calibration_batches, train_factors
 
 if TYPE_CHECKING:
     from eckart.compression import Report
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 METRICS = "metrics.json"
 FACTORS = "factors"
 """What healing trains unless it is told an adapter: the compressed layers themselves, and the norms."""
-HEAL_LR = 1e-4
 OnStep = Callable[[int, int], None]
 
 
@@ -39,7 +36,7 @@ def compress_model(
     ratio: float | None = None,
     budget: str | None = None,
     options: Mapping[str, Any] | None = None,
-    calibration: int = 128,
+    calibration: int = CALIBRATION,
     sequential: bool = False,
     heal: int = 0,
     heal_method: str = FACTORS,
@@ -90,7 +87,7 @@ def compress_model(
     from eckart.compression import compress, report, save
     from eckart.compression import merge as make_dense
     from eckart.compression._compress import compressor
-    from eckart.tasks.scoring import evaluate
+    from eckart.tasks.scoring import evaluate, scoring_batch
     from eckart.tasks.task import load_task
 
     directory = Path(output)
@@ -103,14 +100,15 @@ def compress_model(
     compressor(method)
     task = load_task(model, data, seed=seed, **task_options)
     small = task.fresh_model(seed)
-    scores = {"dense": asdict(evaluate(small, task, task.test, 2 * batch_size))}
+    size = scoring_batch(task, batch_size)
+    scores = {"dense": asdict(evaluate(small, task, task.test, size))}
     begun = time.monotonic()
     compress(
         small,
         method,
         ratio=ratio,
         budget=budget,
-        calibration=_batches(task, calibration, batch_size),
+        calibration=calibration_batches(task, calibration, batch_size),
         sequential=sequential,
         resume=partial,
         progress=on_block,
@@ -119,10 +117,10 @@ def compress_model(
     seconds = time.monotonic() - begun
     found = report(small)
     assert found is not None
-    scores["compressed"] = asdict(evaluate(small, task, task.test, 2 * batch_size))
+    scores["compressed"] = asdict(evaluate(small, task, task.test, size))
     if heal:
         small = _heal(small, task, found, heal, heal_method, heal_lr, batch_size, seed, on_step)
-        scores["healed"] = asdict(evaluate(small, task, task.test, 2 * batch_size))
+        scores["healed"] = asdict(evaluate(small, task, task.test, size))
     if merge:
         make_dense(small)
     metrics = _metrics(task, found, scores, seconds, heal, heal_method if heal else None)
@@ -144,13 +142,6 @@ def _check_partial(partial: Path, *, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(partial)
 
 
-def _batches(task: Task, number: int, batch_size: int) -> Iterator[dict[str, Any]]:
-    """The first training examples, as batches without labels."""
-    loader = DataLoader(task.train, batch_size=batch_size, collate_fn=task.collator)
-    for batch in islice(loader, math.ceil(number / batch_size)):
-        yield {name: value for name, value in batch.items() if name != "labels"}
-
-
 def _heal(
     model: Any,
     task: Task,
@@ -163,14 +154,11 @@ def _heal(
     on_step: OnStep | None,
 ) -> Any:
     """Train a compressed model as `eckart adapt` trains: its factors, or an adapter that is merged in the end."""
-    from eckart.tasks.trainer import Recipe, in_head, train_run
+    from eckart.tasks.trainer import Recipe, train_run
 
     trained = model
     if method == FACTORS:
-        changed = [row.layer for row in found.rows if row.rank is not None]
-        for name, parameter in model.named_parameters():
-            free = in_head(name, [*changed, *task.head_modules]) or "norm" in name.lower()
-            parameter.requires_grad_(free)
+        train_factors(model, [row.layer for row in found.rows if row.rank is not None], task)
     else:
         from eckart.adapters import adapt, get_config
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from eckart.errors import InputError
 from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.jobs.repeat import CONFIG, pretrain_options, write_config
 
-LOG, METRICS, MODEL, CONFIG = "log.csv", "metrics.json", "model", "config.yaml"
+LOG, METRICS, MODEL = "log.csv", "metrics.json", "model"
 
 
 @dataclass(frozen=True)
@@ -283,8 +284,6 @@ def _write(
     report: Pretrained,
 ) -> None:
     """Model and tokenizer, the log as CSV, the report, and a config.yaml that repeats the run."""
-    import yaml
-
     from eckart.layers import to_dense
 
     model = to_dense(model) if given["dense"] else model
@@ -299,15 +298,4 @@ def _write(
         writer.writerows(rows)
     with atomic_write(directory / METRICS) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
-    with atomic_write(directory / CONFIG) as temporary:
-        told = {
-            name.replace("_", "-"): value
-            for name, value in given.items()
-            if value not in (None, {}, [], False)
-        }
-        told["cut"] = told.pop("cuts", None)
-        told["option"] = told.pop("options", None)
-        told["optimizer-option"] = told.pop("optimizer-options", None)
-        temporary.write_text(
-            yaml.safe_dump({k: v for k, v in told.items() if v is not None}, sort_keys=False)
-        )
+    write_config(directory / CONFIG, "pretrain", pretrain_options(given))

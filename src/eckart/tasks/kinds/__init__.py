@@ -7,6 +7,7 @@ from eckart.tasks.kinds.choice import MultipleChoice
 from eckart.tasks.kinds.classes import ImageClassification, TextClassification
 from eckart.tasks.kinds.kind import Kind
 from eckart.tasks.kinds.language import CausalLM
+from eckart.tasks.kinds.metamath import MetaMath
 from eckart.tasks.kinds.numbers import MultiLabel, Regression
 from eckart.tasks.kinds.segmentation import Segmentation
 from eckart.tasks.kinds.tokens import TokenClassification
@@ -26,5 +27,7 @@ KINDS: dict[str, type[Kind]] = {
     )
 }
 """By name, as `--kind` takes it."""
+RECIPES: dict[str, type[Kind]] = {"metamath": MetaMath}
+"""By name, as `--recipe` takes it."""
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "RECIPES", "Kind"]

@@ -72,11 +72,7 @@ class Chat(Kind):
         tokenizer = load_tokenizer(checkpoint, model, pad=True)
         check_length(max_length, tokenizer, model.config)
         notes = self.data.notes
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = PLAIN
-            notes.append(
-                "the tokenizer has no chat template: each message stands on a line, answers end with its eos"
-            )
+        self.write_by(tokenizer)
         notes.append("conversations are not packed: a batch holds each by itself, padded")
         self.tokenizer = tokenizer
         train, validation, test = (self._encoded(self.data.splits[part], part, max_length) for part in PARTS)
@@ -88,6 +84,14 @@ class Chat(Kind):
                 f"compared by {self.extract_name}"
             )
         return Encoded(train, validation, test, Padded(tokenizer.pad_token_id), tokenizer)
+
+    def write_by(self, tokenizer: Any) -> None:
+        """See that the tokenizer has a template to write conversations by."""
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN
+            self.data.notes.append(
+                "the tokenizer has no chat template: each message stands on a line, answers end with its eos"
+            )
 
     def _encoded(self, split: Split, part: str, max_length: int) -> Conversations:
         rows, prompts, answers, cut = [], [], [], 0

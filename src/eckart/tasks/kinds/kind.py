@@ -50,6 +50,8 @@ class Kind:
     """Whether an example has one label, so that `said` can give a metric of the user's what it needs."""
     unseen: ClassVar[tuple[str, ...]] = ()
     """Parts of a batch that are for `outcomes` and not for the model."""
+    training: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `TrainingArguments` that the kind has its own values of."""
     languages: ClassVar[bool] = False
     """Whether examples are blocks cut from a text, which are counted after they are encoded."""
 
