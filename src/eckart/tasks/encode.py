@@ -74,6 +74,12 @@ def load_tokenizer(checkpoint: Checkpoint, model: Any, *, pad: bool = False) -> 
     return tokenizer
 
 
+def opening(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer begins a text with; none where it begins with the text."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and tokenizer("a")["input_ids"][0] == first else []
+
+
 def check_length(max_length: int, tokenizer: Any, config: Any) -> None:
     """Refuse a length that the model has no positions for."""
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
