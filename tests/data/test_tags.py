@@ -107,6 +107,17 @@ def test_bad_cells_are_refused(tmp_path: Path, words: str) -> None:
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_too_few_sentences_for_three_splits_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text((json.dumps(GOOD) + "\n") * 2)
+    with pytest.raises(InputError, match="--data: 2 examples are too few for train, validation and test"):
+        read_data(tmp_path / "d.jsonl")
+    (tmp_path / "d.jsonl").write_text((json.dumps(GOOD) + "\n") * 3)
+    assert [len(split) for split in read_data(tmp_path / "d.jsonl").splits.values()] == [1, 1, 1]
+    (tmp_path / "d.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"d\.jsonl is empty"):
+        read_data(tmp_path / "d.jsonl")
+
+
 def test_columns_that_are_not_there_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"tokens": ["a"], "label": "x"})
     for options, words in (

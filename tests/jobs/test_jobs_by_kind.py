@@ -15,6 +15,7 @@ from tiny_models import BAD, GOOD, WORDS, save_bert, save_gpt2, save_segformer
 
 from eckart.jobs.adapt.finetuning import finetune
 from eckart.jobs.compare.comparison import compare
+from eckart.jobs.compare.leaderboard import forgetting_shown, leaderboard
 
 SMALL: dict[str, Any] = {
     "methods": "lora",
@@ -171,7 +172,11 @@ def test_compare(tmp_path: Path, kind: str) -> None:
     assert set(forgotten.index) == ({"head-only", "full", "lora"} if "also" in options else set())
     if "also" in options:
         assert forgotten["head-only"] == 0 != forgotten["full"]
+        board = leaderboard(results)
+        shown = dict(zip(board["method"], forgetting_shown(board), strict=True))
+        assert shown["head-only"] == "+0.000" and shown["trivial"] == "–"
         assert "Forgetting" in (tmp_path / "out" / "report.html").read_text()
+    assert forgetting_shown(leaderboard(results.drop(columns="forgetting"))) is None, "an older study"
     examples = pd.read_parquet(tmp_path / "out" / "examples.parquet")
     mine = examples[examples["run_id"].str.contains("lora")]
     assert mine["score"].mean() == pytest.approx(final.loc["lora", "score"], rel=1e-4, abs=1e-6)

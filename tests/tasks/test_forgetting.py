@@ -36,7 +36,9 @@ def test_bits_are_those_of_the_model(gpt2: Path, corpus: Path, general: Path) ->
             nats.append(-logs[torch.arange(15), block[1:]].mean().item())
     wanted = np.mean(nats) / math.log(2)
     assert bits_of(model.train(), task.general) == pytest.approx(wanted, rel=1e-5) and model.training
+    state = torch.random.get_rng_state()
     before = bits_before(task)
+    assert torch.equal(state, torch.random.get_rng_state()), "it draws nothing"
     assert before == pytest.approx(wanted, rel=1e-5)
     with torch.no_grad():
         model.transformer.wte.weight *= 0.0
@@ -52,8 +54,7 @@ def test_blocks_lie_evenly_over_a_long_text(gpt2: Path, corpus: Path, general: P
     whole = torch.tensor(
         task.processor(general.read_text(), add_special_tokens=False)["input_ids"][:256]
     ).view(16, 16)
-    chosen = torch.stack([row["input_ids"] for row in task.general.blocks.rows])
-    assert torch.equal(chosen, whole[[0, 5, 10, 15]])
+    assert torch.equal(task.general.blocks, whole[[0, 5, 10, 15]])
     assert any("general.txt: 4 blocks of 16 tokens of 16, evenly" in note for note in task.data.notes)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from task_checks import refuse
 from tiny_models import save_segformer, save_vit
 
@@ -24,6 +27,12 @@ SHAPES = np.zeros((40, 12, 20), np.uint8)
 for i in range(40):
     SHAPES[i, i % 5 : i % 5 + 6, i % 9 : i % 9 + 8] = 1 + i % 2
 PIXELS[SHAPES > 0] //= 4
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,23 @@ def test_a_processor_that_cuts_and_pads_does_so_to_masks(root: Path, shapes: Pat
     assert row["pixel_values"].shape == (3, 20, 8) and row["labels"].shape == (20, 8)
     assert (row["labels"][:2] == IGNORED).all() and (row["labels"][-2:] == IGNORED).all()
     assert (row["labels"][2:-2] != IGNORED).all()
+
+
+def test_images_that_a_processor_leaves_unequal_are_refused(root: Path) -> None:
+    from transformers import DPTImageProcessor
+
+    directory = save_segformer(root / "unequal")
+    size = {"height": 16, "width": 16}
+    DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=8).save_pretrained(directory)
+    cells = [png(DRAW.integers(0, 256, (12, 12 + 8 * (i % 2), 3), np.uint8)) for i in range(12)]
+    masks = [png(DRAW.integers(0, 2, (12, 12 + 8 * (i % 2)), np.uint8)) for i in range(12)]
+    pd.DataFrame({"image": cells, "mask": masks}).to_parquet(root / "unequal.parquet")
+    refuse(
+        directory,
+        root / "unequal.parquet",
+        "its image processor makes images of ",
+        "give images of one shape",
+    )
 
 
 def test_a_decoder_that_was_trained_keeps_what_it_has_learnt(root: Path, encoder: Path, shapes: Path) -> None:

@@ -17,8 +17,8 @@ from eckart.data.choices import CHOICES, read_choices
 from eckart.data.columns import choose_columns, label_columns, pick_columns
 from eckart.data.delimited import AS_ENDING, Format
 from eckart.data.images import SPLITS, UNSPLIT
-from eckart.data.labels import CLASSES, Labels, encode_labels
-from eckart.data.masks import MASKS, Mask, read_mask_folders, read_masks
+from eckart.data.labels import CLASSES, SEVERAL, Labels, encode_labels
+from eckart.data.masks import MASKS, Mask, pixel_counts, read_mask_folders, read_masks
 from eckart.data.sets import from_datasets, from_hub
 from eckart.data.splits import PARTS, Split, complete
 from eckart.data.stdlib_docs import ACTS, RETURNS, stdlib_docstrings
@@ -48,6 +48,18 @@ class Data:
     notes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     """Those that were read, where the data has columns: of the input, and last of the label if there is one."""
+
+    def counts(self, part: str) -> dict[str, int]:
+        """How many examples (words, pixels) of a split have each label."""
+        labels, names = self.splits[part].labels or [], self.labels or []
+        if self.target == SEVERAL:
+            counts = np.sum(labels, axis=0)
+        elif self.target == MASKS:
+            counts = pixel_counts(labels, len(names))
+        else:
+            flat = [tag for tags in labels for tag in tags] if self.target == TAGS else labels
+            counts = np.bincount(flat, minlength=len(names))
+        return dict(zip(names, counts.tolist(), strict=True))
 
     def digest(self) -> str:
         """SHA-256 over the content of every split: equal for equal examples, wherever they lie."""

@@ -55,7 +55,11 @@ class Split:
 def complete(
     splits: dict[str, Split], names: list[str] | None, seed: int, notes: list[str]
 ) -> dict[str, Split]:
-    """Make the splits that are missing by the rules above, and check that every label is in every split."""
+    """Make the splits that are missing by the rules above.
+
+    Raises:
+        InputError: an empty split, or a label that is not in every one.
+    """
     splits = dict(splits)
     if len(splits) == 1:
         whole = next(iter(splits.values()))
@@ -72,6 +76,9 @@ def complete(
     if "validation" not in splits:
         splits["train"], splits["validation"] = _cut(splits["train"], HELD_OUT, seed, names)
         notes.append("validation: a tenth of the train split")
+    if any(not len(splits[part]) for part in PARTS):
+        size = sum(map(len, splits.values()))
+        raise InputError(f"--data: {size} examples are too few for train, validation and test; give more")
     _check_labels(splits, names)
     return splits
 

@@ -74,6 +74,12 @@ def load_tokenizer(checkpoint: Checkpoint, model: Any, *, pad: bool = False) -> 
     return tokenizer
 
 
+def opening(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer begins a text with; none where it begins with the text."""
+    first = tokenizer.bos_token_id
+    return [first] if first is not None and tokenizer("a")["input_ids"][0] == first else []
+
+
 def check_length(max_length: int, tokenizer: Any, config: Any) -> None:
     """Refuse a length that the model has no positions for."""
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -137,7 +143,14 @@ class Images(Dataset[dict[str, Any]]):
         first = prepare(self.sources[0])
         self.pixels = None
         if first.numel() * len(self.sources) <= IMAGES_IN_MEMORY:
-            self.pixels = torch.stack([prepare(source) for source in self.sources])
+            pixels = [prepare(source) for source in self.sources]
+            sizes = sorted({f"{p.shape[2]}×{p.shape[1]}" for p in pixels})
+            if len(sizes) > 1:
+                raise InputError(
+                    f"--model: its image processor makes images of {' and of '.join(sizes[:2])}: give images of one "
+                    "shape, or a processor that cuts them to one size"
+                )
+            self.pixels = torch.stack(pixels)
 
     def __len__(self) -> int:
         return len(self.sources)

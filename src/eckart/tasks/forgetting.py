@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from eckart.data.columns import pick_columns
 from eckart.data.splits import Split
 from eckart.data.tables import read_table
 from eckart.errors import InputError
-from eckart.tasks.encode import Rows, token_blocks
+from eckart.tasks.encode import token_blocks
 from eckart.tasks.instruments import device
 from eckart.tasks.kinds.chat import answer_bits
 
@@ -44,7 +44,7 @@ class General:
     """
 
     name: str
-    blocks: Rows
+    blocks: Int[Tensor, "n length"]
     sha256: str
 
 
@@ -73,20 +73,17 @@ def read_general(source: str | Path, tokenizer: Any, length: int, notes: list[st
     of = "" if len(chosen) == len(blocks) else f" of {len(blocks):,}, evenly over it"
     notes.append(f"forgetting is measured on {path.name}: {len(chosen):,} blocks of {length} tokens{of}")
     digest = hashlib.sha256(chosen.numpy().tobytes()).hexdigest()
-    return General(path.name, Rows([{"input_ids": block, "labels": block} for block in chosen]), digest)
+    return General(path.name, chosen, digest)
 
 
 @torch.inference_mode()
 def bits_of(model: nn.Module, general: General) -> float:
     """Bits of a token of a general text by a model."""
-    from transformers import default_data_collator
-
     training, where = model.training, next(model.parameters()).device
     model.eval()
-    size = max(1, AT_ONCE // len(general.blocks[0]["input_ids"]))
     told = []
-    for batch in DataLoader(general.blocks, size, collate_fn=default_data_collator):
-        ids = batch["input_ids"].to(where)
+    for batch in general.blocks.split(max(1, AT_ONCE // general.blocks.shape[1])):
+        ids = batch.to(where)
         told.append([numbers.sum() for numbers in answer_bits(model(input_ids=ids).logits, ids)])
     model.train(training)
     bits, tokens = np.sum(told, axis=0)

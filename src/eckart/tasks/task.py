@@ -14,17 +14,14 @@ from typing import Any, Unpack
 import numpy as np
 from jaxtyping import Float
 
-from eckart.data.labels import CLASSES, SEVERAL, outnumbered
-from eckart.data.masks import MASKS, pixel_counts
+from eckart.data.labels import CLASSES, outnumbered
 from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, limit
-from eckart.data.tags import TAGS
-from eckart.errors import InputError
 from eckart.quiet import quiet
 from eckart.tasks.forgetting import General, read_general
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
-from eckart.tasks.kinds import KINDS, RECIPES, Kind
+from eckart.tasks.kinds import KINDS, RECIPES, Kind, kind_of
 from eckart.tasks.kinds.chat import Chat
 from eckart.tasks.kinds.kind import Collator, Encoded, Examples
 from eckart.tasks.memory import check_machine
@@ -210,7 +207,7 @@ class Task:
 
     def describe(self) -> dict[str, Any]:
         """The task in plain values, for a report: names, sizes, how often each label occurs, notes on the data."""
-        counts = {part: _counts(self.data, part) for part in PARTS if self.data.labels}
+        counts = {part: self.data.counts(part) for part in PARTS if self.data.labels}
         return {
             "kind": self.kind,
             "model": self.model_name,
@@ -230,19 +227,6 @@ class Task:
             "notes": self.data.notes,
             "fingerprint": self.fingerprint,
         }
-
-
-def _counts(data: Data, part: str) -> dict[str, int]:
-    """How many examples of a split have each label."""
-    labels, names = data.splits[part].labels or [], data.labels or []
-    if data.target == SEVERAL:
-        counts = np.sum(labels, axis=0)
-    elif data.target == MASKS:
-        counts = pixel_counts(labels, len(names))
-    else:
-        flat = [tag for tags in labels for tag in tags] if data.target == TAGS else labels
-        counts = np.bincount(flat, minlength=len(names))
-    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def load_task(
@@ -326,7 +310,7 @@ def load_task(
         encoding=encoding,
         seed=seed,
     )
-    kind = _kind(read, kind)
+    kind = kind_of(read, kind)
     check_words(kind, words)
     checkpoint = checkpoint or find_model(None, kind)
     shrink = partial(limit, limits=limits or {}, seed=seed, notes=read.notes)
@@ -357,14 +341,3 @@ def load_task(
         memory=memory,
         general=general,
     )
-
-
-def _kind(data: Data, wanted: str) -> str:
-    found = next(name for name, kind in KINDS.items() if kind.reads[1] == data.target)
-    if data.kind == "image":
-        found = "image-classification"
-    if data.kind == "image" and data.labels is None:
-        raise InputError(f"--data {data.name} has images without labels; images are for classification")
-    if wanted not in ("auto", found):
-        raise InputError(f"--kind {wanted} does not suit --data {data.name}, which is for {found}")
-    return found

@@ -83,6 +83,14 @@ def test_large_sets_are_not_kept(files, monkeypatch: pytest.MonkeyPatch) -> None
     assert not context
 
 
+def test_weights_of_classes_are_counted_anew(files) -> None:
+    task = load_task(files["model"], files["data"], max_length=16)
+    plan, context = plan_of(files, task, PEFT_LORA), RecordDict()
+    plan = replace(plan, task={**plan.task, "class_weights": "balanced"})
+    own = own_task(plan, 1, None, None, context)
+    assert own.form.words.class_weights == "balanced" and not context
+
+
 def test_packing() -> None:
     rows = [{"input_ids": [1, 2, 3], "labels": 1}, {"input_ids": [7], "labels": 0}]
     assert unpack(pack(rows)) == rows

@@ -220,7 +220,6 @@ def _run(
 ) -> dict[str, Any]:
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
     pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
-    before = bits_before(task)
     adapted = _adapted(task, job)
     if on_task is not None:
         on_task(task.describe())
@@ -233,6 +232,7 @@ def _run(
         del adapted
         pruned.change()
         adapted = _adapted(task, job)
+    before = bits_before(task)
     history, told = train(adapted, task, job, directory / CHECKPOINTS, report_to, on_step)
     kept = told["kept_step"]
     if pruned is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from eckart.data.choices import CHOICES
 from eckart.data.splits import PARTS, Split
 from eckart.errors import InputError
-from eckart.tasks.encode import Rows, check_length, load_tokenizer
+from eckart.tasks.encode import Rows, check_length, load_tokenizer, opening
 from eckart.tasks.kinds.chat import IGNORED, Padded, answer_bits
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink
 from eckart.tasks.metrics import Each, Metric, Outcomes, by_name
@@ -64,20 +64,16 @@ class MultipleChoice(Kind):
         """Context, a blank and a choice as one text; of what is too long the context loses its beginning."""
         tokenizer = load_tokenizer(checkpoint, model, pad=True)
         check_length(max_length, tokenizer, model.config)
-        opens = (
-            tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-        )
-        opening = [tokenizer.bos_token_id] if opens else []
+        begins = opening(tokenizer)
         parts = {
-            part: self._encoded(self.data.splits[part], part, tokenizer, max_length, opening)
-            for part in PARTS
+            part: self._encoded(self.data.splits[part], part, tokenizer, max_length, begins) for part in PARTS
         }
         train = Rows([row["choices"][row["right"]] for row in parts["train"].rows])
         collator = Choices(tokenizer.pad_token_id, self.sequences)
         return Encoded(train, parts["validation"], parts["test"], collator, tokenizer)
 
     def _encoded(
-        self, split: Split, part: str, tokenizer: Any, max_length: int, opening: Sequence[int]
+        self, split: Split, part: str, tokenizer: Any, max_length: int, begins: Sequence[int]
     ) -> Rows:
         rows, cut = [], 0
         for (context, choices), right in zip(split.inputs, split.labels or (), strict=True):
@@ -93,9 +89,9 @@ class MultipleChoice(Kind):
                         f"--max-length {max_length}: a choice of the {part} split has {own} tokens; give "
                         f"{own + 1} or more"
                     )
-                room = max_length - len(opening)
+                room = max_length - len(begins)
                 cut += len(ids) > room
-                kept = [*opening, *ids[-room:]] if room > own else list(ids[-max_length:])
+                kept = [*begins, *ids[-room:]] if room > own else list(ids[-max_length:])
                 labels = [IGNORED] * (len(kept) - own) + kept[len(kept) - own :]
                 sequences.append({"input_ids": kept, "labels": labels, "letters": len(choice)})
             rows.append({"input_ids": sequences[right]["input_ids"], "choices": sequences, "right": right})

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from eckart.data.read import Data
 from eckart.data.splits import Split
+from eckart.tasks.encode import opening
 from eckart.tasks.kinds.chat import Chat, Conversations
 from eckart.tasks.kinds.kind import Encoded, Shrink
 from eckart.tasks.options import Words
@@ -52,9 +53,7 @@ class MetaMath(Chat):
 
     def write_by(self, tokenizer: Any) -> None:
         """One template for every model; it begins with the token that the tokenizer begins a text with, if any."""
-        first = tokenizer("a")["input_ids"][0]
-        begins = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
-        tokenizer.chat_template = TEMPLATE % ("{{ bos_token }}" if begins else "")
+        tokenizer.chat_template = TEMPLATE % ("{{ bos_token }}" if opening(tokenizer) else "")
 
     def _encoded(self, split: Split, part: str, max_length: int) -> Conversations:
         if part != "train":
