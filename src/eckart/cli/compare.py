@@ -169,6 +169,11 @@ def compare(
         on_task=tell_task,
         **said,
     )
+    return _answer(results, output)
+
+
+def _answer(results: pd.DataFrame, output: Path) -> Answer:
+    """The board, and what it says."""
     from eckart.jobs.compare.advice import sentences
     from eckart.jobs.compare.examples import read_examples
     from eckart.jobs.compare.judgement import judge
