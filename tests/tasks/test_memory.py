@@ -133,8 +133,8 @@ def test_what_cannot_be_is_refused(
     refuse(bert, reviews, "gradient_checkpointing", gradient_checkpointing="yes")
     refuse(save_resnet(tmp_path), pictures, "--quantize int8", "no linear layers", quantize="int8")
     refuse(tmp_path, pictures, "--gradient-checkpointing", "ResNet", gradient_checkpointing=True)
-    if not torch.cuda.is_available():
-        refuse(bert, reviews, "--dtype fp16 needs a GPU", dtype="fp16")
+    if not torch.cuda.is_available():  # and said before anything is looked for
+        refuse(tmp_path / "none", tmp_path / "none.csv", "--dtype fp16 needs a GPU", dtype="fp16")
     assert Memory(gradient_accumulation=4).part(16) == 4
     with pytest.raises(InputError, match="--gradient-accumulation 3 does not divide --batch-size 16"):
         Memory(gradient_accumulation=3).part(16)

@@ -32,10 +32,9 @@ from eckart.cli.options import (
 from eckart.cli.task import TaskArguments
 from eckart.cli.words import count_or_auto, fields, options, targets
 from eckart.compression._criteria import CRITERIA
-from eckart.hub import check_upload
-from eckart.jobs.adapt.checks import PUSH, RUN, check_kept, earlier_run, refuse_taken
+from eckart.jobs.adapt.checks import RUN, check_outcome, earlier_run, refuse_taken
 from eckart.jobs.adapt.loram_options import pruning
-from eckart.jobs.adapt.reports import REPORTS, report_names
+from eckart.jobs.adapt.reports import REPORTS
 from eckart.tasks.optimizers import check_optimizer
 from eckart.tasks.options import check_alone
 
@@ -135,16 +134,13 @@ def adapt(
     check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
     check_least(1, max_length=max_length)
-    check_kept(keep, patience)
     check_seed(seed)
     check_pattern("--target-modules", target_modules)
     check_optimizer(optimizer)
     refuse_taken(given)
     check_method(method, given, budget)
     pruned = pruning(loram, loram_criterion, loram_align, loram_int8, method)
-    reports = report_names(report_to)
-    if push_to_hub is not None:
-        check_upload(push_to_hub, PUSH)
+    reports = check_outcome(keep, patience, report_to, push_to_hub)
     earlier_run(output, resume=resume, overwrite=overwrite, inputs={"--model": model, "--data": data})
     if task.task is not None:
         check_alone(task.task, model=model, data=data)

@@ -53,7 +53,9 @@ def test_a_dry_run_prints_the_protocol(
     here = {name: value["here"] for name, value in json.loads(capsys.readouterr().out).items()}
     assert (here["steps"], here["step"]) == ("20; tuning runs half as many", "2 examples")
     assert (here["precision"], here["seeds"]) == ("fp32, adapters in fp32", "0")
-    assert here["test"] == "the test split, at most 24" and here["learning rate"].endswith("0.0001, 0.0003")
+    assert here["test"] == "the test split, at most 24" and here["learning rate"].endswith(
+        "of 0.0001, 0.0003"
+    )
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PROTOCOL) and "Nothing was trained" in shown

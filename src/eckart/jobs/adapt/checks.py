@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eckart.arguments import check_least
 from eckart.errors import InputError
 from eckart.files import Inputs, check_apart, check_output
+from eckart.hub import check_upload
+from eckart.jobs.adapt.reports import report_names
 from eckart.jobs.earlier import read_earlier
 
 CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
@@ -57,8 +59,13 @@ def refuse_taken(options: Iterable[str]) -> None:
         raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
 
 
-def check_kept(keep: str, patience: int | None) -> None:
-    """Refuse what cannot be kept of a run.
+def check_outcome(
+    keep: str, patience: int | None, report_to: str | Sequence[str] | None, push_to_hub: str | None
+) -> list[str]:
+    """Refuse what cannot be kept, shown or uploaded of a run.
+
+    Returns:
+        where the run is shown, as a list.
 
     Raises:
         InputError: naming the option.
@@ -66,3 +73,7 @@ def check_kept(keep: str, patience: int | None) -> None:
     if keep not in KEEP:
         raise InputError(f"--keep {keep}: choose {' or '.join(KEEP)}")
     check_least(1, patience=patience)
+    names = report_names(report_to)
+    if push_to_hub is not None:
+        check_upload(push_to_hub, PUSH)
+    return names

@@ -13,7 +13,7 @@ from eckart.arguments import check_least, check_positive, check_seed, plain
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_directory, atomic_write, locked, remove_owned
-from eckart.hub import check_upload, upload
+from eckart.hub import upload
 from eckart.jobs.adapt.card import model_card
 from eckart.jobs.adapt.checks import (
     CARD,
@@ -21,14 +21,14 @@ from eckart.jobs.adapt.checks import (
     METRICS,
     PUSH,
     RUN,
-    check_kept,
+    check_outcome,
     earlier_run,
     refuse_taken,
 )
 from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
-from eckart.jobs.adapt.reports import REPORTED, report_names
+from eckart.jobs.adapt.reports import REPORTED
 from eckart.jobs.adapt.training import train, validations
 from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
 from eckart.jobs.earlier import check_same, read_earlier
@@ -139,10 +139,7 @@ def finetune(
     task_options = dict(chosen)
     check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
     check_positive(lr=lr, head_lr=head_lr)
-    check_kept(keep, patience)
-    report_to = report_names(report_to)
-    if push_to_hub is not None:
-        check_upload(push_to_hub, PUSH)
+    report_to = check_outcome(keep, patience, report_to, push_to_hub)
     seed = check_seed(seed)
     steps, save_every, validate_every, patience = map(plain, (steps, save_every, validate_every, patience))
     lr, head_lr = plain(lr), plain(head_lr)

@@ -30,6 +30,33 @@ TASK: dict[str, Any] = {"dtype": "bf16", "metric": "exact_match"}
 BOARD = "metamath.csv"
 LAST_STEPS = 250
 """Steps over which the board takes the mean of the training loss."""
+_SAME = "the same"
+METAMATH_SAYS: dict[str, tuple[str, str]] = {
+    "model": ("meta-llama/Llama-3.2-3B", ""),
+    "data": ("", ""),
+    "train": ("meta-math/MetaMathQA: query, response, at most 1,300 letters together", ""),
+    "validation": ("50 of openai/gsm8k's train split", ""),
+    "test": ("openai/gsm8k's test split, 1,319", ""),
+    "prompt": ("Question: {query} Think step by step.\\nAnswer:", _SAME),
+    "loss": ("every token of question and answer", _SAME),
+    "end of an answer": ("where the batch is padded: eos", "always: eos"),
+    "batches": ("by length within 20 batches", "by length within 16 batches"),
+    "methods": ("PEFT's, each in configurations of its own", ""),
+    "size": ("each its own; LoRA rank 32 on q_proj and v_proj, 9,175,040 numbers", ""),
+    "precision": ("bfloat16, adapters in float32", ""),
+    "steps": ("5,000", ""),
+    "step": ("4 examples", ""),
+    "longest example": ("768 tokens", ""),
+    "learning rate": ("each its own; LoRA 1e-4", ""),
+    "seeds": ("0", ""),
+    "optimiser": ("AdamW, weight decay 0.1, gradients cut to norm 1", _SAME),
+    "schedule": ("cosine to 0 after a warm-up over a tenth of the steps", _SAME),
+    "generation": ("greedy, at most 300 new tokens, 800 in all", "greedy, at most 300 new tokens"),
+    "score": ("exact match of what follows 'The answer is' or '####', numbers as numbers", _SAME),
+    "evaluated": ("every 250 steps", "after each tuning run"),
+    "source": (SOURCE, ""),
+}
+"""What the board does, and what is done here where no option says it."""
 
 
 def settle(
@@ -77,71 +104,37 @@ def foretold(about: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """What a comparison will do, beside what the recipe says: name, there, here.
 
     Args:
-        about: model, data, methods, budget, steps, seeds, batch_size, max_length, learning_rates, limits, and the
-            options of the task.
+        about: model, data, methods, budget, steps, seeds, batch_size, max_length, learning_rates, trials, limits, and
+            the options of the task.
     """
-    limits = about["limits"]
-    sizes = {
-        part: f", at most {limits[part]:,}" if part in limits else ""
-        for part in ("train", "validation", "test")
-    }
-    rates = about["learning_rates"]
+    told = _here(about)
+    if about.get("recipe") != METAMATH:
+        return [(name, "", here) for name, here in told.items()]
+    for part, words in (("train", " by the same rule"), ("validation", ""), ("test", "")):
+        most = f", at most {about['limits'][part]:,}" if part in about["limits"] else ""
+        told[part] = f"the {part} split{words}{most}"
+    return [(name, theirs, told.get(name, ours)) for name, (theirs, ours) in METAMATH_SAYS.items()]
+
+
+def _here(about: Mapping[str, Any]) -> dict[str, str]:
+    """What every comparison has to say of itself beforehand."""
+    rates, parts = about["learning_rates"], about.get("gradient_accumulation", 1)
     if rates is None:
         rates = f"{about['trials']} of each method's own, and further ones where the best is at an end"
     elif not isinstance(rates, Mapping):
         rates = ", ".join(f"{rate:g}" for rate in rates)
-    parts = about.get("gradient_accumulation", 1)
-    step = f"{about['batch_size']} examples" + ("" if parts == 1 else f", in {parts} parts")
-    here = {
+    return {
         "model": about["model"] or "the built-in one",
         "data": about["data"] or "the built-in ones",
         "methods": str(about["methods"]),
         "size": f"{about['budget']} for every method",
         "precision": f"{about.get('dtype', 'fp32')}, adapters in fp32",
         "steps": f"{about['steps']:,}; tuning runs half as many",
-        "step": step,
+        "step": f"{about['batch_size']} examples" + ("" if parts == 1 else f", in {parts} parts"),
         "longest example": f"{about['max_length']:,} tokens",
-        "learning rate": f"tuned for every method on the validation split: {rates}",
+        "learning rate": f"the best on the validation split for every method, of {rates}",
         "seeds": ", ".join(map(str, range(about["seeds"]))),
     }
-    if about.get("recipe") != METAMATH:
-        return [(name, "", told) for name, told in here.items()]
-    theirs = {
-        "model": "meta-llama/Llama-3.2-3B",
-        "methods": "PEFT's, each in configurations of its own",
-        "size": "each its own; LoRA rank 32 on q_proj and v_proj, 9,175,040 numbers",
-        "precision": "bfloat16, adapters in float32",
-        "steps": "5,000",
-        "step": "4 examples",
-        "longest example": "768 tokens",
-        "learning rate": "each its own; LoRA 1e-4",
-        "seeds": "0",
-    }
-    same = "the same"
-    fixed = (
-        (
-            "train",
-            "meta-math/MetaMathQA: query, response, at most 1,300 letters together",
-            f"the train split by the same rule{sizes['train']}",
-        ),
-        ("validation", "50 of openai/gsm8k's train split", f"the validation split{sizes['validation']}"),
-        ("test", "openai/gsm8k's test split, 1,319", f"the test split{sizes['test']}"),
-        ("prompt", "Question: {query} Think step by step.\\nAnswer:", same),
-        ("loss", "every token of question and answer", same),
-        ("end of an answer", "where the batch is padded: eos", "always: eos"),
-        ("batches", "by length within 20 batches", "by length within 16 batches"),
-        ("optimiser", "AdamW, weight decay 0.1, gradients cut to norm 1", same),
-        ("schedule", "cosine to 0 after a warm-up over a tenth of the steps", same),
-        ("generation", "greedy, at most 300 new tokens, 800 in all", "greedy, at most 300 new tokens"),
-        (
-            "score",
-            "exact match of what follows 'The answer is' or '####', numbers as numbers",
-            f"exact_match: {same}",
-        ),
-        ("evaluated", "every 250 steps", "after each tuning run"),
-    )
-    rows = [(name, theirs.get(name, ""), told) for name, told in here.items()]
-    return [*rows[:2], *fixed[:7], *rows[2:], *fixed[7:], ("source", SOURCE, "")]
 
 
 def board(results: pd.DataFrame, curves: pd.DataFrame, about: Mapping[str, Any]) -> pd.DataFrame:
