@@ -120,7 +120,7 @@ def _words(study: dict[str, Any], judgement: Judgement, rows: pd.DataFrame) -> d
         "metric": metric,
         "greater": _greater(rows),
         "tuning": tables.tuning(board, rows, metric),
-        "runs": tables.runs(rows, metric),
+        "runs": tables.runs(rows, metric, quantities_of(board)),
         "stages": list(dict.fromkeys(rows["stage"])),
         "statuses": list(dict.fromkeys(rows["status"])),
         "facts": tables.facts(study, rows),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eckart.jobs.compare.contenders import TRIVIAL
-from eckart.jobs.compare.leaderboard import QUANTITIES, Metric, metric_named
+from eckart.jobs.compare.leaderboard import Metric, Quantity, metric_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ def tuning(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict
     return table
 
 
-def runs(rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
+def runs(rows: pd.DataFrame, metric: Metric, quantities: Mapping[str, Quantity]) -> list[dict[str, Any]]:
     """All runs with each cell as (text shown, number to sort by or None)."""
 
     def cell(value: float, text: str) -> tuple[str, float | None]:
@@ -199,7 +199,7 @@ def runs(rows: pd.DataFrame, metric: Metric) -> list[dict[str, Any]]:
             "validation": cell(run.validation_score, metric.show(run.validation_score)),
             "score": score,
         }
-        for key, item in QUANTITIES.items():
+        for key, item in quantities.items():
             cells[key] = cell(getattr(run, key), item.show(getattr(run, key)))
         interval = metric.interval(run.ci_low, run.ci_high) if score[1] is not None else "–"
         table.append(
