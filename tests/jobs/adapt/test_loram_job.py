@@ -148,3 +148,10 @@ def test_a_model_that_is_no_decoder_like_llama_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="--loram-align 2: alignment is for language models"):
         finetune(model, data, "lora", loram=LoRAM(0.5, align=2), **shared)
     assert not (tmp_path / "out").exists()
+
+
+def test_experts_are_not_pruned(tmp_path: Path) -> None:
+    experts = {"r": 2, "target_parameters": ["experts.down_proj"]}
+    with pytest.raises(InputError, match="--loram prunes layers alone: leave target_parameters out"):
+        finetune("m", "d", "lora", output=tmp_path / "out", options=experts, loram=LoRAM(0.3))
+    assert not (tmp_path / "out").exists()
