@@ -189,8 +189,8 @@ class RobustLowRank(TableEstimator):
     ) -> Factors:
         """Descents from a small start, each on what the columns so far leave, until one adds none that is clear.
 
-        After each, all columns descend again on all measurements, from a smaller step. Where the rank is given, or one at most, the
-        first is the last if it leaves nothing clear, and columns that were not found are zero.
+        After each, all columns descend again on all measurements, from a smaller step. Where the rank is given, or can
+        only be one, the first is the last if it leaves nothing clear; columns that were not found are zero.
         """
         limit, nothing = self.rank or min(task.operator.shape_in), task.part(torch.zeros(0, dtype=torch.long))
         told = bool(self.rank) or limit == 1 or not isinstance(self.init, str)
