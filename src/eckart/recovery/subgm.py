@@ -189,11 +189,11 @@ class RobustLowRank(TableEstimator):
     ) -> Factors:
         """Descents from a small start, each on what the columns so far leave, until one adds none that is clear.
 
-        After each, all columns descend again on all measurements, from a smaller step. Where the rank is given the
-        first is the last if it leaves nothing clear, and columns that were not found are zero.
+        After each, all columns descend again on all measurements, from a smaller step. Where the rank is given, or can
+        only be one, the first is the last if it leaves nothing clear; columns that were not found are zero.
         """
         limit, nothing = self.rank or min(task.operator.shape_in), task.part(torch.zeros(0, dtype=torch.long))
-        told = bool(self.rank) or not isinstance(self.init, str)
+        told = bool(self.rank) or limit == 1 or not isinstance(self.init, str)
         found = self._grow(task, scale, limit, 0.0 if told else HELD_OUT, course, random)
         alone = not isinstance(self.init, str) or self.validation_fraction != "auto"
         if told and (alone or not course[-1][1].converged):
