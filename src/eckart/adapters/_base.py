@@ -168,8 +168,8 @@ class LowRankAdapter(Adapter):
                 f"active of layer {self.layer.shape.name} is {active.dtype} of shape {tuple(active.shape)}: give "
                 f"{self.factor_rank} booleans"
             )
+        self._active_rank = int(active.sum())
         self.active = active.to(self.device, copy=True)
-        self._active_rank = None
 
     @property
     def idle(self) -> bool:

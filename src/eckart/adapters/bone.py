@@ -165,7 +165,10 @@ class Bone(LowRankAdapter):
         self.miss_block = nn.Parameter(block)
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        return self._repeat(torch.eye(self.factor_rank).to(self.miss_block)), self.output_block().t()
+        return self._repeat(self._identity()), self.output_block().t()
+
+    def _identity(self) -> Float[Tensor, "r r"]:
+        return torch.eye(self.factor_rank, dtype=self.dtype, device=self.device)
 
     def output_block(self) -> Float[Tensor, "r out"]:
         """D."""
@@ -218,7 +221,7 @@ class ShardOut(Bone):
     project = LowRankAdapter.project
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
-        return self.miss_block, self._spread(torch.eye(self.factor_rank), 0).to(self.miss_block)
+        return self.miss_block, self._spread(self._identity(), 0)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         return self._spread(self._active(self.miss_block, 0), 0)

@@ -54,7 +54,8 @@ def _rows(first: int, count: int, n: int, device: torch.device | None) -> Tensor
     j = torch.arange(n, device=device)
     turns = (i[:, None] * (2 * j + 1)) % (4 * n)
     rows = (turns.double() * (math.pi / (2 * n))).cos_().mul_(math.sqrt(2 / n))
-    rows[i == 0] *= math.sqrt(0.5)
+    if first == 0:
+        rows[0] *= math.sqrt(0.5)
     return rows
 
 

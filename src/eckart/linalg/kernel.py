@@ -184,7 +184,7 @@ def _distance_gradients(
         signed = (a - b.t()).sign_().mul_(weight)
         return signed.sum(1, keepdim=True), signed.sum(0).neg_().unsqueeze(1)
     if norm == 2:
-        least = distance.new_tensor(torch.finfo(distance.dtype).tiny)
+        least = distance.new_full((), torch.finfo(distance.dtype).tiny)
         unit = (weight * distance).div_(torch.addcmul(least, distance, distance))
         a_t, b_t = (
             F.pad(t.t(), (0, 0, 0, 1), value=1.0) for t in (a, b)

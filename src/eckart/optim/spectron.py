@@ -108,7 +108,7 @@ class Spectron(Optimizer):
             momentum.mul_(group["momentum"]).add_(p.grad)
             p.mul_(1 - lr * group["weight_decay"]).sub_(rho * newton_schulz(momentum, group["ns_steps"]))
 
-    def _norm(self, p: Float[Tensor, "m n"]) -> float:
+    def _norm(self, p: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
         """σ(p), from below; one power iteration a step, ten at the first."""
         state = self.state[p]
         rounds = 1
@@ -120,7 +120,8 @@ class Spectron(Optimizer):
         for _ in range(rounds):
             v = wide.mT @ (wide @ state["vector"])
             state["vector"].copy_(v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
-        return float(torch.linalg.vector_norm(wide @ state["vector"]))
+        norm: Tensor = torch.linalg.vector_norm(wide @ state["vector"])
+        return norm.double()
 
     def _adamw(self, group: dict[str, Any], p: Tensor) -> None:
         state = self.state[p]

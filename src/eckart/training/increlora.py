@@ -152,9 +152,8 @@ class IncreLoRA(GrowthRule):
 
     def grow_when_due(self) -> None:
         for module in self.modules:
-            frozen = torch.arange(len(module.born)) >= module.rank
             if module.reserve and module.adapter.lora_E.grad is not None:
-                module.adapter.lora_E.grad[frozen.to(module.adapter.device)] = 0
+                module.adapter.lora_E.grad[module.rank :] = 0
         self.threshold = math.nan
         if self.scoring:
             self._score()
