@@ -104,6 +104,23 @@ def test_a_run_left_by_an_exception_is_free_again(tmp_path: Path, error: type[Ba
     assert len(study.records()) == 12
 
 
+def test_an_interrupt_before_a_run_is_held_leaves_it_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = (Study(url(tmp_path), "s", maximize=True) for _ in range(2))
+    theirs = other.claim(RUNS[1])
+
+    def interrupted(self: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Claim, "held", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            study.work(plan, done)
+    assert trials(study) == {"fail empty": 1, "running empty": 1}
+    assert theirs is not None and study.claim(RUNS[1]) is None, "another's run stays its own"
+
+
 def test_the_run_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     script = f"""
         import os, signal

@@ -237,24 +237,34 @@ class Study:
             given_up = {run for run, met in self.setbacks.items() if len(met) >= ATTEMPTS}
             if all(run.id in given_up - taken for run in runs):
                 return False
-            free = (run for run in runs if run.id not in taken | given_up)
-            claim = next(filter(None, map(self.claim, free)), None)
+            free, claim = (run for run in runs if run.id not in taken | given_up), None
+            try:
+                claim = next(filter(None, map(self.claim, free)), None)
+                if claim is not None:
+                    with claim.held():
+                        claim.finish(execute(claim))
+            except Exception as error:
+                if claim is None or database_lost(error) or not is_setback(error):
+                    raise
+                self.setbacks.setdefault(claim.run.id, []).append(first_line(error))
+                continue
+            except BaseException:  # an interrupt may come between taking a run and holding it
+                self._let_go()
+                raise
             if claim is None:
                 waiting()
                 time.sleep(POLL_SECONDS)
                 self.free_abandoned()
                 continue
-            try:
-                with claim.held():
-                    claim.finish(execute(claim))
-            except Exception as error:
-                if database_lost(error) or not is_setback(error):
-                    raise
-                self.setbacks.setdefault(claim.run.id, []).append(first_line(error))
-                continue
             self.setbacks.pop(claim.run.id, None)
             after(claim.run)
         return True
+
+    def _let_go(self) -> None:
+        """Free what this worker has taken and not ended."""
+        for trial in self._trials():
+            if not trial.state.is_finished() and trial.user_attrs[WORKER] == self._me:
+                self._close(trial._trial_id, "failed")
 
     def delete(self) -> None:
         """Forget the study with all its runs.
