@@ -95,13 +95,17 @@ def structured() -> dict[str, Step]:
     made: dict[str, Callable[[], nn.Module]] = {
         "low-rank": lambda: layers.LowRankLinear.from_linear(linear, 0, r=3),
         "lost": lambda: layers.LOSTLinear.from_linear(linear, 0, r=3),
-        "sltrain, dense": lambda: layers.SLTrainLinear.from_linear(linear, 0, r=3, sparsity=0.1, route="dense"),
+        "sltrain, dense": lambda: layers.SLTrainLinear.from_linear(
+            linear, 0, r=3, sparsity=0.1, route="dense"
+        ),
         "sltrain, factored": lambda: layers.SLTrainLinear.from_linear(
             linear, 0, r=3, sparsity=0.1, route="factored"
         ),
         "maestro": lambda: layers.MaestroLinear.from_linear(linear, 0),
     }
-    cases: dict[str, Step] = {name: partial(lambda make, card: step_of(make(), x, card), make) for name, make in made.items()}
+    cases: dict[str, Step] = {
+        name: partial(lambda make, card: step_of(make(), x, card), make) for name, make in made.items()
+    }
     cases["s4d"] = lambda card: step_of(layers.S4D(6, 4), torch.randn(2, 9, 6), card)
     return cases
 
@@ -182,7 +186,14 @@ def faults() -> dict[str, Step]:
     }
 
 
-KINDS = {"adapters": adapters, "layers": structured, "optim": optimizers, "metrics": measures, "training": rules, "faults": faults}
+KINDS = {
+    "adapters": adapters,
+    "layers": structured,
+    "optim": optimizers,
+    "metrics": measures,
+    "training": rules,
+    "faults": faults,
+}
 
 
 def main() -> None:
