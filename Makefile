@@ -54,7 +54,7 @@ types: $(VENV)/dev.installed ## check types (mypy --strict)
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.installed ## run every benchmark; each prints its claim as a ratio
-	@set -e; for script in $(filter-out benchmarks/mutants.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(filter-out benchmarks/mutants.py benchmarks/gpu.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 mutants: $(VENV)/dev.installed ## change single places of the source and see which no test notices (a sample; minutes a room)
 	$(BIN)/python benchmarks/mutants.py $(ARGS)

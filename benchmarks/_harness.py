@@ -134,7 +134,14 @@ def machine() -> dict[str, Any]:
         ),
         platform.processor(),
     )
+    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    gpu = (
+        {"gpu": card.name, "gpu GiB": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        if card
+        else {}
+    )
     return {
+        **gpu,
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -153,7 +160,7 @@ def save(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> None:
         temporary.write_text(
             json.dumps({"machine": machine(), "rows": rows}, indent=1, ensure_ascii=False) + "\n"
         )
-    print(f"\nwritten to {path}")
+    print(f"\nwritten to {path}", flush=True)
 
 
 def table(rows: list[dict[str, Any]]) -> None:

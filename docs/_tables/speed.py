@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, machine, result, table
+from _rows import ROOT, Blocks, machine, result, table
 
 
 def measured(name: str, value: str, unit: str, *ratios: str) -> str:
@@ -32,11 +32,32 @@ def step_time() -> str:
     return table(head, lines) + "\n" + machine(found)
 
 
+def on_a_gpu() -> str:
+    """The steps that `benchmarks/gpu.py` measured on a GPU, where it has been run on one."""
+    if not (ROOT / "benchmarks" / "results" / "gpu.json").exists():
+        return "It has not been run on a GPU yet.\n"
+    found = result("gpu", "benchmarks")
+    shown = ("x frozen floor", "peak MiB", "ms")
+    lines = []
+    for r in found["rows"]:
+        if r["part"] in ("steps", "compiled") and "error" not in r:
+            figures = [f"{r[key]:,.2f}" if isinstance(r[key], float) else "" for key in shown]
+            way = "compiled" if r["compiled"] else "eager"
+            lines.append(
+                [r["arm"].partition(", width")[0], r["width"], r["tokens"], r["route"], way, *figures]
+            )
+    head = ("arm", "width", "tokens", "route", "way", *shown)
+    failed = [f"{r['part']}, {r['arm']}: {r['error']}" for r in found["rows"] if "error" in r]
+    text = table(head, lines) + f"\nOn {found['machine'].get('gpu', 'no GPU')}. " + machine(found)
+    return text + "".join(f"\n- {line}" for line in failed) + ("\n" if failed else "")
+
+
 def blocks() -> Blocks:
     return {
         "step-time": step_time(),
         "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
+        "gpu": on_a_gpu(),
         "bytes": measured("checkpoint_bytes", "bytes", "bytes", "x PEFT"),
     }

@@ -99,6 +99,7 @@ class Case:
 
     @staticmethod
     def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+        layer.to(weight.device)
         with torch.no_grad():
             layer.weight.copy_(weight)
             if bias is not None:
