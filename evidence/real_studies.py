@@ -30,6 +30,7 @@ from eckart.jobs.compare.presets import EMBEDDED
 from eckart.jobs.compare.runs import COLUMNS, Runner
 from eckart.jobs.compare.study import Run
 from eckart.tasks.task import Task, load_task
+from evidence._boards import plain
 from evidence._record import RESULTS, Rows
 from evidence.paired_comparison import meet
 
@@ -252,12 +253,6 @@ def scores(bank: Bank) -> Rows:
     return [
         {"part": "scores", "data": bank.name} | {key: plain(row[key]) for key in columns} for row in board
     ]
-
-
-def plain(value: Any) -> Any:
-    """A value of a table as JSON has it."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run(options: argparse.Namespace) -> Rows:

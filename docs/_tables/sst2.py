@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, machine, percent, result, table
+from _rows import Blocks, Row, machine, percent, result, signed, table
+
+
+def points(r: Row) -> str:
+    """The difference to the best and its interval, in points."""
+    if r["to_best"] is None:
+        return "–"
+    value, low, high = (signed(100 * r[key], 1) for key in ("to_best", "to_best_low", "to_best_high"))
+    return f"{value} ({low} to {high})"
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    return "–" if value is None else format(value, form)
 
 
 def blocks() -> Blocks:
     head = (
         "method",
         "accuracy",
-        "95 % interval",
+        "to the best, in points",
+        "ruled out",
         "trained",
         "saved bytes",
         "peak memory (MB)",
@@ -19,19 +32,25 @@ def blocks() -> Blocks:
     )
     found = result("sst2")
     (told,) = (r["advice"] for r in found["rows"] if "advice" in r)
-    lines = [
+    tested = [
         (
             r["label"],
             f"{percent(r['score'])} %",
-            f"{percent(r['ci_low'])}–{percent(r['ci_high'])} %",
-            f"{r['trained_parameters']:,.0f}",
-            f"{r['saved_bytes']:,.0f}",
-            f"{r['peak_memory_mb']:.0f}",
-            f"{r['step_time_ratio']:.2f}×",
-            f"{r['lr']:g}",
-            r["seeds"],
+            points(r),
+            "yes" if r["ruled_out"] else "",
+            number(r["trained_parameters"]),
+            number(r["saved_bytes"]),
+            number(r["peak_memory_mb"]),
+            number(r["step_time_ratio"], ".2f"),
+            number(r["lr"], "g"),
+            number(r["seeds"]),
         )
         for r in found["rows"]
-        if "label" in r
+        if r.get("score") is not None
     ]
-    return {"board": table(head, lines) + "\n" + machine(found), "advice": f"> {told}\n"}
+    dropped = [(r["method"], r["dropped"]) for r in found["rows"] if "dropped" in r]
+    return {
+        "board": table(head, tested) + "\n" + machine(found),
+        "dropped": table(("dropped", "when and why"), dropped),
+        "advice": "".join(f"> {line}\n" for line in told),
+    }
