@@ -39,7 +39,8 @@ def real() -> list[str]:
             f"and one that is not alone among those it tested in {percent(race['not alone'])} %"
         )
     return [
-        f"In studies drawn from real runs the race is cheaper and bolder: {'; '.join(told)} ([real studies](real-studies.md))."
+        f"In studies drawn from real runs the race is cheaper and bolder: {'; '.join(told)} "
+        "([real studies](real-studies.md))."
     ]
 
 

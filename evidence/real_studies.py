@@ -21,9 +21,10 @@ import pandas as pd
 
 from benchmarks._harness import table
 from eckart.files import atomic_write
-from eckart.jobs.compare.contenders import FULL, HEAD_ONLY, Contender, contenders
+from eckart.jobs.compare.contenders import Contender, contenders
 from eckart.jobs.compare.examples import SCORES, Examples, group_numbers
 from eckart.jobs.compare.judgement import Judgement, Terms, judge, look_level
+from eckart.jobs.compare.names import FULL, HEAD_ONLY
 from eckart.jobs.compare.paired import LEVEL
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, TUNE_SHARE, Plan
 from eckart.jobs.compare.presets import EMBEDDED

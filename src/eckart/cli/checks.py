@@ -7,7 +7,7 @@ from pathlib import Path
 from eckart.arguments import read_budget
 from eckart.catalog import check_options, find_adapter, find_rule
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import AT, LABELS
+from eckart.jobs.compare.names import AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_name
 from eckart.tasks.optimizers import check_optimizer
 

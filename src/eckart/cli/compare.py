@@ -30,7 +30,7 @@ from eckart.cli.options import (
 )
 from eckart.cli.task import TaskArguments
 from eckart.cli.words import count_or_auto, rates, targets
-from eckart.jobs.compare.contenders import LABELS
+from eckart.jobs.compare.names import LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.protocols import foretold, settle
 from eckart.tasks.optimizers import check_optimizer

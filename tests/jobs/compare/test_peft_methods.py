@@ -12,7 +12,8 @@ from toy_task import ToyTask
 from eckart.adapters import lr_scales
 from eckart.cli.checks import check_methods
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import contenders, method_names
+from eckart.jobs.compare.contenders import contenders
+from eckart.jobs.compare.names import method_names
 from eckart.jobs.compare.peft_methods import METHODS, peft_name, peft_names
 from eckart.tasks.trainer import Recipe, in_head, train_run
 

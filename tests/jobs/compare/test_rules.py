@@ -9,7 +9,8 @@ from toy_task import ToyTask, install
 
 from eckart.catalog import find_rule
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import contenders, method_names
+from eckart.jobs.compare.contenders import contenders
+from eckart.jobs.compare.names import method_names
 from eckart.training import RULES
 
 

@@ -30,7 +30,8 @@ from eckart.jobs.adapt.loram import ALIGNED, PRUNING, PrunedBase
 from eckart.jobs.adapt.loram_options import LoRAM, check_loram
 from eckart.jobs.adapt.reports import REPORTED
 from eckart.jobs.adapt.training import train, validations
-from eckart.jobs.compare.contenders import HEAD_ONLY, MIDDLE_RATES
+from eckart.jobs.compare.contenders import MIDDLE_RATES
+from eckart.jobs.compare.names import HEAD_ONLY
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
 from eckart.tasks.environment import versions

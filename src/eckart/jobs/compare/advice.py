@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.judgement import COSTS, REFERENCES, Judgement, Terms, is_candidate, judge, unproven
 from eckart.jobs.compare.leaderboard import BASELINES, QUANTITIES, UNBUDGETED, Metric, metric_of
+from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.paired import Difference
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import ADAMW, Rates, contenders
+from eckart.jobs.compare.contenders import Rates, contenders
 from eckart.jobs.compare.judgement import COSTS
+from eckart.jobs.compare.names import ADAMW
 from eckart.jobs.compare.presets import limits_of_use, seconds
 from eckart.jobs.compare.protocols import settle, write_board
 from eckart.jobs.compare.starting import Entry, run

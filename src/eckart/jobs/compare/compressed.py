@@ -10,7 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import DENSE, Contender, Rates, check_counts, rates_of, spaced
+from eckart.jobs.compare.contenders import Contender, Rates, check_counts, rates_of, spaced
+from eckart.jobs.compare.names import DENSE
 
 if TYPE_CHECKING:
     from torch import nn

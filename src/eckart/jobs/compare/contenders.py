@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from eckart.errors import InputError, first_line
-from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_config, peft_name
+from eckart.jobs.compare.names import ADAMW, AT, FULL, HEAD_ONLY, LABELS, method_names
+from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_config
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
     from eckart.training import Rule
 
-HEAD_ONLY, FULL, LORA, TRIVIAL, DENSE = "head-only", "full", "lora", "trivial", "dense"
-ADAMW, AT = "adamw", "@"
-LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
 SPACING = 3.0
 MIDDLE_RATES = {HEAD_ONLY: 5e-3, FULL: 1e-4}
 """The middle of the learning rates tried for the baselines that are no adapters; neighbours are a factor `SPACING`
@@ -173,53 +171,6 @@ class PeftContender(Contender):
 def spaced(middle: float, count: int) -> tuple[float, ...]:
     """``count`` learning rates, neighbours a factor `SPACING` apart, rounded to two digits."""
     return tuple(float(f"{middle * SPACING ** (i - count // 2):.2g}") for i in range(count))
-
-
-def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
-    """The names of all who take part, baselines first, and the set of those that were asked for by name.
-
-    Args:
-        methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule, ``"peft:dora"`` a
-            method of PEFT's own, and ``"a@muon"`` any of them trained by an optimiser of its own.
-
-    Raises:
-        InputError: none, or an unknown one.
-    """
-    from eckart.adapters import ADAPTERS, PROMPTS
-
-    given = methods.split(",") if isinstance(methods, str) else methods
-    words = [word.strip() for word in given if word.strip()]
-    if not words:
-        raise InputError("methods is empty: name some, such as 'lora,randlora', or give 'all'")
-    if words == ["all"]:
-        return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *sorted([*ADAPTERS, *PROMPTS])])), set()
-    named = [_name(word) for word in words]
-    return list(dict.fromkeys([HEAD_ONLY, FULL, LORA, *named])), set(named)
-
-
-def _name(word: str) -> str:
-    """The name of who is meant by a word."""
-    from eckart.tasks.optimizers import check_optimizer
-
-    plain, at, optimizer = word.partition(AT)
-    name = plain if plain in LABELS else peft_name(plain) or "+".join(_parts(plain))
-    if not at:
-        return name
-    check_optimizer(optimizer)
-    if name == HEAD_ONLY:
-        raise InputError(
-            f"{word}: the head is no matter of low rank and has AdamW: leave {AT}{optimizer} out"
-        )
-    return f"{name}{AT}{optimizer}"
-
-
-def _parts(word: str) -> list[str]:
-    """The slugs of an adapter and of the rules that are joined to it by ``+``."""
-    from eckart.adapters import get_config
-    from eckart.training import get_rule
-
-    method, *rules = word.split("+")
-    return [get_config(method).slug, *(get_rule(rule).slug for rule in rules)]
 
 
 def rates_of(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:

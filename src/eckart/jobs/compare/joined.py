@@ -15,10 +15,10 @@ from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write
 from eckart.jobs.compare.advice import answer
-from eckart.jobs.compare.contenders import TRIVIAL
 from eckart.jobs.compare.examples import read_examples
 from eckart.jobs.compare.judgement import Judgement, judge
 from eckart.jobs.compare.leaderboard import metric_of
+from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.reading import read_results, read_study, read_terms
 from eckart.jobs.compare.report import TEMPLATES
 

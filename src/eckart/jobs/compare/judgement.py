@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.examples import Examples
 from eckart.jobs.compare.leaderboard import UNBUDGETED, leaderboard, metric_of, tidy
+from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.paired import LEVEL, Difference, Scores, error_of, holm
 
 if TYPE_CHECKING:

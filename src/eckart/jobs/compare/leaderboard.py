@@ -14,7 +14,7 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
+from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.tasks.statistics import combined_interval
 
 if TYPE_CHECKING:

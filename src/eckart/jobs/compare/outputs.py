@@ -11,7 +11,7 @@ from typing import Any
 
 from eckart.catalog import methods
 from eckart.files import Inputs, atomic_write, check_apart, check_output, check_unattended, remove_owned
-from eckart.jobs.compare.contenders import ADAMW, AT, LABELS
+from eckart.jobs.compare.names import ADAMW, AT, LABELS
 from eckart.jobs.compare.peft_methods import peft_names
 from eckart.jobs.compare.protocols import BOARD
 from eckart.jobs.compare.study import without_password

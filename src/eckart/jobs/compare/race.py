@@ -15,10 +15,11 @@ import numpy as np
 from eckart.escapes import frame
 from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import TRIVIAL, Contender
+from eckart.jobs.compare.contenders import Contender
 from eckart.jobs.compare.examples import PREDICTIONS, SCORES, of_records, pack
 from eckart.jobs.compare.examples import table as examples_table
 from eckart.jobs.compare.judgement import Judgement, Terms, judge
+from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
 from eckart.jobs.compare.progress import Progress, Scoreboard
 from eckart.jobs.compare.study import Claim, Outcome, Run, Study

@@ -16,8 +16,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from eckart.jobs.compare.contenders import TRIVIAL, Contender
+from eckart.jobs.compare.contenders import Contender
 from eckart.jobs.compare.examples import SCORES, pack
+from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.plan import FINAL
 from eckart.jobs.compare.setbacks import is_setback
 from eckart.jobs.compare.study import Run

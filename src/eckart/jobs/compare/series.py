@@ -10,8 +10,8 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.contenders import DENSE, FULL, HEAD_ONLY, TRIVIAL
 from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, pareto_front
+from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, TRIVIAL
 
 if TYPE_CHECKING:
     import pandas as pd

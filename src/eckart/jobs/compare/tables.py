@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart.jobs.compare.contenders import TRIVIAL
 from eckart.jobs.compare.leaderboard import Metric, Quantity, metric_named
+from eckart.jobs.compare.names import TRIVIAL
 
 if TYPE_CHECKING:
     import pandas as pd
