@@ -104,7 +104,7 @@ class EckartTuner(CheckpointTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """As PEFT's, where parameters alone may be named."""
         config = cast(AdapterConfig, peft_config)
-        known = model_config["model_type"] in self.target_module_mapping
+        known = model_config.get("model_type") in self.target_module_mapping
         if config.target_modules is None and config.target_parameters and not known:
             config.target_modules = set()
         return super()._prepare_adapter_config(config, model_config)
