@@ -14,6 +14,7 @@ from toy_task import ToyTask, install
 
 from eckart.errors import InputError
 from eckart.jobs.compare.runs import Runner
+from eckart.jobs.measure import dimension_runs
 from eckart.jobs.measure.dimension import crossing, measure_dimension, sentence
 
 SMALL: dict[str, Any] = {"dimensions": [40, 8], "steps": 4, "seeds": 2, "batch_size": 8}
@@ -128,42 +129,46 @@ def test_sentences() -> None:
     )
 
 
-def test_a_measurement_from_end_to_end_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_measurement_goes_on_where_it_was(
+    tmp_path: Path, asked: list[tuple[str, dict[str, Any], Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, given = tmp_path / "out", SMALL | {"learning_rates": [1e-2]}
-    do, count = Runner.do, 0
+    do = Runner.do
 
     def stopped(self: Runner, *rest: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 6:
+        if len(asked) == 5:
             raise KeyboardInterrupt
         return do(self, *rest)
 
-    monkeypatch.setattr(Runner, "do", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        measure_dimension(output=output, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "do", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            measure_dimension(output=output, **given)
     assert len(json.loads((output / "runs.json").read_text("utf-8"))) == 5
     seen: list[tuple[int, int]] = []
     found = measure_dimension(output=output, on_run=lambda *at: seen.append(at), **given)
     assert seen[-1][0] == seen[-1][1] and [at for at, _ in seen] == list(range(1, len(seen) + 1))
-    monkeypatch.setattr(Runner, "do", do)
+    assert len(asked) == len({name for name, _, _ in asked}) == len(seen), "each run was done once"
     whole = measure_dimension(output=tmp_path / "whole", **given)
     assert json.dumps(found) == json.dumps(whole)
-    kept = json.loads((output / "dimension.json").read_text("utf-8"))
-    assert kept["sentence"] == found["sentence"] and kept["curve"][2]["score"] == found["curve"][2]["score"]
-    table = pd.read_csv(output / "dimension.csv")
-    assert list(table["d"].fillna(-1)) == [0, -1, 8, 40]
-    assert (table["parameters"] - table["parameters"][0])[2:].tolist() == [8, 40]
-    assert "<svg role" in (output / "dimension.svg").read_text("utf-8")
     with pytest.raises(InputError, match="holds another measurement: steps is 4 there and 5 here"):
         measure_dimension(output=output, **given | {"steps": 5})
     (output / "mine.txt").write_text("kept")
     measure_dimension(output=output, overwrite=True, **given | {"steps": 1, "seeds": 1})
-    assert (output / "mine.txt").exists() and json.loads((output / "dimension.json").read_text())["identity"][
-        "steps"
-    ] == 1
+    kept = json.loads((output / "dimension.json").read_text("utf-8"))
+    assert (output / "mine.txt").exists() and kept["identity"]["steps"] == 1
+
+
+def test_a_measurement_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimension_runs, "EXTENSIONS", 0)
+    given = SMALL | {"learning_rates": [1e-2], "seeds": 1, "steps": 2}
+    found = measure_dimension(output=tmp_path / "out", **given)
+    kept = json.loads((tmp_path / "out" / "dimension.json").read_text("utf-8"))
+    assert kept["sentence"] == found["sentence"] and kept["curve"][2]["score"] == found["curve"][2]["score"]
+    table = pd.read_csv(tmp_path / "out" / "dimension.csv")
+    assert list(table["d"].fillna(-1)) == [0, -1, 8, 40] and table["score"].between(0, 1).all()
+    assert (table["parameters"] - table["parameters"][0])[2:].tolist() == [8, 40]
+    assert "<svg role" in (tmp_path / "out" / "dimension.svg").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
