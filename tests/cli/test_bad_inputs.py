@@ -202,6 +202,11 @@ def test_a_command_refuses_it(refused: dict[str, Any], words: list[str]) -> None
     assert "Traceback" not in err
 
 
+def shown(value: Any) -> str:
+    """A value as numpy 2 writes it; before, its numbers looked like Python's."""
+    return f"np.{type(value).__name__}({value})" if isinstance(value, np.generic) else repr(value)
+
+
 def constructors() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Options of every adapter's config that no number of theirs may be."""
     bad = {
@@ -216,7 +221,7 @@ def constructors() -> Iterator[tuple[str, Callable[[], Any]]]:
         for name, values in bad.items():
             for value in values:
                 if name in kind.__dataclass_fields__:
-                    yield f"{slug}({name}={value!r})", lambda k=kind, n=name, v=value: k(**{n: v})
+                    yield f"{slug}({name}={shown(value)})", lambda k=kind, n=name, v=value: k(**{n: v})
 
 
 BAD = {
@@ -275,7 +280,7 @@ def further() -> Iterator[tuple[str, Callable[[], Any]]]:
                 ):
                     continue  # only what has a range says where it ends
                 given = {**needs, option: value}
-                yield f"{name}({option}={value!r})", lambda m=make, g=given: m(**g)
+                yield f"{name}({option}={shown(value)})", lambda m=make, g=given: m(**g)
 
 
 def estimators() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -302,7 +307,7 @@ def estimators() -> Iterator[tuple[str, Callable[[], Any]]]:
                 ):
                     continue
                 yield (
-                    f"{name}({option}={value!r})",
+                    f"{name}({option}={shown(value)})",
                     lambda k=kind, o=option, v=value, f=fitted: k(**{o: v}).fit(*f),
                 )
 
