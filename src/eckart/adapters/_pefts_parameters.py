@@ -25,6 +25,8 @@ from eckart.adapters._parameters import all_parameters, find_parameters, stored_
 from eckart.errors import InputError
 
 Pair = tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]
+AnyRank = tuple[Float[Tensor, "_ in"], Float[Tensor, "out _"]]
+Stacked = tuple[Float[Tensor, "rows side"], Float[Tensor, "other rows"]]
 
 
 def plain_module(model: nn.Module, path: str) -> nn.Module:
@@ -46,7 +48,7 @@ def peft_path(model: nn.Module, parameter: str, adapted: Collection[str]) -> str
     return path + ".base_layer" * (len(own) - 1 - own.index(name))
 
 
-def pack(model: nn.Module, parameter: str, pairs: Sequence[Pair]) -> Pair:
+def pack(model: nn.Module, parameter: str, pairs: Sequence[AnyRank]) -> Stacked:
     """The factors of all matrices of a parameter as PEFT's two, the thinner ones filled up with zeros."""
     most = max(len(a) for a, _ in pairs)
     a = torch.stack([pad(a, (0, 0, 0, most - len(a))) for a, _ in pairs])
@@ -84,7 +86,7 @@ def _turned(model: nn.Module, parameter: str) -> bool:
 
 @torch.no_grad()
 def stacked_lora(
-    model: nn.Module, matrices: Sequence[EckartMatrix], pairs: Sequence[Pair], adapted: Collection[str]
+    model: nn.Module, matrices: Sequence[EckartMatrix], pairs: Sequence[AnyRank], adapted: Collection[str]
 ) -> tuple[dict[str, Tensor], int]:
     """The factors of a parameter's matrices under PEFT's keys and in its shapes, and their rank, after PEFT was asked
     what it makes of them.
@@ -109,7 +111,7 @@ def stacked_lora(
 
 
 def _check_in_peft(
-    matrices: Sequence[EckartMatrix], pairs: Sequence[Pair], a: Tensor, b: Tensor, r: int
+    matrices: Sequence[EckartMatrix], pairs: Sequence[AnyRank], a: Tensor, b: Tensor, r: int
 ) -> None:
     held = cast(StackedWeight, matrices[0].base_layer)
     config = LoraConfig(r=r, lora_alpha=r, target_modules=[], target_parameters=[f"layer.{held.parameter}"])

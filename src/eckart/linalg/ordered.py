@@ -62,7 +62,7 @@ def _norms(squares: Float[Tensor, " r"], kept: Bool[Tensor, " r"], hierarchical:
     return torch.where(there, torch.where(there, squares, 1.0).sqrt(), 0.0)
 
 
-def importance_order(importances: Sequence[Float[Tensor, " r"]]) -> list[int]:
+def importance_order(importances: Sequence[Float[Tensor, " _"]]) -> list[int]:
     """Which layer gives up its last rank next, over and over, until each has one left: always the one whose last rank
     is least important.
 
