@@ -48,6 +48,24 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join(shown) + "\n"
 
 
+def difference(r: Row, word: str, digits: int, scale: float = 1) -> str:
+    """To another arm, with its interval: the columns ``to_<word>``, ``to_<word>_low`` and ``to_<word>_high``."""
+    if r[f"to_{word}"] is None:
+        return "–"
+    value, low, high = (signed(scale * r[f"to_{word}{end}"], digits) for end in ("", "_low", "_high"))
+    return f"{value} ({low} to {high})"
+
+
+def number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
+    return "–" if value is None else format(value, form) + unit
+
+
+def advice(found: Row) -> str:
+    """What a comparison's page says, as a quotation."""
+    (told,) = (r["advice"] for r in found["rows"] if "advice" in r)
+    return "".join(f"> {line}\n" for line in told)
+
+
 def listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, Row, machine, percent, result, rows, signed, table
+from _rows import Blocks, difference, machine, percent, result, rows, table
 
 DATA = {"docstrings": "the built-in docstrings", "sst2": "SST-2"}
 RULES = {"meet": "grid, intervals that do not meet", "paired": "grid, paired", "race": "race"}
 ORDER = ("meet", "paired", "race")
-
-
-def points(r: Row) -> str:
-    """The difference to the best and its interval, in points."""
-    if r["to_best"] is None:
-        return "–"
-    value, low, high = (signed(100 * r[key], 1) for key in ("to_best", "to_best_low", "to_best_high"))
-    return f"{value} ({low} to {high})"
 
 
 def board(data: str) -> str:
@@ -23,7 +15,7 @@ def board(data: str) -> str:
         (
             r["label"],
             f"{percent(r['score'])} %",
-            points(r),
+            difference(r, "best", 1, 100),
             f"{r['trained_parameters']:,.0f}",
             f"{r['lr']:g}",
             "yes" if r["ruled_out"] else "",

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, Row, machine, percent, result, signed, table
-
-
-def points(r: Row) -> str:
-    """The difference to the best and its interval, in points."""
-    if r["to_best"] is None:
-        return "–"
-    value, low, high = (signed(100 * r[key], 1) for key in ("to_best", "to_best_low", "to_best_high"))
-    return f"{value} ({low} to {high})"
-
-
-def number(value: float | None, form: str = ",.0f") -> str:
-    return "–" if value is None else format(value, form)
+from _rows import Blocks, advice, difference, machine, number, percent, result, table
 
 
 def blocks() -> Blocks:
@@ -31,12 +19,11 @@ def blocks() -> Blocks:
         "seeds",
     )
     found = result("sst2")
-    (told,) = (r["advice"] for r in found["rows"] if "advice" in r)
     tested = [
         (
             r["label"],
             f"{percent(r['score'])} %",
-            points(r),
+            difference(r, "best", 1, 100),
             "yes" if r["ruled_out"] else "",
             number(r["trained_parameters"]),
             number(r["saved_bytes"]),
@@ -52,5 +39,5 @@ def blocks() -> Blocks:
     return {
         "board": table(head, tested) + "\n" + machine(found),
         "dropped": table(("dropped", "when and why"), dropped),
-        "advice": "".join(f"> {line}\n" for line in told),
+        "advice": advice(found),
     }

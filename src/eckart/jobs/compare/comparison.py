@@ -8,7 +8,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 from eckart.arguments import check_least, read_budget
-from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
@@ -20,9 +19,9 @@ from eckart.jobs.compare.protocols import settle, write_board
 from eckart.jobs.compare.starting import Entry, run
 from eckart.jobs.compare.workers import check_workers
 from eckart.quiet import quiet
+from eckart.tasks.asked import check_asked
 from eckart.tasks.optimizers import check_optimizer
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, check_recipe, memory_of
-from eckart.tasks.pretrained import find_model
+from eckart.tasks.options import TaskOptions, beyond_data, check_recipe
 
 if TYPE_CHECKING:
     import os
@@ -123,24 +122,18 @@ def compare(
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
     read_budget(budget)
     check_optimizer(optimizer)
-    memory_of(task_options).part(batch_size)
-    if (own := task_options.get("task")) is not None:
-        check_alone(own, model=model, data=data)
-    elif model is not None or data is None:  # else the data tell which one is meant
-        find_model(model, kind)
-    check_source(data)
+    check_asked(model, data, batch_size, task_options)
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
 
     from eckart.tasks.task import load_task
 
     with quiet():
-        sizes = {split: getattr(preset, split) for split in ("validation", "test")} | dict(limits or {})
         task = load_task(
             model,
             data,
             max_length=max_length,
-            limits={split: size for split, size in sizes.items() if size is not None},
+            limits=preset.limits(limits),
             seed=0,
             **task_options,
         )

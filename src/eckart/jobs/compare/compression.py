@@ -9,7 +9,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 from eckart.arguments import check_least
-from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
@@ -18,8 +17,8 @@ from eckart.jobs.compare.contenders import Rates
 from eckart.jobs.compare.presets import OWN, limits_of_use, seconds
 from eckart.jobs.compare.starting import Entry, run
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
-from eckart.tasks.pretrained import find_model
+from eckart.tasks.asked import check_asked
+from eckart.tasks.options import TaskOptions, beyond_data
 from eckart.tasks.smaller import CALIBRATION
 
 if TYPE_CHECKING:
@@ -111,12 +110,7 @@ def compare_compression(
     at_most = limits_of_use(None, max_bytes, None)
     batch_size, max_length = batch_size or OWN.batch_size, max_length or OWN.max_length
     directory = outputs.check_directory(Path(output), overwrite, {"--model": model, "--data": data})
-    memory_of(task_options).part(batch_size)
-    if (own := task_options.get("task")) is not None:
-        check_alone(own, model=model, data=data)
-    elif model is not None or data is None:  # else the data tell which one is meant
-        find_model(model, task_options.get("kind", "auto"))
-    check_source(data)
+    check_asked(model, data, batch_size, task_options)
     for module in ("optuna", "pandas", "pyarrow", "jinja2", "psutil", "scipy"):
         require(module, extra="compare")
 

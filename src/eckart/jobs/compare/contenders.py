@@ -173,6 +173,12 @@ def spaced(middle: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{middle * SPACING ** (i - count // 2):.2g}") for i in range(count))
 
 
+def outward(rates: Sequence[float], best: float) -> float | None:
+    """The next learning rate where the best of some, ascending, is the largest or smallest; otherwise None."""
+    factor = {rates[0]: 1 / SPACING, rates[-1]: SPACING}.get(best)
+    return None if factor is None else float(f"{best * factor:.2g}")
+
+
 def rates_of(name: str, default: Sequence[float], given: Rates, trials: int) -> tuple[float, ...]:
     """The learning rates of a method: the given ones, or the middle ones of its own."""
     if isinstance(given, Mapping):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eckart.jobs.compare.contenders import SPACING, Contender
+from eckart.jobs.compare.contenders import Contender, outward
 from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA
 from eckart.jobs.compare.study import Run
 
@@ -165,10 +165,10 @@ class Plan:
         rates = [*contender.trials, *beyond]
         if all(self._tune_id(contender, rate) in records for rate in rates):
             best = self._best(trials)
-            outward = {done[0]: 1 / SPACING, done[-1]: SPACING}.get(float(best["lr"])) if best else None
+            further = outward(done, float(best["lr"])) if best else None
             enough = len(contender.learning_rates) < 3 or len(beyond) >= EXTENSIONS
-            if self.extend and best and outward and not enough:
-                rates.append(float(f"{float(best['lr']) * outward:.2g}"))
+            if self.extend and further and not enough:
+                rates.append(further)
         return rates
 
     def _best(self, rows: Sequence[Row]) -> Row | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eckart.arguments import BYTE_UNITS
@@ -25,6 +26,11 @@ class Preset:
     validation: int | None
     test: int | None
     time: float | None
+
+    def limits(self, given: Mapping[str, int] | None) -> dict[str, int]:
+        """Most examples of a split: what is given, else its own."""
+        sizes = {"validation": self.validation, "test": self.test, **(given or {})}
+        return {split: size for split, size in sizes.items() if size is not None}
 
 
 EMBEDDED = Preset(

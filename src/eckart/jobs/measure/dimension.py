@@ -18,7 +18,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from eckart.arguments import check_least
-from eckart.data.read import check_source
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, check_apart, check_output, locked, remove_owned
@@ -28,8 +27,8 @@ from eckart.jobs.compare.presets import EMBEDDED, OWN
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.dimension_runs import RUNS, Arm, Bank
 from eckart.quiet import quiet
-from eckart.tasks.options import TaskOptions, beyond_data, check_alone, memory_of
-from eckart.tasks.pretrained import find_model
+from eckart.tasks.asked import check_asked
+from eckart.tasks.options import TaskOptions, beyond_data
 
 if TYPE_CHECKING:
     from eckart.tasks.task import Task
@@ -108,12 +107,7 @@ def measure_dimension(
     check_apart(directory, inputs)
     if overwrite or not (directory / ABOUT).is_file():
         check_output(directory, overwrite=overwrite, inputs=inputs)
-    memory_of(task_options).part(batch_size)
-    if (own := task_options.get("task")) is not None:
-        check_alone(own, model=model, data=data)
-    elif model is not None or data is None:
-        find_model(model, task_options.get("kind", "auto"))
-    check_source(data)
+    check_asked(model, data, batch_size, task_options)
     for module in ("pandas", "psutil", "scipy"):
         require(module, extra="compare")
 
@@ -122,13 +116,12 @@ def measure_dimension(
     from eckart.tasks.task import load_task
 
     IntrinsicDimensionConfig(projection=projection, structure=structure)  # type: ignore[arg-type]
-    sizes = {split: getattr(preset, split) for split in ("validation", "test")} | dict(limits or {})
     with quiet():
         task = load_task(
             model,
             data,
             max_length=max_length,
-            limits={split: size for split, size in sizes.items() if size is not None},
+            limits=preset.limits(limits),
             seed=0,
             **task_options,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.files import atomic_write
-from eckart.jobs.compare.contenders import SPACING, Contender
+from eckart.jobs.compare.contenders import Contender, outward
 from eckart.jobs.compare.names import HEAD_ONLY
 from eckart.jobs.compare.plan import EXTENSIONS, FINAL, TUNE, TUNE_SHARE
 from eckart.jobs.compare.study import Run
@@ -83,9 +83,8 @@ class Bank:
         """The next learning rate where the best is the largest or smallest tried; three times at most."""
         if len(arm.contender.learning_rates) < 3 or len(self._known_beyond(arm)) >= EXTENSIONS:
             return None
-        rates, best = [row["lr"] for row in self._trials(arm)], self.rate(arm)
-        outward = {rates[0]: 1 / SPACING, rates[-1]: SPACING}.get(best)
-        return float(f"{best * outward:.2g}") if best and outward else None
+        best = self.rate(arm)
+        return outward([row["lr"] for row in self._trials(arm)], best) if best else None
 
     def rate(self, arm: Arm) -> float | None:
         """The learning rate of the best validation score; the smallest where none came through."""
