@@ -237,9 +237,9 @@ def answer(results: pd.DataFrame, output: Path) -> Answer:
 def _foretold(quick: bool, asked: dict[str, Any], given: dict[str, Any], said: dict[str, Any]) -> Answer:
     """What a comparison would do, beside what its recipe says."""
     preset, spent, options = settle(quick, given["data"], asked, cast(Any, said))
-    sizes = {part: getattr(preset, part) for part in ("validation", "test")} | (said["limits"] or {})
-    limits = {part: size for part, size in sizes.items() if size is not None}
-    told = foretold({**options, **given, **spent, "trials": preset.trials, "limits": limits})
+    told = foretold(
+        {**options, **given, **spent, "trials": preset.trials, "limits": preset.limits(said["limits"])}
+    )
     rows = table("setting", *(["recipe"] if "recipe" in said else []), "here")
     for name, there, here in told:
         rows.add_row(name, *([there] if "recipe" in said else []), here)

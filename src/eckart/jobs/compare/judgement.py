@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eckart.jobs.compare.examples import Examples
-from eckart.jobs.compare.leaderboard import UNBUDGETED, leaderboard, metric_of, tidy
+from eckart.jobs.compare.leaderboard import UNBUDGETED, is_of, leaderboard, metric_of, tidy
 from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA, TRIVIAL
 from eckart.jobs.compare.paired import LEVEL, Difference, Scores, error_of, holm
 
@@ -190,7 +190,7 @@ def _tuning(board: pd.DataFrame, rows: pd.DataFrame) -> tuple[list[bool], list[s
     """Of each arm whether several rates were tried, and whether the best lies at an end of them."""
     tuned, edges = [], []
     for row in board.itertuples():
-        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        mine = is_of(rows, row)
         rates = rows[mine & (rows["stage"] == "tune")]["lr"].dropna().unique()
         fixed = not math.isfinite(row.lr) and math.isfinite(row.score)
         tuned.append(fixed or len(rates) > 2)
@@ -209,7 +209,7 @@ def _scores(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -> tupl
     fixed, errors = [], np.zeros(len(board))
     sizes = [len(values) for values in examples.scores.values()]
     for row in board.itertuples():
-        mine = done[(done[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)]
+        mine = done[is_of(done, row)]
         sign = 1.0 if row.greater_is_better else -1.0
         for run in mine.itertuples():
             place = seeds[run.seed if math.isfinite(run.seed) else 0]

@@ -228,6 +228,11 @@ def tidy(results: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def is_of(rows: pd.DataFrame, arm: Any) -> pd.Series[bool]:
+    """Which runs are those of an arm of the board."""
+    return (rows[["method", "label", "budget"]] == [arm.method, arm.label, arm.budget]).all(axis=1)
+
+
 def _state(tuned: pd.DataFrame, finals: pd.DataFrame, finished: pd.DataFrame) -> str:
     if len(finished):
         return "complete" if len(finished) == len(finals) else "partial"

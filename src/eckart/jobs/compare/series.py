@@ -10,7 +10,7 @@ import numpy as np
 
 from eckart.errors import InputError
 from eckart.extras import require
-from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, pareto_front
+from eckart.jobs.compare.leaderboard import QUANTITIES, UNBUDGETED, Metric, is_of, pareto_front
 from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, TRIVIAL
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def rates(board: pd.DataFrame, rows: pd.DataFrame) -> list[list[Any]]:
     tuned = rows[(rows["stage"] == "tune") & np.isfinite(rows["validation_score"])]
     found: list[list[Any]] = []
     for row in board.itertuples():
-        mine = tuned[(tuned[ARM] == [row.method, row.label, row.budget]).all(axis=1)]
+        mine = tuned[is_of(tuned, row)]
         longest = mine.sort_values("steps", kind="stable").groupby("lr").tail(1).sort_values("lr")
         for run in longest.itertuples():
             found.append([row.Index, _number(run.lr), _number(run.validation_score), bool(run.lr == row.lr)])
@@ -144,10 +144,7 @@ def curves(board: pd.DataFrame, rows: pd.DataFrame, points: pd.DataFrame) -> lis
         data = joined[joined["split"] == split].copy()
         data[measure] = pd.to_numeric(data[measure], errors="coerce")
         data = data[np.isfinite(data[measure])]
-        lines = {
-            row.Index: _curve(data[(data[ARM] == [row.method, row.label, row.budget]).all(axis=1)], measure)
-            for row in board.itertuples()
-        }
+        lines = {row.Index: _curve(data[is_of(data, row)], measure) for row in board.itertuples()}
         lines = {arm: line for arm, line in lines.items() if line}
         if lines:
             found.append({"name": name, "measure": measure, "lines": lines})

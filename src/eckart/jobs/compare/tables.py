@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eckart.jobs.compare.leaderboard import Metric, Quantity, metric_named
+from eckart.jobs.compare.leaderboard import Metric, Quantity, is_of, metric_named
 from eckart.jobs.compare.names import TRIVIAL
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def rank_maps(
     """Of each arm whose layers differ in rank a map, block by kind of layer: the mean over its final runs."""
     maps = []
     for row in board.itertuples():
-        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        mine = is_of(rows, row)
         found = [ranks[run] for run in rows[mine & (rows["stage"] == "final")]["run_id"] if run in ranks]
         means = {layer: np.mean([one.get(layer, 0) for one in found]) for one in found for layer in one}
         if len(set(means.values())) < 2:
@@ -117,7 +117,7 @@ def disagreements(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -
     done = rows[(rows["stage"] == "final") & rows["run_id"].isin(list(examples.scores))]
     right: dict[str, np.ndarray] = {}
     for row in board.itertuples():
-        mine = done[(done[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)]
+        mine = done[is_of(done, row)]
         if len(mine) and row.method != TRIVIAL and row.metric == "accuracy":
             right[row.label] = np.mean([examples.scores[run] for run in mine["run_id"]], axis=0) >= 0.5
     if len(right) < 2:
@@ -138,7 +138,7 @@ def confusions(board: pd.DataFrame, rows: pd.DataFrame, examples: Examples) -> d
         return {"names": []}
     truth, arms = np.array(examples.labels), []
     for row in board.itertuples():
-        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        mine = is_of(rows, row)
         said = [np.array(examples.said[run]) for run in rows[mine]["run_id"] if run in examples.said]
         if said:
             shares = [
@@ -161,7 +161,7 @@ def tuning(board: pd.DataFrame, rows: pd.DataFrame, metric: Metric) -> list[dict
     """The learning rates tried for each method with their validation scores, and whether the best is at an end."""
     table = []
     for row in board.itertuples():
-        mine = (rows[["method", "label", "budget"]] == [row.method, row.label, row.budget]).all(axis=1)
+        mine = is_of(rows, row)
         tuned = rows[mine & (rows["stage"] == "tune")].sort_values(["lr", "steps"], kind="stable")
         if tuned.empty:
             continue
