@@ -230,7 +230,10 @@ def contenders(
         raise InputError(
             f"learning_rates names {min(unknown)!r}, which does not take part: {', '.join(names)} do"
         )
-    if isinstance(learning_rates, Mapping) and len(counts := {len(set(r)) for r in learning_rates.values()}) == 1:
+    if (
+        isinstance(learning_rates, Mapping)
+        and len(counts := {len(set(r)) for r in learning_rates.values()}) == 1
+    ):
         trials = counts.pop()
     model, targets = task.fresh_model(0), task.default_targets if target_modules is None else target_modules
     targets = targets if isinstance(targets, str) else list(targets)
