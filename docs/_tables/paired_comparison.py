@@ -65,7 +65,16 @@ def blocks() -> Blocks:
         )
         for r in rows("paired-comparison", part="tuned")
     ]
-    head = ("ten arms", "rule", "seeds", "training steps", "wrongly", "not alone", "not alone of all", "arms left")
+    head = (
+        "ten arms",
+        "rule",
+        "seeds",
+        "training steps",
+        "wrongly",
+        "not alone",
+        "not alone of all",
+        "arms left",
+    )
     known, unknown = (row("paired-comparison", part="clusters", **{"groups known": k}) for k in (True, False))
     return {
         "power": table(("ten arms", "seeds", *RULES.values()), lines),

@@ -46,7 +46,9 @@ def studies() -> str:
             f"{r['set']:.1f}",
             f"{percent(r['best lost'])} %",
         )
-        for r in sorted(found, key=lambda r: (list(DATA).index(r["data"]), r["rule"] not in GRIDS, r["seeds"]))
+        for r in sorted(
+            found, key=lambda r: (list(DATA).index(r["data"]), r["rule"] not in GRIDS, r["seeds"])
+        )
     ]
     head = (
         "data",
