@@ -112,7 +112,7 @@ class Adapter(nn.Module):
         bias: Float[Tensor, " out"] | None,
         scaling: float,
     ) -> Tensor | None:
-        """``x (weight + scaling · ΔW)ᵀ + bias`` of a linear layer, where a method has a way of its own; None without."""
+        """``x (weight + scaling · ΔW)ᵀ + bias`` of a linear layer in the method's own way; None where it has none."""
         return None
 
     def multiply_adds(self, tokens: int) -> tuple[int, int]:

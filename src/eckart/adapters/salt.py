@@ -216,39 +216,45 @@ class SALT(SpanningAdapter):
 
 
 class _Core(torch.autograd.Function):
-    """h Cᵀ with C = ReLU(diag(s) + X Y) − diag(s) or, given a scaling, diag(s) + scaling · C; the backward pass forms it
-    again."""
+    """h Cᵀ with C = ReLU(diag(s) + X Y) − diag(s) or, given a scaling, diag(s) + scaling · C, which is formed again in
+    the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:
         ctx.save_for_backward(h, x, y, s)
         ctx.scaling = scaling
-        return h @ _core(x, y, s, scaling)[0].t().to(h.dtype)
+        return h @ _core(_sum(x, y, s, scaling), s, scaling).t().to(h.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (h, x, y, s), (g,) = ctx.saved_tensors, gradients
-        core, dead = _core(x, y, s, ctx.scaling)
-        of_core = g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)
-        of_core = of_core.to(x.dtype).masked_fill_(dead, 0)
-        if ctx.scaling not in (None, 1.0):
-            of_core.mul_(ctx.scaling)
-        return (g @ core.to(g.dtype)).to(h.dtype), of_core @ y.t(), x.t() @ of_core, None, None
+        total = _sum(x, y, s, ctx.scaling)
+        of_core = (g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)).to(x.dtype)
+        if ctx.scaling is None:
+            of_core.masked_fill_(total <= torch.diag(-s), 0)
+        else:
+            of_core = torch.ops.aten.threshold_backward(of_core, total, 0)
+            of_core = of_core if ctx.scaling == 1 else of_core.mul_(ctx.scaling)
+        of_h = (g @ _core(total, s, ctx.scaling).to(g.dtype)).to(h.dtype)
+        return of_h, of_core @ y.t(), x.t() @ of_core, None, None
 
 
-def _core(x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
-    """The matrix of `_Core`, and where the ReLU holds it at zero."""
-    change = x @ y
+def _sum(x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:
+    """X Y or, given a scaling, diag(s) + X Y."""
+    total = x @ y
+    if scaling is not None:
+        total.diagonal().add_(s)
+    return total
+
+
+def _core(total: Tensor, s: Tensor, scaling: float | None) -> Tensor:
+    """The matrix of `_Core`, of what `_sum` gives and in its place."""
     if scaling is None:
-        start = torch.diag(s)
-        dead = change <= -start
-        return torch.where(dead, -start, change), dead
-    change.diagonal().add_(s)
-    dead = change <= 0
-    core = change.relu_()
+        return _clamp(total, torch.diag(s))
+    core = total.relu_()
     if scaling != 1:
         core.mul_(scaling).diagonal().add_(s, alpha=1 - scaling)
-    return core, dead
+    return core
 
 
 def _clamp(change: Tensor, start: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ def sparse_piecewise_kernel(
 
 def row_blocks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
     """Rows of a matrix, a few at a time: a quarter of what fits a cache, as some four matrices are at work."""
-    step = max(1, default_chunk(4 * shape[1], device))
+    step = max(1, default_chunk(2 * shape[1], device))
     return (slice(first, first + step) for first in range(0, shape[0], step))
 
 
