@@ -60,7 +60,7 @@ def test_numbers_and_gradients_are_those_of_the_sum(
 
 @every_method
 def test_a_frozen_product_less_is_counted(slug: str) -> None:
-    """Four products with square factors and none with W₀, of which the layer's own would be two; SALT's core is more."""
+    """Four products with square factors, none with W₀, of which the layer's own would be two; SALT's core is more."""
     _, layer = one_layer(slug, (9, 9))
     adapter, core = layer.eckart_adapters["default"], 3 * 6 * 6 if slug == "salt" else 0
     assert adapter.multiply_adds(1)[1] == 2 * 9 * 18 - 2 * 81 + core

@@ -208,4 +208,6 @@ def test_words_are_the_hash_of_their_index_wherever_counters_wrap() -> None:
             start %= 2**40
             words = random_words(key, 2**16 + 7, start=start)
             places = [0, 1, 2, 3, 4, 5, 2**16 - 1, 2**16, 2**16 + 6]
-            assert [w % 2**32 for w in words[places].tolist()] == [hashed(start + p + key, key) for p in places]
+            assert [w % 2**32 for w in words[places].tolist()] == [
+                hashed(start + p + key, key) for p in places
+            ]

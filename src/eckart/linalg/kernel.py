@@ -89,11 +89,11 @@ class _SparseKernel(torch.autograd.Function):
         norm: float,
     ) -> Tensor:
         kernel = outer.new_empty(outer.shape[1], inner.shape[1])
-        for rows in row_blocks(kernel.shape, kernel.device):
-            kernel[rows] = combine(coeff, distances(outer[:, rows], inner, norm))
+        for rows in _row_blocks(kernel.shape, kernel.device):
+            kernel[rows] = _combine(coeff, _distances(outer[:, rows], inner, norm))
         bound = threshold(kernel.abs(), sparsity, how) if sparsity else kernel.new_zeros(())
         if sparsity:
-            for rows in row_blocks(kernel.shape, kernel.device):
+            for rows in _row_blocks(kernel.shape, kernel.device):
                 kernel[rows] *= multiplier(kernel[rows].abs(), bound, how)
         ctx.save_for_backward(outer, inner, bound)
         ctx.options = coeff, sparsity, how, detach, norm
@@ -105,16 +105,16 @@ class _SparseKernel(torch.autograd.Function):
         coeff, sparsity, how, detach, norm = ctx.options
         (slope,) = gradients
         d_outer, d_inner = torch.empty_like(outer), torch.zeros_like(inner)
-        for rows in row_blocks(slope.shape, slope.device):
-            weight, apart = slope[rows], distances(outer[:, rows], inner, norm)
+        for rows in _row_blocks(slope.shape, slope.device):
+            weight, apart = slope[rows], _distances(outer[:, rows], inner, norm)
             if sparsity:
-                magnitude = combine(coeff, apart).abs_()
+                magnitude = _combine(coeff, apart).abs_()
                 factor = multiplier(magnitude, bound, how)
                 if not detach and how != "hard":
                     factor += magnitude * multiplier(magnitude, bound, "hard")
                 weight = factor.mul_(weight)
             for piece, (c, a, b) in enumerate(zip(coeff, outer[:, rows], inner, strict=True)):
-                moved = distance_gradients(weight, a, b, norm, apart[piece])
+                moved = _distance_gradients(weight, a, b, norm, apart[piece])
                 torch.mul(moved[0], c, out=d_outer[piece, rows])
                 d_inner[piece].add_(moved[1], alpha=c)
         return d_outer, d_inner, None, None, None, None, None
@@ -151,13 +151,13 @@ def sparse_piecewise_kernel(
     return delta
 
 
-def row_blocks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
+def _row_blocks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
     """Rows of a matrix, a few at a time: a quarter of what fits a cache, as some four matrices are at work."""
     step = max(1, default_chunk(2 * shape[1], device))
     return (slice(first, first + step) for first in range(0, shape[0], step))
 
 
-def combine(coeff: Sequence[float], apart: Sequence[Tensor]) -> Tensor:
+def _combine(coeff: Sequence[float], apart: Sequence[Tensor]) -> Tensor:
     """Σ_p coeff_p apart_p."""
     total = coeff[0] * apart[0]
     for c, distance in zip(coeff[1:], apart[1:], strict=True):
@@ -165,7 +165,7 @@ def combine(coeff: Sequence[float], apart: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def distances(outer: Float[Tensor, "p m q"], inner: Float[Tensor, "p n q"], norm: float) -> list[Tensor]:
+def _distances(outer: Float[Tensor, "p m q"], inner: Float[Tensor, "p n q"], norm: float) -> list[Tensor]:
     """‖outer_p[i] − inner_p[j]‖ for each p."""
     if outer.shape[2] == 1:
         return [(a - b.t()).abs_() for a, b in zip(outer, inner, strict=True)]
@@ -173,7 +173,7 @@ def distances(outer: Float[Tensor, "p m q"], inner: Float[Tensor, "p n q"], norm
     return [torch.cdist(a, b, p=norm, compute_mode=mode) for a, b in zip(outer, inner, strict=True)]
 
 
-def distance_gradients(
+def _distance_gradients(
     weight: Float[Tensor, "m n"],
     a: Float[Tensor, "m q"],
     b: Float[Tensor, "n q"],

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from eckart.linalg.kernel import (
     Sparsify,
-    combine,
-    distance_gradients,
-    distances,
+    _combine,
+    _distance_gradients,
+    _distances,
+    _row_blocks,
     multiplier,
-    row_blocks,
     threshold,
 )
 
@@ -81,9 +81,9 @@ class _KernelLinear(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         total, softmax = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), None
-        blocks = list(row_blocks(total.shape, total.device))
+        blocks = list(_row_blocks(total.shape, total.device))
         for rows in blocks:
-            total[rows] = combine(form.coeff, distances(outer[:, rows], inner, form.norm))
+            total[rows] = _combine(form.coeff, _distances(outer[:, rows], inner, form.norm))
         if alpha is not None and beta is not None and gamma is not None:
             softmax = _Softmax(alpha, beta, gamma, *_softmax_sums(total, blocks, gamma))
             for rows in blocks:
@@ -110,12 +110,12 @@ class _KernelLinear(torch.autograd.Function):
         for rows in torch.arange(len(weight)).split(ROWS if softmax is None else len(weight)):
             first, last = int(rows[0]), int(rows[-1]) + 1
             slope, whole = g[:, first:last].t() @ x, weight[first:last].clone()
-            fine = list(row_blocks(slope.shape, slope.device))
+            fine = list(_row_blocks(slope.shape, slope.device))
             sums = slope.new_zeros(1 + (softmax is not None), slope.shape[1])
             for part in fine:
                 a = outer[:, first:last][:, part]
-                apart = distances(a, inner, form.norm)
-                kernel = combine(form.coeff, apart)
+                apart = _distances(a, inner, form.norm)
+                kernel = _combine(form.coeff, apart)
                 if softmax is not None:
                     share = softmax.share(kernel)
                     kernel = softmax.kernel(kernel, share)
@@ -130,8 +130,8 @@ class _KernelLinear(torch.autograd.Function):
         if softmax is not None:
             of_gamma = slope.new_zeros(())
             for part in fine:
-                apart = distances(outer[:, part], inner, form.norm)
-                kernel = combine(form.coeff, apart)
+                apart = _distances(outer[:, part], inner, form.norm)
+                kernel = _combine(form.coeff, apart)
                 change = (
                     (slope[part] - sums[1]).mul_(softmax.share(kernel)).mul_(softmax.alpha / softmax.gamma)
                 )
@@ -202,6 +202,6 @@ def _to_factors(
 ) -> None:
     """From the gradient for some rows of K to those for the factors: ``d_outer`` is filled, ``d_inner`` added to."""
     for piece, c in enumerate(form.coeff):
-        of_a, of_b = distance_gradients(slope, a[piece], inner[piece], form.norm, apart[piece])
+        of_a, of_b = _distance_gradients(slope, a[piece], inner[piece], form.norm, apart[piece])
         torch.mul(of_a, c, out=d_outer[piece])
         d_inner[piece].add_(of_b, alpha=c)
