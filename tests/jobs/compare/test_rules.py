@@ -27,7 +27,7 @@ def test_a_contender_brings_fresh_rules_to_each_run() -> None:
     assert [type(rule) for rule in first] == [RULES["allora"]]
     assert first[0] is not second[0]
     assert found[2].rules() == []
-    assert ruled.finish(model := object()) is model  # type: ignore[arg-type]
+    assert ruled.finish(model := object(), ToyTask(), 0) is model  # type: ignore[arg-type]
 
 
 def test_names_are_read_with_their_rules() -> None:

@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from eckart.errors import InputError, first_line
-from eckart.jobs.compare.names import ADAMW, AT, FULL, HEAD_ONLY, LABELS, method_names
+from eckart.jobs.compare.names import ADAMW, AT, FULL, HEAD_ONLY, LABELS, LORA, method_names, pruned_share
 from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_config
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Contender:
         """Its rules, new ones for each run."""
         return [kind() for kind in self.rule_kinds]
 
-    def finish(self, model: nn.Module) -> nn.Module:
+    def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
         return model
 
@@ -269,6 +270,7 @@ def _contender(
         InputError: it cannot meet the budget, or cannot be combined so.
     """
     from eckart.adapters import get_config, solve_budget
+    from eckart.jobs.compare.pruned import Pruned
     from eckart.training import get_rule
 
     heads = list(task.head_modules)
@@ -285,12 +287,15 @@ def _contender(
         )
     else:
         slug, *words = name.split("+")
-        kind, rules = get_config(slug), [get_rule(word) for word in words]
+        share = pruned_share(slug)
+        kind, rules = get_config(slug if share is None else LORA), [get_rule(word) for word in words]
         options = kind.for_task(target_modules=targets, max_length=task.max_length)
         solved = solve_budget(model, kind(modules_to_save=heads or None, **options), budget)
-        one = Contender(
+        title = kind.title if share is None else f"LoRAM, {share:.0%} pruned"
+        made = Contender if share is None else partial(Pruned, share=share)
+        one = made(
             name,
-            " + ".join([kind.title, *(rule.title for rule in rules)]),
+            " + ".join([title, *(rule.title for rule in rules)]),
             rates_of(name, kind.learning_rates, rates, trials),
             solved,
             rule_kinds=tuple(rules),
