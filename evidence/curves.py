@@ -29,17 +29,19 @@ from evidence._record import Rows, keep, kept
 from evidence.structured_pretraining import half_interval
 
 SLUG = "curves"
-RULES = ("allora", "lora-ggpo", "lora-mgpo", "increlora", "triadaptlora", "diffora")
-"""Those that act on LoRA; the other two belong to their adapters."""
-OWN_RULES = ("sara+sara-selection", "snella+snella-allocation")
-BUDGET, BATCH, HELD_OUT = "0.5%", 8, 160
-POINTS = 5
+RULED = (
+    *("lora+allora", "lora+lora-ggpo", "lora+lora-mgpo", "lora+diffora", "lora-core+increlora"),
+    *("lora-core+triadaptlora", "sara+sara-selection", "snella+snella-allocation"),
+)
+"""Every rule, on the adapter that it is for."""
+BUDGET, BATCH, LENGTH, HELD_OUT = "0.5%", 8, 32, 96
+POINTS = 4
 """Points of a curve."""
 MOST_RATES = 7
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=40, help="updates of a final run; a tuning run has half")
+    parser.add_argument("--steps", type=int, default=24, help="updates of a final run; a tuning run has half")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", help="names with commas; all when left out")
 
@@ -48,8 +50,7 @@ def names() -> list[str]:
     """All arms; those after the rules are every registered adapter and prompt."""
     from eckart.adapters import ADAPTERS, PROMPTS
 
-    joined = [f"{LORA}+{rule}" for rule in RULES]
-    return list(dict.fromkeys([HEAD_ONLY, LORA, *joined, *OWN_RULES, *sorted([*ADAPTERS, *PROMPTS]), FULL]))
+    return list(dict.fromkeys([HEAD_ONLY, LORA, *RULED, *sorted([*ADAPTERS, *PROMPTS]), FULL]))
 
 
 class Runs:
@@ -75,7 +76,7 @@ class Runs:
         model = arm.prepare(self.task.fresh_model(seed).to(device()), self.task, seed)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         recipe = Recipe(steps, BATCH, lr, head_lr, seed, arm.optimizer)
-        acting = [rule.callback() for rule in arm.rules()]
+        acting = [rule.callback() for rule in arm.rules(self.task, BATCH, seed)]
         training = train_run(model, self.task, recipe, rungs=points, callbacks=acting)
         losses = [found.loss for _, found in training.validations]
         ended = len(losses) == len(points) and all(map(math.isfinite, losses))
@@ -125,8 +126,7 @@ def paired(rows: Rows) -> Rows:
 def run(options: argparse.Namespace) -> Rows:
     """What is not there yet of the runs, and every arm against LoRA."""
     torch.set_num_threads(1)
-    limits = {"validation": HELD_OUT}
-    task = load_task(None, None, max_length=EMBEDDED.max_length, limits=limits, seed=0)
+    task = load_task(None, None, max_length=LENGTH, limits={"validation": HELD_OUT}, seed=0)
     wanted: Sequence[str] = options.arms.split(",") if options.arms else names()
     everyone = {arm.name: arm for arm in contenders(task, wanted, BUDGET, None, EMBEDDED.trials, None)}
     runs = Runs(task, options.steps)

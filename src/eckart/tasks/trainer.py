@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from eckart.linalg.random import seeded_generator
 from eckart.tasks.fitting import parts_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device, synchronize
 from eckart.tasks.optimizers import make_optimizer
@@ -91,6 +92,26 @@ def data_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -
             for batch in torch.randperm(len(batches), generator=generator).tolist():
                 order += batches[batch]
     return order[: steps * batch_size]
+
+
+def loss_beside(task: Task, batch_size: int, seed: int) -> Callable[[nn.Module, int], Tensor]:
+    """The loss of a model at a step on training examples drawn apart from those that it is trained on at that step.
+
+    Args:
+        task: whose training examples are drawn.
+        batch_size: of them at a time.
+        seed: of the draws, with the step.
+    """
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        generator = seeded_generator("beside", seed, step)
+        drawn = torch.randperm(len(task.train), generator=generator)[:batch_size]  # type: ignore[arg-type]
+        batch = task.collator([task.train[int(i)] for i in drawn])
+        where = next(model.parameters()).device
+        found: Tensor = model(**{name: value.to(where) for name, value in batch.items()}).loss
+        return found
+
+    return loss
 
 
 def in_head(name: str, head_modules: Iterable[str]) -> bool:

@@ -158,7 +158,7 @@ def test_maestro_trains_ordered_ranks_and_is_cut_to_the_size_of_the_others(
     task = load_task(model, data, max_length=16)
     contender = Maestro("maestro", "Maestro", (1e-2,), ratio=0.3)
     ready = contender.prepare(task.fresh_model(0), task, 0)
-    assert {type(rule).__mro__[1] for rule in contender.rules()} == {OrderedDropout}
+    assert {type(rule).__mro__[1] for rule in contender.rules(task, 4, 0)} == {OrderedDropout}
     before = sum(layer.importance().numel() for layer in maestro_layers(ready).values())
     small = contender.finish(ready, task, 0)
     assert 0 < sum(contender.ranks(small).values()) < before

@@ -23,10 +23,10 @@ def test_a_contender_brings_fresh_rules_to_each_run() -> None:
     assert [c.name for c in found] == ["head-only", "full", "lora", "lora+allora"]
     ruled = found[-1]
     assert ruled.label == "LoRA + ALLoRA"
-    first, second = ruled.rules(), ruled.rules()
+    first, second = (ruled.rules(ToyTask(), 8, 0) for _ in range(2))
     assert [type(rule) for rule in first] == [RULES["allora"]]
     assert first[0] is not second[0]
-    assert found[2].rules() == []
+    assert found[2].rules(ToyTask(), 8, 0) == []
     assert ruled.finish(model := object(), ToyTask(), 0) is model  # type: ignore[arg-type]
 
 
@@ -66,7 +66,7 @@ def test_a_method_may_have_an_optimiser_of_its_own() -> None:
         ("lora+allora@dct-adamw", "lora+allora", "dct-adamw"),
     ]
     assert found[3].label == f"{found[2].label}, muon" and found[3].config.r == found[2].config.r
-    assert found[4].learning_rates == found[1].learning_rates and len(found[5].rules()) == 1
+    assert found[4].learning_rates == found[1].learning_rates and len(found[5].rules(ToyTask(), 8, 0)) == 1
     everyone = contenders(ToyTask(), "lora@adamw", "5%", None, 3, None, "muon")
     assert [c.optimizer for c in everyone] == ["adamw", "muon", "muon", "adamw"]
 

@@ -115,7 +115,7 @@ class Maestro(Compressed):
         train_factors(ordered, layers, task)
         return ordered
 
-    def rules(self) -> list[Any]:
+    def rules(self, task: Task, batch_size: int, seed: int) -> list[Any]:
         from eckart.layers import OrderedDropout
         from eckart.training._callback import RuleCallback
 
@@ -123,7 +123,7 @@ class Maestro(Compressed):
             def callback(self) -> RuleCallback:
                 return RuleCallback(self)
 
-        return [Ordering()]
+        return [Ordering(seed=seed)]
 
     def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         from eckart.compression._compress import ratio_for_budget

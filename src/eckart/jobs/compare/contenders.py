@@ -80,9 +80,11 @@ class Contender:
             parameter.requires_grad_(self.plain == FULL or in_head(name, task.head_modules))
         return model
 
-    def rules(self) -> list[Rule]:
+    def rules(self, task: Task, batch_size: int, seed: int) -> list[Rule]:
         """Its rules, new ones for each run."""
-        return [kind() for kind in self.rule_kinds]
+        from eckart.tasks.trainer import loss_beside
+
+        return [kind.for_task(loss_beside(task, batch_size, seed)) for kind in self.rule_kinds]
 
     def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
@@ -165,7 +167,7 @@ class PeftContender(Contender):
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(f"{self.name} cannot take part: {first_line(error)}") from None
 
-    def rules(self) -> list[Any]:
+    def rules(self, task: Task, batch_size: int, seed: int) -> list[Any]:
         return [rule() for rule in METHODS[self.plain.removeprefix(PREFIX)].rules]
 
 
@@ -271,7 +273,7 @@ def _contender(
     """
     from eckart.adapters import get_config, solve_budget
     from eckart.jobs.compare.pruned import Pruned
-    from eckart.training import get_rule
+    from eckart.training import get_rule, options_for
 
     heads = list(task.head_modules)
     if name in MIDDLE_RATES:
@@ -290,6 +292,7 @@ def _contender(
         share = pruned_share(slug)
         kind, rules = get_config(slug if share is None else LORA), [get_rule(word) for word in words]
         options = kind.for_task(target_modules=targets, max_length=task.max_length)
+        options |= options_for(kind.slug, rules) if rules else {}
         solved = solve_budget(model, kind(modules_to_save=heads or None, **options), budget)
         title = kind.title if share is None else f"LoRAM, {share:.0%} pruned"
         made = Contender if share is None else partial(Pruned, share=share)
