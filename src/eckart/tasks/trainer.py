@@ -94,19 +94,17 @@ def data_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -
     return order[: steps * batch_size]
 
 
-def loss_beside(task: Task, batch_size: int, seed: int) -> Callable[[nn.Module, int], Tensor]:
-    """The loss of a model at a step on training examples drawn apart from those that it is trained on at that step.
-
-    Args:
-        task: whose training examples are drawn.
-        batch_size: of them at a time.
-        seed: of the draws, with the step.
-    """
+def loss_beside(task: Task, recipe: Recipe) -> Callable[[nn.Module, int], Tensor]:
+    """The loss of a model on a batch of training examples that the run does not train on, another one each step; where
+    it trains on all, of any."""
+    sizes = lengths(task.train)
+    seen = data_order(sizes, recipe.steps, recipe.batch_size, recipe.seed)
+    spare = torch.tensor(sorted(set(range(len(sizes))) - set(seen)))
+    spare = torch.arange(len(sizes)) if len(spare) < recipe.batch_size else spare
 
     def loss(model: nn.Module, step: int) -> Tensor:
-        generator = seeded_generator("beside", seed, step)
-        drawn = torch.randperm(len(task.train), generator=generator)[:batch_size]  # type: ignore[arg-type]
-        batch = task.collator([task.train[int(i)] for i in drawn])
+        drawn = torch.randperm(len(spare), generator=seeded_generator("beside", recipe.seed, step))
+        batch = task.collator([task.train[int(i)] for i in spare[drawn[: recipe.batch_size]]])
         where = next(model.parameters()).device
         found: Tensor = model(**{name: value.to(where) for name, value in batch.items()}).loss
         return found

@@ -25,7 +25,9 @@ from eckart.layers.ordered_dropout import OrderedDropout, maestro_layers
 from eckart.tasks.scoring import evaluate
 from eckart.tasks.smaller import calibration_batches
 from eckart.tasks.task import load_task
+from eckart.tasks.trainer import Recipe
 
+RECIPE = Recipe(steps=3, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
 SMALL: dict[str, Any] = {"batch_size": 4, "max_length": 16, "calibration": 12, "progress": False}
 
 
@@ -158,7 +160,7 @@ def test_maestro_trains_ordered_ranks_and_is_cut_to_the_size_of_the_others(
     task = load_task(model, data, max_length=16)
     contender = Maestro("maestro", "Maestro", (1e-2,), ratio=0.3)
     ready = contender.prepare(task.fresh_model(0), task, 0)
-    assert {type(rule).__mro__[1] for rule in contender.rules(task, 4, 0)} == {OrderedDropout}
+    assert {type(rule).__mro__[1] for rule in contender.rules(task, RECIPE)} == {OrderedDropout}
     before = sum(layer.importance().numel() for layer in maestro_layers(ready).values())
     small = contender.finish(ready, task, 0)
     assert 0 < sum(contender.ranks(small).values()) < before

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from eckart.compression._census import Outline
     from eckart.tasks.task import Task
+    from eckart.tasks.trainer import Recipe
 
 RATIO = 0.2
 """Share of the linear layers' parameters that is removed."""
@@ -115,7 +116,7 @@ class Maestro(Compressed):
         train_factors(ordered, layers, task)
         return ordered
 
-    def rules(self, task: Task, batch_size: int, seed: int) -> list[Any]:
+    def rules(self, task: Task, recipe: Recipe) -> list[Any]:
         from eckart.layers import OrderedDropout
         from eckart.training._callback import RuleCallback
 
@@ -123,7 +124,7 @@ class Maestro(Compressed):
             def callback(self) -> RuleCallback:
                 return RuleCallback(self)
 
-        return [Ordering(seed=seed)]
+        return [Ordering(seed=recipe.seed)]
 
     def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         from eckart.compression._compress import ratio_for_budget

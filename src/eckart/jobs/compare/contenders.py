@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
+    from eckart.tasks.trainer import Recipe
     from eckart.training import Rule
 
 SPACING = 3.0
@@ -80,11 +81,11 @@ class Contender:
             parameter.requires_grad_(self.plain == FULL or in_head(name, task.head_modules))
         return model
 
-    def rules(self, task: Task, batch_size: int, seed: int) -> list[Rule]:
+    def rules(self, task: Task, recipe: Recipe) -> list[Rule]:
         """Its rules, new ones for each run."""
         from eckart.tasks.trainer import loss_beside
 
-        return [kind.for_task(loss_beside(task, batch_size, seed)) for kind in self.rule_kinds]
+        return [kind.for_task(loss_beside(task, recipe)) for kind in self.rule_kinds]
 
     def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
@@ -167,7 +168,7 @@ class PeftContender(Contender):
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(f"{self.name} cannot take part: {first_line(error)}") from None
 
-    def rules(self, task: Task, batch_size: int, seed: int) -> list[Any]:
+    def rules(self, task: Task, recipe: Recipe) -> list[Any]:
         return [rule() for rule in METHODS[self.plain.removeprefix(PREFIX)].rules]
 
 

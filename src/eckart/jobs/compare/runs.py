@@ -158,7 +158,7 @@ class Runner:
                 self.task,
                 recipe,
                 floor=floor,
-                callbacks=[r.callback() for r in contender.rules(self.task, self.batch_size, seed)],
+                callbacks=[r.callback() for r in contender.rules(self.task, recipe)],
                 on_step=lambda step: self.on_step(f"{contender.label}, step {step} of {steps}"),
             )
             if training.status == "complete":
