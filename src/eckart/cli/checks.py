@@ -7,7 +7,7 @@ from pathlib import Path
 from eckart.arguments import read_budget
 from eckart.catalog import check_options, find_adapter, find_rule
 from eckart.errors import InputError
-from eckart.jobs.compare.names import AT, LABELS
+from eckart.jobs.compare.names import AT, LABELS, pruned_share
 from eckart.jobs.compare.peft_methods import peft_name
 from eckart.tasks.optimizers import check_optimizer
 
@@ -39,7 +39,8 @@ def check_methods(methods: str) -> None:
             if peft_name(name):
                 continue
             adapter, *rules = name.split("+")
-            find_adapter(adapter)
+            if pruned_share(adapter) is None:
+                find_adapter(adapter)
             for rule in rules:
                 find_rule(rule)
 

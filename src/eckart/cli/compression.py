@@ -12,12 +12,13 @@ from eckart.cli.console import tell_task
 from eckart.cli.options import METHOD, OUTPUT, TRAINING, Data, Model, Overwrite, choices, option
 from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates
+from eckart.jobs.compare.names import MAESTRO
 
 
 def _methods() -> list[str]:
     from eckart.compression import METHODS
 
-    return ["all", *(method["slug"] for method in METHODS)]
+    return ["all", MAESTRO, *(method["slug"] for method in METHODS)]
 
 
 def compare_compression(

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from eckart.compression._census import find_blocks, install
 from eckart.compression._criteria import CRITERIA, Criterion
 from eckart.errors import InputError
 from eckart.linalg.pruned import kept_indices, least, put, query_rows, smallest_entries, take
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Model = TypeVar("Model", bound=nn.Module)
 PROJECTIONS = {
@@ -278,6 +281,25 @@ def recover(state: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
             another shape. Layers that are not pruned pass as they are.
     """
     return {key: _changed(key, value, pruning, back=True) for key, value in state.items()}
+
+
+def recover_into(whole: PeftModel, trained: PeftModel, pruning: Pruning) -> PeftModel:
+    """Give the whole model the adapter, and what else was trained beside it, of the small one.
+
+    Args:
+        whole: the large model with an adapter of the same config; changed in place.
+        trained: the small model with its adapter.
+        pruning: of the small model.
+
+    Raises:
+        InputError: as `recover`.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    state = recover(get_peft_model_state_dict(trained, save_embedding_layers=False), pruning)
+    device = next(whole.parameters()).device
+    set_peft_model_state_dict(whole, {name: value.to(device) for name, value in state.items()})
+    return whole
 
 
 def restrict(state: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from eckart.linalg.random import seeded_generator
 from eckart.processes import world
 from eckart.tasks.fitting import parts_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device, synchronize
@@ -92,6 +93,24 @@ def data_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -
             for batch in torch.randperm(len(batches), generator=generator).tolist():
                 order += batches[batch]
     return order[: steps * batch_size]
+
+
+def loss_beside(task: Task, recipe: Recipe) -> Callable[[nn.Module, int], Tensor]:
+    """The loss of a model on a batch of training examples that the run does not train on, another one each step; where
+    it trains on all, of any."""
+    sizes = lengths(task.train)
+    seen = data_order(sizes, recipe.steps, recipe.batch_size, recipe.seed)
+    spare = torch.tensor(sorted(set(range(len(sizes))) - set(seen)))
+    spare = torch.arange(len(sizes)) if len(spare) < recipe.batch_size else spare
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        drawn = torch.randperm(len(spare), generator=seeded_generator("beside", recipe.seed, step))
+        batch = task.collator([task.train[int(i)] for i in spare[drawn[: recipe.batch_size]]])
+        where = next(model.parameters()).device
+        found: Tensor = model(**{name: value.to(where) for name, value in batch.items()}).loss
+        return found
+
+    return loss
 
 
 def in_head(name: str, head_modules: Iterable[str]) -> bool:

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 from eckart.training._base import RULES, Rule, get_rule, register_rule
-from eckart.training._combinations import Combination, combinations
+from eckart.training._combinations import Combination, combinations, options_for
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "combinations",
     "get_rule",
+    "options_for",
     "register_rule",
     *(rule.__name__ for rule in RULES.values()),
 ]

@@ -55,6 +55,15 @@ class Rule:
         self._handles: list[Any] = []
 
     @classmethod
+    def for_task(cls, loss: Callable[[nn.Module, int], Tensor]) -> Rule:
+        """The rule with its defaults, for a training on a task.
+
+        Args:
+            loss: of a model on other examples than those of a step: ``loss(model, step)``.
+        """
+        return cls()
+
+    @classmethod
     def suits(cls, adapter: Adapter) -> str:
         """Why the rule does not suit an adapter, in a few words; empty where it does."""
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from eckart.adapters import ADAPTERS, Adapter, AdapterConfig, adapt, walk
 from eckart.errors import InputError
-from eckart.training._base import RULES
+from eckart.training._base import RULES, Rule
 
 _COMMON = {option.name for option in fields(AdapterConfig)}
 
@@ -44,6 +44,20 @@ def combinations() -> list[Combination]:
             reason = kind.suits(variants[0][1]) if options is None else ""
             found.append(Combination(rule, slug, options or {}, reason))
     return found
+
+
+def options_for(adapter: str, rules: Sequence[type[Rule]]) -> dict[str, Any]:
+    """The options of an adapter, beside its defaults, with which rules suit it; none where no one option will do.
+
+    Args:
+        adapter: its slug.
+        rules: all of them.
+    """
+    for options in _variants(ADAPTERS[adapter]):
+        made = _made(adapter, options)
+        if made is not None and not any(rule.suits(made) for rule in rules):
+            return options
+    return {}
 
 
 def _variants(config: type[AdapterConfig]) -> Iterator[dict[str, Any]]:

@@ -113,6 +113,10 @@ class DiffoRA(Rule):
         self.search = 0
 
     @classmethod
+    def for_task(cls, loss: Validation) -> Rule:
+        return cls(validation=loss)
+
+    @classmethod
     def suits(cls, adapter: Adapter) -> str:
         own = isinstance(adapter, LowRankAdapter) and adapter.own_directions
         return "" if own else "it has no parameters of its own that start at zero"

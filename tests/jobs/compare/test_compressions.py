@@ -16,15 +16,18 @@ import eckart
 from eckart.compression import report
 from eckart.errors import InputError
 from eckart.jobs.compare.advice import sentences as told
-from eckart.jobs.compare.compressed import TURNS, Compressed, relative_time
+from eckart.jobs.compare.compressed import TURNS, Compressed, Maestro, relative_time
 from eckart.jobs.compare.compression import compare_compression
 from eckart.jobs.compare.examples import read_examples
 from eckart.jobs.compare.judgement import judge
 from eckart.jobs.compare.reading import read_study, read_terms
+from eckart.layers.ordered_dropout import OrderedDropout, maestro_layers
 from eckart.tasks.scoring import evaluate
 from eckart.tasks.smaller import calibration_batches
 from eckart.tasks.task import load_task
+from eckart.tasks.trainer import Recipe
 
+RECIPE = Recipe(steps=3, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
 SMALL: dict[str, Any] = {"batch_size": 4, "max_length": 16, "calibration": 12, "progress": False}
 
 
@@ -58,7 +61,8 @@ def final(results: pd.DataFrame) -> pd.DataFrame:
 def test_every_method_that_fits_is_scored_beside_the_dense_model(place: Path, compared: pd.DataFrame) -> None:
     rows = final(compared)
     failed = rows[rows["status"] == "failed"]
-    assert set(failed.index) == {"modegpt", "trp"} and (failed["error"] != "").all()
+    assert set(failed.index) == {"modegpt", "trp", "maestro"} and (failed["error"] != "").all()
+    assert failed.loc["maestro", "error"] == "its ranks are put in order by training: give steps"
     done = rows[rows["status"] == "complete"]
     assert {"dense", "trivial", "svd", "whitened-svd", "lord", "welore", "afm", "pela"} == set(done.index)
     assert (done.drop("trivial")["steps"] == 0).all() and len(compared[compared["stage"] == "tune"]) == 0
@@ -132,6 +136,37 @@ def test_healing_is_tuned_and_repeated_by_seeds(tmp_path: Path, place: Path) -> 
     assert (dense["steps"] == 2).all() and (rows["saved_bytes"] < dense["saved_bytes"].iloc[0]).all()
 
 
+@pytest.mark.parametrize("size", [{"ratio": 0.3}, {"budget": "85%"}])
+def test_maestro_trains_ordered_ranks_and_is_cut_to_the_size_of_the_others(
+    tmp_path: Path, size: dict[str, Any]
+) -> None:
+    model, data = str(save_bert(tmp_path / "model")), str(sentences(tmp_path))
+    results = compare_compression(
+        model,
+        data,
+        methods="svd,maestro",
+        steps=3,
+        seeds=1,
+        learning_rates=[1e-2],
+        output=tmp_path / "out",
+        **size,
+        **SMALL,
+    )
+    rows = final(results)
+    assert (rows["status"] == "complete").all(), list(rows["error"])
+    ordered, svd, dense = (rows.loc[name] for name in ("maestro", "svd", "dense"))
+    assert ordered["saved_bytes"] == pytest.approx(svd["saved_bytes"], rel=0.05)
+    assert ordered["saved_bytes"] < dense["saved_bytes"]
+    task = load_task(model, data, max_length=16)
+    contender = Maestro("maestro", "Maestro", (1e-2,), ratio=0.3)
+    ready = contender.prepare(task.fresh_model(0), task, 0)
+    assert {type(rule).__mro__[1] for rule in contender.rules(task, RECIPE)} == {OrderedDropout}
+    before = sum(layer.importance().numel() for layer in maestro_layers(ready).values())
+    small = contender.finish(ready, task, 0)
+    assert 0 < sum(contender.ranks(small).values()) < before
+    assert not any(name.startswith("classifier") for name in contender.ranks(ready))
+
+
 def test_a_new_head_asks_for_steps(tmp_path: Path) -> None:
     model, data = str(save_bert(tmp_path / "model")), str(sentences(tmp_path))
     with pytest.raises(InputError, match=r"steps is 0, and the head of this task \(classifier"):
@@ -162,6 +197,8 @@ def test_a_new_head_asks_for_steps(tmp_path: Path) -> None:
         ({"methods": ""}, "methods is empty"),
         ({"methods": "svd,lora"}, "methods names 'lora'"),
         ({"methods": "trp"}, "trp cannot take part: .*Conv2d"),
+        ({"methods": "maestro"}, "maestro cannot take part: .*give steps"),
+        ({"methods": "loram"}, "loram cannot take part: .*eckart compare --methods loram:0.5"),
         ({"budget": "1%"}, "budget '1%'"),
         ({"budget": "much"}, "budget 'much'"),
         ({"learning_rates": [1e-3]}, "learning_rates without steps"),

@@ -47,7 +47,9 @@ def test_the_budget_is_met_and_a_step_trains(name: str) -> None:
         assert count > 0.85 * limit
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     recipe = Recipe(steps=4, batch_size=8, learning_rate=found.trials[0], head_learning_rate=1e-3)
-    training = train_run(model, task, recipe, callbacks=[rule.callback() for rule in found.rules()])
+    training = train_run(
+        model, task, recipe, callbacks=[rule.callback() for rule in found.rules(task, recipe)]
+    )
     assert training.status == "complete"
     moved = {n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])}
     assert any("classifier" not in n for n in moved)
@@ -83,7 +85,7 @@ def test_adalora_shrinks_to_its_target() -> None:
     found = contender("peft:adalora", "10%")
     model = found.prepare(task.fresh_model(0), task, 0)
     recipe = Recipe(steps=20, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-3)
-    train_run(model, task, recipe, callbacks=[rule.callback() for rule in found.rules()])
+    train_run(model, task, recipe, callbacks=[rule.callback() for rule in found.rules(task, recipe)])
     config = model.peft_config["default"]
     assert (config.total_step, config.tinit, config.tfinal) == (20, 2, 4)
     kept = sum(sum(map(bool, ranks)) for ranks in config.rank_pattern.values())

@@ -11,7 +11,10 @@ from eckart.catalog import find_rule
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import contenders
 from eckart.jobs.compare.names import method_names
+from eckart.tasks.trainer import Recipe, data_order, loss_beside
 from eckart.training import RULES
+
+RECIPE = Recipe(steps=4, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-3)
 
 
 def chosen(methods: str) -> list[str]:
@@ -23,11 +26,11 @@ def test_a_contender_brings_fresh_rules_to_each_run() -> None:
     assert [c.name for c in found] == ["head-only", "full", "lora", "lora+allora"]
     ruled = found[-1]
     assert ruled.label == "LoRA + ALLoRA"
-    first, second = ruled.rules(), ruled.rules()
+    first, second = (ruled.rules(ToyTask(), RECIPE) for _ in range(2))
     assert [type(rule) for rule in first] == [RULES["allora"]]
     assert first[0] is not second[0]
-    assert found[2].rules() == []
-    assert ruled.finish(model := object()) is model  # type: ignore[arg-type]
+    assert found[2].rules(ToyTask(), RECIPE) == []
+    assert ruled.finish(model := object(), ToyTask(), 0) is model  # type: ignore[arg-type]
 
 
 def test_names_are_read_with_their_rules() -> None:
@@ -51,6 +54,21 @@ def test_a_prompt_takes_part_without_rules() -> None:
         chosen("dept+allora")
 
 
+def test_a_rule_is_given_what_it_needs_of_the_task() -> None:
+    task = ToyTask()
+    found = {c.name: c for c in contenders(task, "lora+diffora,lora-core+triadaptlora", "5%", None, 3, None)}
+    assert found["lora-core+triadaptlora"].config.core == "full"  # type: ignore[union-attr]
+    (rule,) = found["lora+diffora"].rules(task, RECIPE)
+    model, loss = task.fresh_model(0), rule.validation  # type: ignore[attr-defined]
+    task.train.read.clear()
+    first, again, other = (float(loss(model.eval(), step)) for step in (0, 0, 1))
+    assert first == again != other
+    trained = set(data_order([len(row["input_ids"]) for row in task.train.rows], 4, 8, 0))
+    assert not trained & set(task.train.read) and len(set(task.train.read[:8])) == 8
+    everything = Recipe(steps=40, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-3)
+    assert float(loss_beside(task, everything)(model, 0)) > 0
+
+
 # Optimisers
 
 
@@ -66,7 +84,7 @@ def test_a_method_may_have_an_optimiser_of_its_own() -> None:
         ("lora+allora@dct-adamw", "lora+allora", "dct-adamw"),
     ]
     assert found[3].label == f"{found[2].label}, muon" and found[3].config.r == found[2].config.r
-    assert found[4].learning_rates == found[1].learning_rates and len(found[5].rules()) == 1
+    assert found[4].learning_rates == found[1].learning_rates and len(found[5].rules(ToyTask(), RECIPE)) == 1
     everyone = contenders(ToyTask(), "lora@adamw", "5%", None, 3, None, "muon")
     assert [c.optimizer for c in everyone] == ["adamw", "muon", "muon", "adamw"]
 

@@ -90,11 +90,10 @@ class PrunedBase:
         Args:
             trained: the small model with its adapter.
         """
-        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import get_peft_model
 
         task, job = self.task, self.job
         size = scoring_batch(task, job.batch_size)
-        state = loram.recover(get_peft_model_state_dict(trained, save_embedding_layers=False), self.pruning)
         told = {
             **dataclasses.asdict(self.options),
             "large_parameters": self.large_parameters,
@@ -106,7 +105,7 @@ class PrunedBase:
             job.seed
         )
         whole: Any = get_peft_model(large, config)
-        set_peft_model_state_dict(whole, {name: value.cpu() for name, value in state.items()})
+        loram.recover_into(whole, trained, self.pruning)
         whole.to(next(trained.parameters()).device)
         with whole.disable_adapter():
             told["test_without_adapter"] = dataclasses.asdict(evaluate(whole, task, task.test, size))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
 from eckart.jobs.compare.contenders import Contender, Rates, check_counts, rates_of, spaced
-from eckart.jobs.compare.names import DENSE
+from eckart.jobs.compare.names import DENSE, LORAM, MAESTRO
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from eckart.compression._census import Outline
     from eckart.tasks.task import Task
+    from eckart.tasks.trainer import Recipe
 
 RATIO = 0.2
 """Share of the linear layers' parameters that is removed."""
@@ -101,6 +103,61 @@ class Dense(Contender):
         return {**weights(model), "forward_ratio": 1.0}
 
 
+@dataclass(frozen=True)
+class Maestro(Compressed):
+    """Maestro: the layers train in factors of ordered ranks, and are then cut to the size of the others."""
+
+    def prepare(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        from eckart.layers import convert
+        from eckart.tasks.smaller import train_factors
+
+        layers = list(self._outline(model, task).layers)
+        ordered = convert(model, self.name, target_modules=layers, seed=seed)
+        train_factors(ordered, layers, task)
+        return ordered
+
+    def rules(self, task: Task, recipe: Recipe) -> list[Any]:
+        from eckart.layers import OrderedDropout
+        from eckart.training._callback import RuleCallback
+
+        class Ordering(OrderedDropout):
+            def callback(self) -> RuleCallback:
+                return RuleCallback(self)
+
+        return [Ordering(seed=recipe.seed)]
+
+    def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
+        from eckart.compression._compress import ratio_for_budget
+        from eckart.layers import cut
+
+        ratio = self.ratio
+        if self.size is not None:
+            ratio = ratio_for_budget(self._outline(task.fresh_model(seed), task), self.size)
+        assert ratio is not None
+        return cut(model, ratio)
+
+    def ranks(self, model: nn.Module) -> dict[str, int]:
+        from eckart.layers._maestro import MaestroLayer
+
+        return {name: m.rank for name, m in model.named_modules() if isinstance(m, MaestroLayer)}
+
+    def check(self, model: nn.Module, task: Task) -> None:
+        from eckart.compression._compress import ratio_for_budget
+
+        if not self.learning_rates:
+            raise InputError("its ranks are put in order by training: give steps")
+        outline = self._outline(model, task)
+        if self.size is not None:
+            ratio_for_budget(outline, self.size)
+
+    def _outline(self, model: nn.Module, task: Task) -> Outline:
+        from torch.nn import Linear
+
+        from eckart.compression._census import census
+
+        return census(model, (Linear,), task.head_modules)
+
+
 def weights(model: nn.Module) -> dict[str, float]:
     """Bytes of a model's weights."""
     return {"saved_bytes": sum(p.numel() * p.element_size() for p in model.parameters())}
@@ -154,7 +211,7 @@ def relative_time(work: Callable[[Any], Any], model: nn.Module, dense: nn.Module
 def compressions(
     task: Task,
     methods: str | Sequence[str],
-    make: Callable[..., Compressed],
+    sizes: Mapping[str, Any],
     learning_rates: Rates,
     trials: int,
 ) -> list[Contender]:
@@ -165,7 +222,7 @@ def compressions(
     Args:
         task: whose model is made smaller.
         methods: ``"all"``, ``"a,b,c"`` or a list.
-        make: a contender from its name, label and learning rates.
+        sizes: what all of them have in common: the fields of `Compressed`.
         learning_rates: of healing, for all or by name; None for those around `HEAL_LR`.
         trials: how many learning rates a method tries; none where nothing is healed.
 
@@ -180,29 +237,36 @@ def compressions(
     words = [word.strip() for word in given if word.strip()]
     if not words:
         raise InputError("methods is empty: name some, such as 'modegpt,whitened-svd', or give 'all'")
-    if unknown := [word for word in words if word not in (*COMPRESSORS, "all")]:
-        raise InputError(f"methods names {unknown[0]!r}: choose from {', '.join(COMPRESSORS)}, or give 'all'")
+    everyone = [*COMPRESSORS, MAESTRO]
+    if LORAM in words:
+        raise InputError(
+            f"{LORAM} cannot take part: the model it gives is as large as before: `eckart compare --methods "
+            f"{LORAM}:0.5` sets it beside other adapters"
+        )
+    if unknown := [word for word in words if word not in (*everyone, "all")]:
+        raise InputError(f"methods names {unknown[0]!r}: choose from {', '.join(everyone)}, or give 'all'")
     named = set(words) - {"all"}
-    names = list(COMPRESSORS) if "all" in words else list(dict.fromkeys(words))
+    names = everyone if "all" in words else list(dict.fromkeys(words))
     if isinstance(learning_rates, Mapping) and (unknown := sorted(set(learning_rates) - {*names, DENSE})):
         raise InputError(
             f"learning_rates names {unknown[0]!r}, which does not take part: {', '.join(names)} do"
         )
-    titles = {method.slug: method.name for method in known("compression")}
+    titles = {method.slug: method.name for family in ("compression", "layers") for method in known(family)}
     rates = partial(rates_of, given=learning_rates, trials=trials) if trials else lambda name, default: ()
     centre = spaced(HEAL_LR, max(trials, 1))
     found: list[Contender] = [Dense(DENSE, "dense model", rates(DENSE, spaced(HEAL_LR / 3, max(trials, 1))))]
     model = task.fresh_model(0)
     failures = []
     for name in names:
-        contender = make(name=name, label=titles[name], learning_rates=rates(name, centre))
+        kind = Maestro if name == MAESTRO else Compressed
+        contender = kind(name, titles[name], rates(name, centre), **sizes)
         try:
             contender.check(model, task)
         except InputError as error:
             if name in named:
                 raise InputError(f"{name} cannot take part: {error}") from None
             failures.append(error)
-            contender = make(name=name, label=titles[name], learning_rates=(), reason=str(error))
+            contender = replace(contender, learning_rates=(), reason=str(error))
         found.append(contender)
     if len(failures) == len(names):
         raise failures[0]

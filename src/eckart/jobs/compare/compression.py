@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
@@ -12,7 +11,7 @@ from eckart.arguments import check_least
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.compressed import RATIO, Compressed, compressions
+from eckart.jobs.compare.compressed import RATIO, compressions
 from eckart.jobs.compare.contenders import Rates
 from eckart.jobs.compare.presets import OWN, limits_of_use, seconds
 from eckart.jobs.compare.starting import Entry, run
@@ -126,8 +125,8 @@ def compare_compression(
             raise InputError(
                 f"steps is 0, and the head of this task ({heads}) is new: give steps to train it"
             )
-        make = partial(Compressed, ratio=ratio, size=budget, calibration=calibration, batch_size=batch_size)
-        everyone = compressions(task, methods, make, learning_rates, trials)
+        sizes = {"ratio": ratio, "size": budget, "calibration": calibration, "batch_size": batch_size}
+        everyone = compressions(task, methods, sizes, learning_rates, trials)
     if on_task is not None:
         on_task(task.describe())
     identity: dict[str, Any] = {

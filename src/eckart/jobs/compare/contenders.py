@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from eckart.errors import InputError, first_line
-from eckart.jobs.compare.names import ADAMW, AT, FULL, HEAD_ONLY, LABELS, method_names
+from eckart.jobs.compare.names import ADAMW, AT, FULL, HEAD_ONLY, LABELS, LORA, method_names, pruned_share
 from eckart.jobs.compare.peft_methods import METHODS, PREFIX, peft_config
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
+    from eckart.tasks.trainer import Recipe
     from eckart.training import Rule
 
 SPACING = 3.0
@@ -79,11 +81,13 @@ class Contender:
             parameter.requires_grad_(self.plain == FULL or in_head(name, task.head_modules))
         return model
 
-    def rules(self) -> list[Rule]:
+    def rules(self, task: Task, recipe: Recipe) -> list[Rule]:
         """Its rules, new ones for each run."""
-        return [kind() for kind in self.rule_kinds]
+        from eckart.tasks.trainer import loss_beside
 
-    def finish(self, model: nn.Module) -> nn.Module:
+        return [kind.for_task(loss_beside(task, recipe)) for kind in self.rule_kinds]
+
+    def finish(self, model: nn.Module, task: Task, seed: int) -> nn.Module:
         """The trained model as it is used from then on: scored, sized and saved."""
         return model
 
@@ -164,7 +168,7 @@ class PeftContender(Contender):
         except (ValueError, TypeError, NotImplementedError) as error:
             raise InputError(f"{self.name} cannot take part: {first_line(error)}") from None
 
-    def rules(self) -> list[Any]:
+    def rules(self, task: Task, recipe: Recipe) -> list[Any]:
         return [rule() for rule in METHODS[self.plain.removeprefix(PREFIX)].rules]
 
 
@@ -275,7 +279,8 @@ def _contender(
         InputError: it cannot meet the budget, or cannot be combined so.
     """
     from eckart.adapters import get_config, solve_budget
-    from eckart.training import get_rule
+    from eckart.jobs.compare.pruned import Pruned
+    from eckart.training import get_rule, options_for
 
     heads = list(task.head_modules)
     if name in MIDDLE_RATES:
@@ -291,12 +296,16 @@ def _contender(
         )
     else:
         slug, *words = name.split("+")
-        kind, rules = get_config(slug), [get_rule(word) for word in words]
+        share = pruned_share(slug)
+        kind, rules = get_config(slug if share is None else LORA), [get_rule(word) for word in words]
         options = kind.for_task(target_modules=targets, max_length=task.max_length)
+        options |= options_for(kind.slug, rules) if rules else {}
         solved = solve_budget(model, kind(modules_to_save=heads or None, **options), budget)
-        one = Contender(
+        title = kind.title if share is None else f"LoRAM, {share:.0%} pruned"
+        made = Contender if share is None else partial(Pruned, share=share)
+        one = made(
             name,
-            " + ".join([kind.title, *(rule.title for rule in rules)]),
+            " + ".join([title, *(rule.title for rule in rules)]),
             rates_of(name, kind.learning_rates, rates, trials),
             solved,
             rule_kinds=tuple(rules),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from eckart.errors import InputError
@@ -10,6 +11,12 @@ from eckart.jobs.compare.peft_methods import peft_name
 HEAD_ONLY, FULL, LORA, TRIVIAL, DENSE = "head-only", "full", "lora", "trivial", "dense"
 ADAMW, AT = "adamw", "@"
 LABELS = {HEAD_ONLY: "head only", FULL: "full fine-tuning"}
+LORAM, MAESTRO = "loram", "maestro"
+ELSEWHERE = {
+    MAESTRO: "it trains all of a layer's weights, which no budget of an adapter holds: "
+    "`eckart compare compression --methods maestro --steps N` sets it beside others of its size"
+}
+"""Methods that are no contenders at an adapter's budget, with the reason and the command that does it."""
 
 
 def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
@@ -17,7 +24,8 @@ def method_names(methods: str | Sequence[str]) -> tuple[list[str], set[str]]:
 
     Args:
         methods: ``"all"``, ``"a,b,c"`` or a list of names; ``"a+rule"`` is an adapter under a rule, ``"peft:dora"`` a
-            method of PEFT's own, and ``"a@muon"`` any of them trained by an optimiser of its own.
+            method of PEFT's own, ``"loram:0.5"`` a LoRA trained on half of the base, and ``"a@muon"`` any of them
+            trained by an optimiser of its own.
 
     Raises:
         InputError: none, or an unknown one.
@@ -56,4 +64,30 @@ def _parts(word: str) -> list[str]:
     from eckart.training import get_rule
 
     method, *rules = word.split("+")
-    return [get_config(method).slug, *(get_rule(rule).slug for rule in rules)]
+    share = pruned_share(method)
+    slug = get_config(method).slug if share is None else f"{LORAM}:{share:g}"
+    return [slug, *(get_rule(rule).slug for rule in rules)]
+
+
+def pruned_share(word: str) -> float | None:
+    """The share of the base that is pruned while a LoRA trains, of ``"loram:0.5"``; None where a word names another
+    method.
+
+    Raises:
+        InputError: LoRAM without a share, or one out of range; a method of `ELSEWHERE`.
+    """
+    slug, _, share = word.strip().lower().partition(":")
+    if slug in ELSEWHERE:
+        raise InputError(f"{slug} cannot take part: {ELSEWHERE[slug]}")
+    if slug != LORAM:
+        return None
+    try:
+        found = float(share)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise InputError(
+            f"{word.strip()}: give the share of the base that is pruned while the LoRA trains, above 0 and below 1, "
+            f"such as {LORAM}:0.5"
+        )
+    return found

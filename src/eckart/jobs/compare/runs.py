@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from eckart.jobs.compare.contenders import Contender
 from eckart.jobs.compare.examples import SCORES, pack
@@ -157,18 +157,19 @@ class Runner:
                 model,
                 self.task,
                 recipe,
-                rungs=() if final else (steps,),
                 floor=floor,
-                callbacks=[rule.callback() for rule in contender.rules()],
+                callbacks=[r.callback() for r in contender.rules(self.task, recipe)],
                 on_step=lambda step: self.on_step(f"{contender.label}, step {step} of {steps}"),
             )
+            if training.status == "complete":
+                result.model = model = contender.finish(model, self.task, seed)
+                if not final:
+                    found = self._score(model, self.task.validation).evaluation()
+                    training.validations.append((steps, found))
             self._record(training, result)
-            result.model = model = contender.finish(model)
         if final and row["status"] == "complete":
             self.on_step(f"{contender.label}, scoring the test split")
-            result.scored = score_examples(
-                model, self.task, self.task.test, scoring_batch(self.task, self.batch_size)
-            )
+            result.scored = self._score(model, self.task.test)
             found = result.scored.evaluation(self.task.groups)
             row |= {"score": found.score, "ci_low": found.ci_low, "ci_high": found.ci_high}
             row["also"] = json.dumps(found.also)
@@ -177,6 +178,9 @@ class Runner:
             row["status"] = "complete" if math.isfinite(found.score) else "diverged"
             if general is not None and self.before is not None:
                 row["forgetting"] = bits_of(model, general) - self.before
+
+    def _score(self, model: nn.Module, split: Dataset[Any]) -> Scored:
+        return score_examples(model, self.task, split, scoring_batch(self.task, self.batch_size))
 
     def _record(self, training: Training, result: Result) -> None:
         costs = ("status", "steps", "step_seconds", "step_time_ratio", "peak_memory_mb")
