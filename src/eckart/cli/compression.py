@@ -12,12 +12,11 @@ from eckart.cli.console import tell_task
 from eckart.cli.options import METHOD, OUTPUT, TRAINING, Data, Model, Overwrite, choices, option
 from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates
+from eckart.compression._asked import COMPRESSORS, check_size
 
 
 def _methods() -> list[str]:
-    from eckart.compression import METHODS
-
-    return ["all", *(method["slug"] for method in METHODS)]
+    return ["all", *COMPRESSORS]
 
 
 def compare_compression(
@@ -77,6 +76,7 @@ def compare_compression(
     Example: `eckart compare compression --model path/to/model --data texts.txt --kind causal-lm --ratio 0.2`
     """
     check_least(0, steps=steps)
+    check_size(ratio, budget)
     learning_rates, said = rates(lr), task.given()
 
     import eckart

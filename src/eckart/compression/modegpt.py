@@ -114,10 +114,7 @@ class MoDeGPT(Compressor):
             )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        if ratio is None:
-            raise InputError(
-                "ratio is not given: say how much of the dimensions to remove, such as ratio=0.2"
-            )
+        assert ratio is not None
         if ratio > self.max_sparsity:
             raise InputError(f"ratio is {ratio}, above max_sparsity={self.max_sparsity}: lower it")
         lost = allocate(torch.tensor(influence, dtype=torch.float64), ratio, self.epsilon, self.max_sparsity)
