@@ -249,6 +249,7 @@ def test_widths_are_rounded_down_or_to_the_nearest_multiple():
         ("bert", {}, "modegpt knows .*, not bert"),
         ("vit", {}, "not vit"),
         ("gpt2", {"add_cross_attention": True}, "gpt2 with add_cross_attention=True"),
+        ("gpt2", {"n_layer": 1}, "gpt2 has one: give a model of two or more"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "gpt2 with reorder_and_upcast_attn=True"),
     ],
 )

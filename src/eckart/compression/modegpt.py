@@ -105,6 +105,10 @@ class MoDeGPT(Compressor):
                 raise InputError(
                     f"modegpt does not slice the attention of {kind} with {switch}=True: lord takes its linear layers"
                 )
+        if not outline.chained:
+            raise InputError(
+                f"modegpt shares a loss among blocks, and {kind} has one: give a model of two or more"
+            )
         self._layout = FAMILIES[kind]
         names = (*self._layout.projections, *self._layout.up, self._layout.down)
         missing = [f"{b}.{n}" for b in outline.blocks for n in names if f"{b}.{n}" not in outline.layers]
