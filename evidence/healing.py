@@ -27,7 +27,7 @@ from eckart.tasks.trainer import Recipe, train_run
 from evidence._record import Rows, keep, kept
 
 SLUG = "healing"
-METHODS = ("modegpt", "whitened-svd", "lord")
+ARMS = ("modegpt", "whitened-svd", DENSE, "lord")
 """The other closed-form methods leave nothing to heal at this size: docs/evidence/compression.md."""
 RATIO, FACTOR, MOST = 0.2, 10**0.5, 7
 """Share removed; ratio of neighbouring learning rates; how many are tried at most."""
@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--statistics", type=Path, help="those that benchmarks/compression_ladder.py has kept"
     )
+    parser.add_argument("--arms", default=",".join(ARMS), help="names with commas")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--test", type=int, default=32, help=f"blocks of {LENGTH} tokens that are scored")
 
@@ -138,7 +139,9 @@ class Healing:
         first = min((arm for arm in chosen if arm != DENSE), key=lambda arm: means[after[arm]].mean())
         told = []
         for arm, lr in chosen.items():
-            against = {"before": labels.index((arm, "before")), "best": after[first], "dense": after[DENSE]}
+            against = {"before": labels.index((arm, "before")), "best": after[first]}
+            if DENSE in after:
+                against |= {"dense": after[DENSE]}
             row: dict[str, Any] = {"part": "paired", "arm": arm, "lr": lr, "steps": self.options.steps}
             row |= {"before": float(means[against["before"], 0]), "after": float(means[after[arm]].mean())}
             for name, other in against.items():
@@ -152,11 +155,9 @@ class Healing:
 def run(options: argparse.Namespace) -> Rows:
     """What is not there yet of the runs, and the differences between them."""
     healing = Healing(options)
-    arms = (DENSE, *METHODS)
-    for arm in arms:
-        healing.run(arm, None, 0.0)
     chosen = {}
-    for arm in arms:
+    for arm in options.arms.split(","):
+        healing.run(arm, None, 0.0)
         chosen[arm] = healing.rate(arm)
         for seed in SEEDS:
             healing.run(arm, seed, chosen[arm])
