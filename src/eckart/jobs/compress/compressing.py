@@ -107,7 +107,9 @@ def compress_model(
 
     asked(method, ratio, budget, options or {})
     task = load_task(model, data, seed=seed, **task_options)
-    how = {"exclude": task.head_modules, **(options or {})}
+    given = dict(options or {})
+    own = given.pop("exclude", ())
+    how = {**given, "exclude": (*task.head_modules, *([own] if isinstance(own, str) else own))}
     small = task.fresh_model(seed)
     suited(small, method, ratio, budget, how)
     size = scoring_batch(task, batch_size)
