@@ -98,9 +98,10 @@ NEAR: dict[str, dict[str, str]] = {
     },
     "compression": {
         "*": "compression/test_compress compression/test_compression_bad_input",
+        "_allocation": "compression/test_modegpt",
         "_convolutions": "compression/test_trp",
         "_kinds": "compression/test_saving",
-        "_layers": "compression/test_saving compression/test_lord compression/test_compress",
+        "_layers": "compression/test_factors compression/test_saving compression/test_lord compression/test_compress",
         "_loram_files": "compression/test_loram",
         "_method": "compression/test_lord compression/test_compress compression/test_compression_bad_input",
         "_padding": SLICED,

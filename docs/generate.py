@@ -178,6 +178,30 @@ def ladder() -> str:
     return f"\n{markdown(head, lines)}\nContext {about['context']}; {tokens}; {threads}.\n\n"
 
 
+def speeds() -> str:
+    """Speeds of compressed models against the dense one, from the rows of the benchmark."""
+    found = result("compression_speed", "benchmarks")
+    rows = {(row["arm"], row["ratio"], row["what"]): row for row in found["rows"]}
+    lines = []
+    for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in found["rows"]):
+        if arm == "dense":
+            continue
+        prefill, generation = (rows[arm, ratio, what] for what in ("prefill", "generation"))
+        dense = rows["dense", ratio, "prefill"]["weight MB"]
+        bound = f"{dense / prefill['weight MB']:.2f}×"
+        times = (f"{row['x dense']:.2f}×" for row in (prefill, generation))
+        size = f"{prefill['weight MB']:.0f}"
+        lines.append((f"{ratio:.0%}", arm, f"{prefill['removed']:.1%}", size, *times, bound))
+    head = ("asked", "method", "removed", "weights, MB", "prefill", "generation", "bytes allow")
+    dense_rates = [
+        f"{rows['dense', ratio, what]['tokens/s']:,.0f}"
+        for ratio, what in ((0.3, "prefill"), (0.3, "generation"))
+    ]
+    told = f"The dense model: {dense_rates[0]} and {dense_rates[1]} tokens a second, "
+    size = f"{rows['dense', 0.3, 'prefill']['weight MB']:.0f} MB. "
+    return f"\n{markdown(head, lines)}\n{told}{size}1 thread of {found['machine']['cpu']}.\n\n"
+
+
 def ranges() -> str:
     """What numbers may be, from the table that all constructors and commands are held to."""
     names: dict[str, list[str]] = {}
@@ -231,7 +255,7 @@ def render() -> dict[Path, str]:
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
-        shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
+        shrinking: between(between(shrinking.read_text("utf-8"), "ladder", ladder()), "speed", speeds()),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
         pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
