@@ -26,6 +26,7 @@ METHODS = {
     "lost": {"r": 4, "activation": "identity"},
     "low-rank": {"r": 4},
     "maestro": {"gp_lambda": 0.01, "threshold": 0.01, "shrink_every": 2},
+    "relora": {"r": 4, "lora_alpha": 4, "restart_every": 1},
 }
 
 
@@ -81,6 +82,7 @@ def test_dense_export_gives_the_same_numbers_with_stock_layers(method: str, run:
         ("sltrain", "adamw", {}),
         ("sltrain", "dct-adamw", {"rank": 3, "error_feedback": "int8"}),
         ("maestro", "adamw", {}),
+        ("relora", "adamw", {}),
     ],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
@@ -216,12 +218,24 @@ def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any
         ),
         ({"method": "maestro", "options": {"threshold": -1}}, "threshold=-1: give a number from 0 up"),
         ({"method": "maestro", "options": {"shrink_every": 9}}, "shrink_every=9: the training ends after 4"),
+        ({"method": "relora", "options": {"r": 17}}, r"q_proj: r=17: a layer of shape \(16, 16\)"),
+        (
+            {"method": "relora", "options": {"gap": 2, "r": 2}},
+            "--option gap: relora has the options lora_alpha, prune",
+        ),
+        (
+            {"method": "relora", "options": {"r": 2, "restart_every": 2}},
+            "restart_every=2 after warm_start=2: the training ends after 4 steps",
+        ),
+        ({"method": "relora", "options": {"r": 2, "prune": 2}}, "prune is 2: give a share"),
+        ({"method": "relora", "per_layer": True, "clip": 0}, "--per-layer with --method relora"),
+        ({"cuts": [0.5], "method": "relora", "options": {"r": 2}}, r"--cut 0\.5 with --method relora"),
         ({"cuts": [0.5]}, r"--cut 0\.5 with --method full: only maestro's networks can be cut"),
         ({"method": "maestro", "cuts": [1.0]}, r"--cut 1\.0: give the share to remove"),
         ({"method": "maestro", "cuts": [0.5, 0.5]}, r"--cut 0\.5 is given twice"),
         ({"method": "maestro", "options": {"r": 17}}, "r=17: a layer of shape"),
         ({"per_layer": True}, "--per-layer with --clip 1: the norm"),
-        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, sltrain"),
+        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, relora, sltrain"),
         ({"optimizer": "sgdm"}, "--optimizer sgdm: choose one of adamw, adamw-8bit"),
         ({"options": {"r": 4}}, "--option r: the full model has no options"),
         (

@@ -18,7 +18,8 @@ from transformers.training_args import OptimizerNames
 
 from eckart.errors import InputError
 from eckart.files import atomic_write
-from eckart.layers import OrderedDropout, convert
+from eckart.jobs.pretrain.regimes import Regime
+from eckart.layers import convert
 from eckart.layers._structured import STRUCTURED
 from eckart.optim import PerLayer, Spectron, hidden_groups
 from eckart.tasks.optimizers import OPTIMIZERS, make_optimizer
@@ -171,7 +172,7 @@ def trainer_of(
     optimizer: Optimizer | None,
     splits: dict[str, Any],
     on_step: Callable[[int, int], None] | None,
-    regime: OrderedDropout | None,
+    regime: Regime | None,
 ) -> Pretrainer:
     """A Trainer: linear warm-up over a tenth of the steps, then a cosine to a tenth of the rate.
 
