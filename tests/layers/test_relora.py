@@ -139,7 +139,7 @@ def test_without_a_warm_start_the_weight_rests_from_the_first_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "lengths"), [(20_000, (5000, 5000, 100)), (40, (10, 10, 1)), (3, (1, 1, 1))]
+    ("steps", "lengths"), [(20_000, (5000, 5000, 100)), (40, (10, 10, 1)), (8, (2, 2, 1)), (3, (1, 1, 0))]
 )
 def test_lengths_are_the_papers_shares_of_the_training(steps: int, lengths: tuple[int, int, int]) -> None:
     assert ReLoRA()._lengths(steps) == lengths
@@ -268,7 +268,7 @@ def test_options_out_of_range_are_refused(given: dict[str, Any], message: str) -
     [
         ({}, None, "restart_every is None: give it, or the steps of the training"),
         ({"restart_every": 3}, 6, "restart_every=3 after warm_start=3: the training ends after 6 steps"),
-        ({"restart_every": 3, "rewarm": 4}, None, "rewarm=4: a restart comes every 3 steps"),
+        ({"restart_every": 3, "rewarm": 3}, None, "rewarm=3: a restart comes every 3 steps; give less"),
     ],
 )
 def test_lengths_that_cannot_be_are_refused(given: dict[str, Any], steps: int | None, message: str) -> None:

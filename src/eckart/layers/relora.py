@@ -159,7 +159,8 @@ class ReLoRA:
     Args:
         restart_every: steps between restarts; None: a quarter of the training.
         warm_start: steps at full rank before; None: as many as between restarts; 0: none.
-        rewarm: steps in which the rate rises again; None: a fiftieth of those between restarts, at least one.
+        rewarm: steps in which the rate rises again; None: a fiftieth of those between restarts, at least
+            one of several.
         prune: share of each moment's numbers, the smallest, that a restart sets to zero; 1: all of them. The state of a
             factor that is of another shape or type (low-rank optimisers, moments of few bits) begins anew instead.
 
@@ -223,14 +224,14 @@ class ReLoRA:
             raise InputError("restart_every is None: give it, or the steps of the training")
         every = max(1, (steps or 0) // 4) if self.restart_every is None else self.restart_every
         warm = every if self.warm_start is None else self.warm_start
-        rewarm = max(1, every // 50) if self.rewarm is None else self.rewarm
+        rewarm = min(max(1, every // 50), every - 1) if self.rewarm is None else self.rewarm
         if steps is not None and warm + every >= steps:
             raise InputError(
                 f"restart_every={every} after warm_start={warm}: the training ends after {steps} steps, before the "
                 "first restart; lower them"
             )
-        if rewarm > every:
-            raise InputError(f"rewarm={rewarm}: a restart comes every {every} steps; give at most that")
+        if rewarm >= every:
+            raise InputError(f"rewarm={rewarm}: a restart comes every {every} steps; give less than that")
         return every, warm, rewarm
 
     def detach(self) -> None:

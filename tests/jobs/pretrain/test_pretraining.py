@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -26,7 +27,7 @@ METHODS = {
     "lost": {"r": 4, "activation": "identity"},
     "low-rank": {"r": 4},
     "maestro": {"gp_lambda": 0.01, "threshold": 0.01, "shrink_every": 2},
-    "relora": {"r": 4, "lora_alpha": 4, "restart_every": 1},
+    "relora": {"r": 4, "lora_alpha": 4, "restart_every": 2, "warm_start": 1},
 }
 
 
@@ -63,6 +64,19 @@ def test_every_method_trains_and_its_model_loads(method: str, run: Any, tmp_path
     assert abs(report.predicted["activations"] / report.measured["activations"] - 1) < 0.1
     log = (directory / "log.csv").read_text().splitlines()
     assert log[0].startswith("step,loss,eval_loss") and len(log) >= 5
+
+
+def test_relora_writes_merged_layers_and_logs_the_rates_of_its_steps(run: Any, tmp_path: Path) -> None:
+    options = {"r": 2, "restart_every": 3, "warm_start": 2, "rewarm": 2}
+    report = run(method="relora", options=options, steps=6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert not structured_layers(model) and report.parameters == model.num_parameters() == report.trained
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rates = {
+            int(r["step"]): float(r["learning_rate"]) for r in csv.DictReader(file) if r["learning_rate"]
+        }
+    assert rates[3] == rates[6] == 0 and 0 < rates[4] < rates[5] < rates[2]
+    assert set(load_file(tmp_path / "run/checkpoints/checkpoint-4/rule-relora.safetensors")) == {"lengths"}
 
 
 @pytest.mark.parametrize("method", ["lost", "sltrain"])
