@@ -59,6 +59,7 @@ NEAR: dict[str, dict[str, str]] = {
         "_state_space": S4D,
         "maestro": MAESTRO,
         "ordered_dropout": MAESTRO,
+        "relora": "layers/test_relora",
         "s4d": f"{S4D} layers/test_layer_defaults",
         "s4d_config": "layers/test_s4d_model",
         "s4d_trainer": "layers/test_s4d_model",

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from _findings import findings
-from _rows import ROOT, between, result
+from _rows import ROOT, between, machine, result
 from _rows import table as markdown
 from _stubs import ROOMS, stub
 from _tables import PAGES, blocks
@@ -228,6 +228,24 @@ def sizes() -> str:
     return f"\n{markdown(head, lines)}\nMean of {rows[0]['seeds']} seeds.\n\n"
 
 
+def optimizer_steps(kind: str) -> str:
+    """Times of a step of an optimiser by rank, an arm and a shape a line."""
+    found = result("optimizer_step", "benchmarks")
+    chosen = [row for row in found["rows"] if row["arm"].startswith(kind)]
+    ranks = sorted({row["rank"] for row in chosen})
+    lines = []
+    for shape, arm in dict.fromkeys((row["shape"], row["arm"]) for row in chosen):
+        own = {row["rank"]: row for row in chosen if (row["shape"], row["arm"]) == (shape, arm)}
+        times = (f"{own[r]['x least rank']:.2f}" for r in ranks[1:])
+        last = own[ranks[-1]]
+        muon = next(r["ms"] for r in found["rows"] if (r["shape"], r["arm"]) == (shape, "torch Muon"))
+        against = (f"{last['SVD / this']:.1f}", f"{last['x AdamW']:.1f}", f"{muon / last['ms']:.1f}")
+        lines.append((shape.replace("x", "×"), arm, f"{own[ranks[0]]['ms']:.1f}", *times, *against))
+    head = ("matrix", "optimiser", f"ms, r = {ranks[0]}", *(f"r = {r}, times that" for r in ranks[1:]))
+    against = ("a decomposition takes times as long", "AdamW's time, times", "Muon takes times as long")
+    return f"\n{markdown((*head, *against), lines)}\n{machine(found)}\n"
+
+
 def pruned_memory() -> str:
     """Peak memory of training on pruned bases."""
     rows = result("loram_memory", "benchmarks")["rows"]
@@ -249,6 +267,7 @@ def render() -> dict[Path, str]:
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
     cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
+    dct, trion = ROOT / "docs/optim/dct-lowrank.md", ROOT / "docs/optim/trion.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
@@ -256,6 +275,8 @@ def render() -> dict[Path, str]:
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
         shrinking: between(between(shrinking.read_text("utf-8"), "ladder", ladder()), "speed", speeds()),
+        dct: between(dct.read_text("utf-8"), "steps", optimizer_steps("DCTAdamW")),
+        trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
         pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
