@@ -1,9 +1,9 @@
 """That each adapter and rule trains: validation loss step by step beside LoRA's, at an equal budget.
 
 MiniLM on the built-in docstrings, 0.5 % of the model's parameters. Each arm's rate is the best of the grid that
-`eckart compare` tries, by the loss on the validation split at the end of a run of one seed, and the grid grows until its
-best is inside; the head has the best rate of the head-only arm everywhere. Then three other seeds, which see the same
-batches and start from the same head in all arms. Runs that are kept are not done again.
+`eckart compare` tries, by the loss on the validation split at the end of a run of one seed, and the grid grows until
+its best is inside; the head has the best rate of the head-only arm everywhere. Then three other seeds, which see the
+same batches and start from the same head in all arms. Runs that are kept are not done again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks._harness import table
-from eckart.jobs.compare.contenders import Contender, contenders, outward
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import contenders, outward
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LORA
 from eckart.jobs.compare.presets import EMBEDDED
 from eckart.tasks.instruments import device

@@ -47,13 +47,14 @@ def combinations() -> list[Combination]:
 
 
 def options_for(adapter: str, rules: Sequence[type[Rule]]) -> dict[str, Any]:
-    """The options of an adapter, beside its defaults, with which rules suit it; none where no one option will do.
+    """The options of an adapter, beside its defaults, with which rules suit it; none for a prompt, or where no one
+    option will do.
 
     Args:
         adapter: its slug.
         rules: all of them.
     """
-    for options in _variants(ADAPTERS[adapter]):
+    for options in _variants(ADAPTERS[adapter]) if adapter in ADAPTERS else ():
         made = _made(adapter, options)
         if made is not None and not any(rule.suits(made) for rule in rules):
             return options
