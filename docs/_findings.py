@@ -36,8 +36,8 @@ def real() -> list[str]:
         told.append(
             f"on {name} it leaves {race['set']:.1f} of eight methods after {race['steps']:,.0f} training steps, paired "
             f"grids of three and five seeds {three['set']:.1f} and {five['set']:.1f} after {three['steps']:,.0f} and "
-            f"{five['steps']:,.0f}; given {short['steps']:,.0f} steps the race leaves {short['set']:.1f}; it names one that "
-            f"all seeds rule out in {percent(race['wrong use'])} % of studies, "
+            f"{five['steps']:,.0f}; given {short['steps']:,.0f} steps the race leaves {short['set']:.1f}; "
+            f"it names one that all seeds rule out in {percent(race['wrong use'])} % of studies, "
             f"and one that is not alone among those it tested in {percent(race['not alone'])} %"
         )
     return [
