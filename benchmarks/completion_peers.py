@@ -6,7 +6,7 @@ The ratings are made here: 3.5 + b_i + b'_j + u_i · v_j + .5 ε of rank 10, use
 tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and its own process.
 cmfrec has three λ, implicit's error is not one of ratings. Memory is the peak of the process above what it held before
 the fit, the ratings among it (Linux only). Arms that are not installed are left out. Rows go to
-benchmarks/results/completion_peers.json.
+benchmarks/results/completion_peers.json, after every arm.
 """
 
 from __future__ import annotations
@@ -156,9 +156,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--draws", str(draws), "--arm", arm]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+        save("completion_peers", rows)
     table(rows)
-    save("completion_peers", rows)
 
 
 if __name__ == "__main__":
