@@ -150,7 +150,7 @@ RULES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "diffora": (
         "lora",
         {"r": 4},
-        {"validation": lambda model, step: model(torch.ones(3, 8)).square().mean()},
+        {"validation": validate},
     ),
     "increlora": ("lora-core", {"r": 4}, {}),
     "lora-ggpo": ("lora", {"r": 4}, {}),
