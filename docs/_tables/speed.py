@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import ROOT, Blocks, machine, result, table
+from _rows import ROOT, Blocks, machine, result, short, table
 
 
 def measured(name: str, value: str, unit: str, *ratios: str) -> str:
@@ -32,6 +32,14 @@ def step_time() -> str:
     return table(head, lines) + "\n" + machine(found)
 
 
+def build_times() -> str:
+    """Seconds to adapt a layer, and what that makes of a model of seven billion numbers."""
+    found = result("build_times", "benchmarks")
+    head = list(found["rows"][0])
+    lines = [[r["arm"], *(short(r[key]) for key in head[1:4]), f"{r[head[4]]:,.0f}"] for r in found["rows"]]
+    return table(head, lines) + "\n" + machine(found)
+
+
 def on_a_gpu() -> str:
     """The steps that `benchmarks/gpu.py` measured on a GPU, where it has been run on one."""
     if not (ROOT / "benchmarks" / "results" / "gpu.json").exists():
@@ -58,6 +66,7 @@ def blocks() -> Blocks:
         "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
+        "build": build_times(),
         "gpu": on_a_gpu(),
         "bytes": measured("checkpoint_bytes", "bytes", "bytes", "x PEFT"),
     }
