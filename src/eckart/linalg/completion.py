@@ -31,8 +31,9 @@ from eckart.linalg.regression import (
 Solver = Literal["auto", "cholesky", "cg", "sketch", "sketch-unit"]
 BATCH, EQUATIONS = 2**21, 2**19
 """Numbers of a padded batch (rows, observations, columns), and of a block of normal equations."""
-PRODUCTS, GATHERED = 256, 2**18
-"""Products of two factors' columns that are summed at once, and numbers of the rows that are gathered at once."""
+PRODUCTS, TABLE, GATHERED = 256, 2**21, 2**18
+"""Products of two factors' columns that are summed at once, numbers in their table, and numbers of the rows that are
+gathered at once."""
 DIRECT_RANK, DIRECT_ROWS = 64, 4
 """Up to this rank, or this many observations for each column, Cholesky is the faster solver on a CPU."""
 
@@ -140,7 +141,8 @@ def ridge_solutions(
         below: rows that every regression has too, with targets of zero.
     """
     m, k = len(ridge), other.shape[1]
-    upper = torch.triu_indices(k, k, device=other.device).split(PRODUCTS, 1)
+    at_once = max(1, min(PRODUCTS, TABLE // len(other)))
+    upper = torch.triu_indices(k, k, device=other.device).split(at_once, 1)
     solved, singular = other.new_zeros(m, k), torch.zeros(m, dtype=torch.bool, device=other.device)
     weighted = data.value if data.weight is None else data.weight * data.value
     for rows in torch.arange(m, device=other.device).split(max(1, EQUATIONS // (k * k))):
