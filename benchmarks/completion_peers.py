@@ -1,4 +1,4 @@
-"""Matrix completion of up to ten million ratings beside cmfrec and implicit: error, time and memory.
+r"""Matrix completion of up to ten million ratings beside cmfrec and implicit: error, time and memory.
 
     python benchmarks/completion_peers.py [--draws 3000000 10800000] [--arms eckart cmfrec\ 1 …]
 

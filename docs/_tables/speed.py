@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import ROOT, Blocks, machine, result, short, table
+from _rows import ROOT, Blocks, machine, result, row, short, table
 
 
 def measured(name: str, value: str, unit: str, *ratios: str) -> str:
@@ -30,6 +30,28 @@ def step_time() -> str:
         lines.append([r["model"], r["tokens"], r["arm"], f"{r['numbers']:,}", f"{r['ms']:,.0f}", *shown])
     head = ("model", "tokens", "arm", "numbers", "ms", "x frozen floor", "before", "x PEFT")
     return table(head, lines) + "\n" + machine(found)
+
+
+AIMS = {
+    "low rank": (("lora", "bone", "mos", "flora-tucker", "nola"), {256: 1.3, 1024: 1.2}),
+    "others": (("svfit", "loldu", "randlora", "bone, bat", "salt", "snell"), {256: 2.2, 1024: 1.6}),
+}
+"""Of each kind of adapter, how often the frozen floor's time a step on MiniLM-L6 was to take at most."""
+
+
+def aims() -> str:
+    """Which arms are within what was aimed at, and which are not."""
+    lines = []
+    for tokens in (256, 1024):
+        for kind, (arms, bars) in AIMS.items():
+            ratios = {
+                arm: row("step_time", "benchmarks", model="minilm", tokens=tokens, arm=arm)["x frozen floor"]
+                for arm in arms
+            }
+            within = [arm for arm, ratio in ratios.items() if round(ratio, 2) <= bars[tokens]]
+            above = [f"{arm} {ratio:.2f}" for arm, ratio in ratios.items() if arm not in within]
+            lines.append([tokens, kind, bars[tokens], "; ".join(within), "; ".join(above)])
+    return table(("tokens", "kind", "at most", "within", "above"), lines)
 
 
 def build_times() -> str:
@@ -66,6 +88,7 @@ def blocks() -> Blocks:
         "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
+        "aims": aims(),
         "build": build_times(),
         "gpu": on_a_gpu(),
         "bytes": measured("checkpoint_bytes", "bytes", "bytes", "x PEFT"),
