@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -135,6 +136,8 @@ def compress_model(
     if heal:
         small = _heal(small, task, found, heal, heal_method, heal_lr, batch_size, seed, on_step)
         scores["healed"] = asdict(evaluate(small, task, task.test, size))
+        if not math.isfinite(scores["healed"]["score"]):
+            raise FloatingPointError("the healed model answers NaN on the test split: lower --heal-lr")
     if merge:
         make_dense(small)
     metrics = _metrics(task, found, scores, seconds, heal, heal_method if heal else None)
