@@ -224,8 +224,8 @@ def compression() -> list[str]:
     return [
         f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
         f"With three tenths removed it makes {sliced[0]} (prefill) and {sliced[1]} (generation) times the dense "
-        f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors; at 10 to 40 % nothing "
-        f"is below {slowest:.2f} ([speed](../commands/compress.md#speed)).",
+        f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors; at 10 to "
+        f"40 % nothing is below {slowest:.2f} ([speed](../commands/compress.md#speed)).",
         f"Compressing it takes {longest:.0f} s and {most / 1024:.1f} GiB at most on one thread, of {len(cost)} methods "
         "([cost](../commands/compress.md#measured)).",
     ]

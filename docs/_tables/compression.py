@@ -44,13 +44,13 @@ def verdicts() -> str:
             "MoDeGPT",
             "90–95 % of zero-shot accuracy at 25–30 %; ahead of factors of single matrices",
             f"{difference(modegpt, 'dense', 2)} bits above the dense model; whitened SVD {ahead} above MoDeGPT",
-            "the order holds; the loss is larger than published",
+            "the order holds; zero-shot accuracy was not measured",
         ),
         (
             "LoRD",
             "under 1 % of perplexity for ranks cut by up to 39.6 %; the mean kept by a bias helps",
             f"{lord} bits above the dense model; {bits['LoRD']} bits with the mean, {bits['Whitened SVD']} without",
-            "neither holds on this model",
+            "neither holds on this model at this size",
         ),
         (
             "WeLore",
