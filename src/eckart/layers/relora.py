@@ -218,6 +218,14 @@ class ReLoRA:
         ]
         return self
 
+    def check_length(self, steps: int) -> None:
+        """Refuse a training that ends before the first restart.
+
+        Raises:
+            InputError: it does, or a restart comes before the rate has risen again.
+        """
+        self._lengths(steps)
+
     def _lengths(self, steps: int | None) -> tuple[int, int, int]:
         """Steps between restarts, of the warm start, and in which the rate rises again."""
         if self.restart_every is None and steps is None:
