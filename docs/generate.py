@@ -14,7 +14,7 @@ from _findings import findings
 from _rows import ROOT, between, result
 from _rows import table as markdown
 from _stubs import ROOMS, stub
-from _tables import PAGES, blocks
+from _tables import PAGES, blocks, curves
 
 import eckart
 from eckart.adapters._census import REASONS
@@ -225,6 +225,10 @@ def render() -> dict[Path, str]:
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
     cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
+    shown = {
+        path: between(path.read_text("utf-8"), curves.MARK, f"\n{curves.small(arms)}\n")
+        for path, arms in curves.pages().items()
+    }
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
@@ -234,6 +238,7 @@ def render() -> dict[Path, str]:
         shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
         pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
+        **shown,
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},
