@@ -1,29 +1,55 @@
 """Tokens per second of compressed models against the dense one: prefill, and generation with a cache.
 
-All models live in one process and take turns. Needs a dense model on disk and text for calibration:
+Layers have the shapes that a method gives them at a ratio, every block alike, and numbers drawn at random, which no
+kernel minds. All models live in one process and take turns, on one thread and its own clock. Needs a dense model:
 
-    python benchmarks/compression_speed.py --model DIR --train TEXT
+    python benchmarks/compression_speed.py --model smollm2
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from _harness import interleave, save, table
-from compression_ladder import windows
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-import eckart.compression as compression
+from eckart.compression import FactorizedLinear, LoRD, MoDeGPT, WhitenedSVD
+from eckart.compression._census import census, install, matrix_shape
+from eckart.compression._sliced import convert, take_widths
+from eckart.tasks.pretrained import find_model
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "modegpt": ("modegpt", {"multiple_of": 8, "epsilon": 1e6}),
-    "whitened-svd": ("whitened-svd", {}),
+ARMS = {
+    "modegpt": lambda: MoDeGPT(epsilon=1e9),
+    "modegpt, multiple_of=8": lambda: MoDeGPT(epsilon=1e9, multiple_of=8),
+    "whitened-svd": WhitenedSVD,
+    "lord": LoRD,
 }
+PROMPT, ANSWER, PREFILL = 16, 32, 256
+
+
+def shrunk(place: str, method: Any, ratio: float) -> tuple[Any, float]:
+    """A model of the shapes that a method makes, and the share of the layers' parameters that is gone."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    outline = census(model, method.kinds)
+    method.check(outline)
+    method.plan(outline, ratio, [0.0] * len(outline.blocks))
+    before = sum(p.numel() for p in model.parameters())
+    if isinstance(method, MoDeGPT):
+        widths = [{**width._asdict(), "o_bias": False} for width in method._widths.values()]
+        take_widths(model, widths)
+        convert(model, widths)
+    else:
+        for name, rank in method._planned.items():
+            out, features = matrix_shape(outline.layers[name])
+            install(model, name, FactorizedLinear(features, out, rank, bias=isinstance(method, LoRD)))
+    gone = before - sum(p.numel() for p in model.parameters())
+    return model.eval(), gone / outline.parameters
 
 
 def prefill(model: Any, ids: Tensor) -> Callable[[], None]:
@@ -34,54 +60,42 @@ def prefill(model: Any, ids: Tensor) -> Callable[[], None]:
     return step
 
 
-def generation(model: Any, ids: Tensor, tokens: int) -> Callable[[], None]:
+def generation(model: Any, ids: Tensor) -> Callable[[], None]:
+    mask = torch.ones_like(ids)
+    some = {"max_new_tokens": ANSWER, "min_new_tokens": ANSWER, "do_sample": False, "pad_token_id": 0}
+
     @torch.inference_mode()
     def step() -> None:
-        model.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        model.generate(ids, attention_mask=mask, **some)
 
     return step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--statistics", type=Path, help="what compression_ladder.py has kept")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
+    parser.add_argument("--model", default="smollm2", help="directory of a language model, or smollm2")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--ratios", default="0.1,0.2,0.3,0.4")
     arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    ids = windows(tokenizer, arguments.train, 256, 16)
-    calibration: Any = [{"input_ids": part} for part in ids.split(4)]
-    if arguments.statistics:
-        calibration = compression.Statistics(arguments.statistics)
+    torch.set_num_threads(1)
+    place = str(find_model(arguments.model, "causal-lm").directory)
+    dense = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    ids = torch.randint(1000, 2000, (1, PREFILL), generator=torch.Generator().manual_seed(0))
     rows: list[dict[str, Any]] = []
     for ratio in map(float, arguments.ratios.split(",")):
-        models = {"dense": AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)}
-        for name, (method, options) in ARMS.items():
-            small = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-            models[name] = compression.compress(
-                small, method, ratio=ratio, calibration=calibration, **options
-            )
+        models = {"dense": (dense, 0.0)} | {n: shrunk(place, make(), ratio) for n, make in ARMS.items()}
         for what, make, tokens in (
-            ("prefill", lambda m: prefill(m, ids[:1]), 256),
-            ("generation", lambda m: generation(m, ids[:1, :16], 12), 12),
+            ("prefill", lambda m: prefill(m, ids), PREFILL),
+            ("generation", lambda m: generation(m, ids[:, :PROMPT]), ANSWER),
         ):
-            steps = {name: make(model) for name, model in models.items()}
-            medians = interleave(steps, arguments.seconds, warm_up=1)
+            steps = {name: make(model) for name, (model, _) in models.items()}
+            medians = interleave(steps, arguments.seconds, warm_up=1, clock=time.thread_time)
             for name, seconds in medians.items():
-                found = compression.report(models[name])
+                model, gone = models[name]
+                size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
                 rows.append(
-                    {
-                        "arm": name,
-                        "ratio": ratio,
-                        "what": what,
-                        "removed": 0.0 if found is None else found.removed,
-                        "weight MB": sum(p.numel() * p.element_size() for p in models[name].parameters())
-                        / 1e6,
-                        "tokens/s": tokens / seconds,
-                        "x dense": medians["dense"] / seconds,
-                    }
+                    {"arm": name, "ratio": ratio, "what": what, "removed": gone, "weight MB": size}
+                    | {"tokens/s": tokens / seconds, "x dense": medians["dense"] / seconds}
                 )
         save("compression_speed", rows)
     table(rows)

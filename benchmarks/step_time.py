@@ -30,6 +30,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bone, bat": ("bone", {"variant": "bat"}),
     "salt, no relu": ("salt", {"relu": False}),
     "nola, shared": ("nola", {"shared_basis": True}),
+    "nola, kept": ("nola", {"basis_memory": 1000.0}),
 }
 
 

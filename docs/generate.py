@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from _findings import findings
-from _rows import ROOT, between, result
+from _rows import ROOT, between, machine, result
 from _rows import table as markdown
 from _stubs import ROOMS, stub
 from _tables import PAGES, blocks, curves
@@ -178,6 +178,30 @@ def ladder() -> str:
     return f"\n{markdown(head, lines)}\nContext {about['context']}; {tokens}; {threads}.\n\n"
 
 
+def speeds() -> str:
+    """Speeds of compressed models against the dense one, from the rows of the benchmark."""
+    found = result("compression_speed", "benchmarks")
+    rows = {(row["arm"], row["ratio"], row["what"]): row for row in found["rows"]}
+    lines = []
+    for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in found["rows"]):
+        if arm == "dense":
+            continue
+        prefill, generation = (rows[arm, ratio, what] for what in ("prefill", "generation"))
+        dense = rows["dense", ratio, "prefill"]["weight MB"]
+        bound = f"{dense / prefill['weight MB']:.2f}×"
+        times = (f"{row['x dense']:.2f}×" for row in (prefill, generation))
+        size = f"{prefill['weight MB']:.0f}"
+        lines.append((f"{ratio:.0%}", arm, f"{prefill['removed']:.1%}", size, *times, bound))
+    head = ("asked", "method", "removed", "weights, MB", "prefill", "generation", "bytes allow")
+    dense_rates = [
+        f"{rows['dense', ratio, what]['tokens/s']:,.0f}"
+        for ratio, what in ((0.3, "prefill"), (0.3, "generation"))
+    ]
+    told = f"The dense model: {dense_rates[0]} and {dense_rates[1]} tokens a second, "
+    size = f"{rows['dense', 0.3, 'prefill']['weight MB']:.0f} MB. "
+    return f"\n{markdown(head, lines)}\n{told}{size}1 thread of {found['machine']['cpu']}.\n\n"
+
+
 def ranges() -> str:
     """What numbers may be, from the table that all constructors and commands are held to."""
     names: dict[str, list[str]] = {}
@@ -202,6 +226,24 @@ def sizes() -> str:
     lines = [(arm, *(found[arm, ratio] for ratio in ratios)) for arm in dict.fromkeys(r["arm"] for r in rows)]
     head = ("removed", *(f"{ratio:.0%}" for ratio in ratios))
     return f"\n{markdown(head, lines)}\nMean of {rows[0]['seeds']} seeds.\n\n"
+
+
+def optimizer_steps(kind: str) -> str:
+    """Times of a step of an optimiser by rank, an arm and a shape a line."""
+    found = result("optimizer_step", "benchmarks")
+    chosen = [row for row in found["rows"] if row["arm"].startswith(kind)]
+    ranks = sorted({row["rank"] for row in chosen})
+    lines = []
+    for shape, arm in dict.fromkeys((row["shape"], row["arm"]) for row in chosen):
+        own = {row["rank"]: row for row in chosen if (row["shape"], row["arm"]) == (shape, arm)}
+        times = (f"{own[r]['x least rank']:.2f}" for r in ranks[1:])
+        last = own[ranks[-1]]
+        muon = next(r["ms"] for r in found["rows"] if (r["shape"], r["arm"]) == (shape, "torch Muon"))
+        against = (f"{last['SVD / this']:.1f}", f"{last['x AdamW']:.1f}", f"{muon / last['ms']:.1f}")
+        lines.append((shape.replace("x", "×"), arm, f"{own[ranks[0]]['ms']:.1f}", *times, *against))
+    head = ("matrix", "optimiser", f"ms, r = {ranks[0]}", *(f"r = {r}, times that" for r in ranks[1:]))
+    against = ("a decomposition takes times as long", "AdamW's time, times", "Muon takes times as long")
+    return f"\n{markdown((*head, *against), lines)}\n{machine(found)}\n"
 
 
 def pruned_memory() -> str:
@@ -229,13 +271,16 @@ def render() -> dict[Path, str]:
         path: between(path.read_text("utf-8"), curves.MARK, f"\n{curves.small(arms)}\n")
         for path, arms in curves.pages().items()
     }
+    dct, trion = ROOT / "docs/optim/dct-lowrank.md", ROOT / "docs/optim/trion.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
         readme: between(readme.read_text("utf-8"), "methods", "\n" + tables(DOCS, "###") + "\n"),
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
-        shrinking: between(shrinking.read_text("utf-8"), "ladder", ladder()),
+        shrinking: between(between(shrinking.read_text("utf-8"), "ladder", ladder()), "speed", speeds()),
+        dct: between(dct.read_text("utf-8"), "steps", optimizer_steps("DCTAdamW")),
+        trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
         pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
         **shown,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from torch import Tensor, nn
 
 from benchmarks._harness import table
 from eckart.jobs.pretrain.preparation import Prepared, prepare
+from eckart.jobs.pretrain.regimes import regime_of
 from eckart.jobs.pretrain.training import build, optimizer_of
-from evidence._record import Rows, keep
+from eckart.layers import ReLoRALinear
+from evidence._record import Rows, keep, kept
 
+SLUG = "structured-pretraining"
 VOCABULARY, LENGTH, BATCH = 1024, 128, 8
 WIDTH, NARROW, BLOCKS, HEADS = 96, 64, 3, 4
 POINTS = 5
@@ -44,18 +48,31 @@ class Arm:
     method: str = "full"
     options: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adamw"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     middle: float = 3e-3
 
+    def told(self) -> dict[str, Any]:
+        """What of it is in each of its rows, so that a later run knows whether they are of the same arm."""
+        return {"arm": self.name, **{k: v for k, v in asdict(self).items() if k not in ("name", "middle")}}
 
-NARROW_NAME = f"full, width {NARROW}"
+
+NARROW_NAME, WIDE_NAME = f"full, width {NARROW}", f"full, width {WIDTH}"
+BASELINES = (NARROW_NAME, WIDE_NAME)
+QUARTER = {"rank_ratio": 0.25}
+DCT = {**QUARTER, "error_feedback": "int8"}
+GALORE = {**QUARTER, "update_gap": 50}
 
 ARMS = (
     Arm(NARROW_NAME, NARROW),
+    Arm(WIDE_NAME, WIDTH),
     Arm("low-rank", WIDTH, "low-rank", {"r": 21}),
-    Arm("low-rank, Spectron", WIDTH, "low-rank", {"r": 21}, "spectron", 3e-2),
+    Arm("low-rank, Spectron", WIDTH, "low-rank", {"r": 21}, "spectron", middle=3e-2),
     Arm("SLTrain", WIDTH, "sltrain", {"r": 19, "sparsity": 0.03}),
     Arm("LOST", WIDTH, "lost", {"r": 19, "sparsity": 0.03}),
-    Arm(f"full, width {WIDTH}", WIDTH),
+    Arm("ReLoRA", WIDTH, "relora", {"r": 21, "rewarm": 8}),
+    Arm(f"DCTAdamW, width {NARROW}", NARROW, optimizer="dct-adamw", optimizer_options=DCT),
+    Arm(f"Trion, width {NARROW}", NARROW, optimizer="trion", optimizer_options=QUARTER, middle=1e-2),
+    Arm(f"GaLore, width {NARROW}", NARROW, optimizer="galore", optimizer_options=GALORE, middle=1e-2),
 )
 
 
@@ -64,9 +81,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tuning-steps", type=int, default=120, help="updates of a run that tries a rate")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--run", default="structured", metavar="DIR", help="of the tokens; structured")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what the rows have of the same arms and steps"
+    )
 
 
-def model_of(arm: Arm, seed: int, end: int) -> nn.Module:
+def model_of(arm: Arm, seed: int, end: int, of_layers: dict[str, Any]) -> nn.Module:
     from transformers import LlamaConfig
 
     config = LlamaConfig(
@@ -82,11 +102,17 @@ def model_of(arm: Arm, seed: int, end: int) -> nn.Module:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    return build(config, arm.method, seed, dict(arm.options))
+    return build(config, arm.method, seed, of_layers)
 
 
 def sequences(split: Any, indices: Sequence[int]) -> Tensor:
     return torch.stack([split[int(i)]["input_ids"] for i in indices])
+
+
+def numbers(model: nn.Module) -> int:
+    """Of the model that the method leaves: ReLoRA's factors are merged."""
+    merged = sum(p.numel() for m in model.modules() if isinstance(m, ReLoRALinear) for p in m.factors)
+    return sum(p.numel() for p in model.parameters()) - merged
 
 
 @torch.inference_mode()
@@ -106,9 +132,12 @@ def train(
     arm: Arm, lr: float, steps: int, seed: int, data: Prepared, points: Sequence[int]
 ) -> tuple[Any, list[float]]:
     """The trained model and its validation loss at these steps; inf from where the loss is no number."""
-    model: Any = model_of(arm, seed, data.tokenizer.eos_token_id)
-    optimizer = optimizer_of(model, arm.optimizer, lr, 0.0, False, {})
+    regime, of_layers = regime_of(arm.method, arm.options, seed)
+    model: Any = model_of(arm, seed, data.tokenizer.eos_token_id, of_layers)
+    optimizer = optimizer_of(model, arm.optimizer, lr, 0.0, False, dict(arm.optimizer_options))
     assert optimizer is not None
+    if regime is not None:
+        regime.attach(model, optimizer, steps=steps)
     warm = max(1, steps // 10)
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -138,65 +167,83 @@ def spread(data: Prepared, split: str) -> np.ndarray:
     return np.linspace(0, len(data.splits[split]) - 1, HELD_OUT).astype(int)
 
 
-def tune(arm: Arm, steps: int, data: Prepared) -> tuple[float, Rows]:
-    """The best rate, inside of those that were tried, and what each gave."""
-    tried: dict[int, float] = {}
+class Record:
+    """The rows so far; what is there of the same arm and length is not measured again."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def row(self, wanted: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row that has all this in it; made, and kept at once, where there is none."""
+        for row in self.rows:
+            if wanted.items() <= row.items():
+                return row
+        self.rows.append({**wanted, **measure()})
+        keep(SLUG, [*self.rows, *paired(self.rows)])
+        return self.rows[-1]
+
+
+def tune(arm: Arm, steps: int, data: Prepared, record: Record) -> float:
+    """The best rate, inside of those that were tried."""
+    tried: set[int] = set()
 
     def score(i: int) -> float:
-        if i not in tried:
-            tried[i] = train(arm, arm.middle * STEP**i, steps, 0, data, [steps])[1][-1]
-        return tried[i]
+        tried.add(i)
+        lr = arm.middle * STEP**i
+        wanted = {"part": "rates", **arm.told(), "updates": steps, "lr": lr}
+        found = record.row(wanted, lambda: {"validation": train(arm, lr, steps, 0, data, [steps])[1][-1]})
+        return float(found["validation"])
 
     for i in (-1, 0, 1):
         score(i)
     while (best := min(tried, key=score)) in (min(tried), max(tried)) and len(tried) < 9:
         score(best - 1)
         score(best + 1)
-    rows = [
-        {"part": "rates", "arm": arm.name, "lr": arm.middle * STEP**i, "validation": tried[i]}
-        for i in sorted(tried)
-    ]
-    return arm.middle * STEP**best, rows
+    return arm.middle * STEP**best
 
 
-def finals(arm: Arm, lr: float, options: argparse.Namespace, data: Prepared) -> Rows:
-    """A row for every seed."""
-    rows: Rows = []
-    test = sequences(data.splits["test"], spread(data, "test"))
-    points = [round(options.steps * (i + 1) / POINTS) for i in range(POINTS)]
-    for seed in range(options.seeds):
+def final(arm: Arm, lr: float, steps: int, seed: int, data: Prepared, record: Record) -> dict[str, Any]:
+    """The row of a seed."""
+    points = [round(steps * (i + 1) / POINTS) for i in range(POINTS)]
+
+    def measure() -> dict[str, Any]:
         begun = time.process_time()
-        model, curve = train(arm, lr, options.steps, seed, data, points)
+        model, curve = train(arm, lr, steps, seed, data, points)
         seconds = time.process_time() - begun
-        size = sum(p.numel() for p in model.parameters())
-        row = {"part": "run", "arm": arm.name, "parameters": size, "lr": lr, "seed": seed}
-        row |= {"steps": points, "validation": curve, "test": float(losses(model, test).mean())}
-        rows.append(row | {"seconds": seconds})
-    return rows
+        test = float(losses(model, sequences(data.splits["test"], spread(data, "test"))).mean())
+        return {"parameters": numbers(model), "validation": curve, "test": test, "seconds": seconds}
+
+    return record.row({"part": "run", **arm.told(), "lr": lr, "seed": seed, "steps": points}, measure)
 
 
 def paired(rows: Rows) -> Rows:
-    """The arms' losses minus those of the narrower full model: of the same seeds and test sequences."""
+    """The arms' losses minus those of each full model: of the same seeds and test sequences."""
     tests = {(r["arm"], r["seed"]): r["test"] for r in rows if r["part"] == "run"}
     found: Rows = []
-    for arm in dict.fromkeys(arm for arm, _ in tests):
-        gaps = [test - tests[NARROW_NAME, seed] for (name, seed), test in tests.items() if name == arm]
-        row = {"part": "paired", "arm": arm, "against": NARROW_NAME, "difference": float(np.mean(gaps))}
-        found.append(row | {"half of the 95 % interval": half_interval(gaps)})
+    for arm, against in product(dict.fromkeys(arm for arm, _ in tests), BASELINES):
+        seeds = [seed for name, seed in tests if name == arm and (against, seed) in tests]
+        gaps = [tests[arm, seed] - tests[against, seed] for seed in seeds]
+        if arm != against and len(gaps) > 1:
+            row = {"part": "paired", "arm": arm, "against": against, "difference": float(np.mean(gaps))}
+            found.append(row | {"half of the 95 % interval": half_interval(gaps)})
     return found
 
 
 def run(options: argparse.Namespace) -> Rows:
     given = {"data": "stdlib", "column": "text", "tokenizer": None}
     data = prepare({**given, "vocabulary": VOCABULARY, "length": LENGTH}, Path(options.run))
-    rows: Rows = []
+    record = Record([row for row in kept(SLUG) if row["part"] != "paired"] if options.resume else [])
+    wanted: Rows = []
     for arm in ARMS:
-        lr, tried = tune(arm, options.tuning_steps, data)
-        done = finals(arm, lr, options, data)
-        rows += [*tried, *done]
+        lr = tune(arm, options.tuning_steps, data, record)
+        done = [final(arm, lr, options.steps, seed, data, record) for seed in range(options.seeds)]
         table([{k: r[k] for k in ("arm", "lr", "seed", "test", "seconds")} for r in done])
-        keep("structured-pretraining", [*rows, *paired(rows)])  # an hour's work is not lost with the last arm
-    return [*rows, *paired(rows)]
+        tried = {"part": "rates", **arm.told(), "updates": options.tuning_steps}
+        wanted += sorted(
+            (row for row in record.rows if tried.items() <= row.items()), key=lambda row: row["lr"]
+        )
+        wanted += done
+    return [*wanted, *paired(wanted)]
 
 
 def half_interval(means: list[float]) -> float:

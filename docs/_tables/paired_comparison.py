@@ -53,11 +53,34 @@ def blocks() -> Blocks:
         )
         for r in rows("paired-comparison", part="race")
     ]
+    tuned = [
+        (
+            case(r["arms"], r["points"]),
+            r["rule"],
+            ("at most " if r["rule"] == "race" else "") + str(r["seeds"]),
+            f"{r['steps']:,.0f}",
+            *(f"{percent(r[name])} %" for name in ("wrong use", "not alone", "not alone of all")),
+            f"{r['set']:.1f}",
+            f"{percent(r['best lost'])} %",
+        )
+        for r in rows("paired-comparison", part="tuned")
+    ]
+    head = (
+        "ten arms",
+        "rule",
+        "seeds",
+        "training steps",
+        "wrongly",
+        "not alone",
+        "not alone of all",
+        "arms left",
+    )
     known, unknown = (row("paired-comparison", part="clusters", **{"groups known": k}) for k in (True, False))
     return {
         "power": table(("ten arms", "seeds", *RULES.values()), lines),
         "coverage": table(("seeds", "examples", "variances", "one pair", "all nine at once"), covered),
         "race": table(("ten arms", "rule", "wrong use", "arms left", "final runs"), raced),
+        "tuned": table((*head, "the best lost"), tuned),
         "clusters": f"Where examples come in 98 groups that a method does alike on, the interval covers in "
         f"{percent(known['one pair'])} % of studies when the groups are known and in {percent(unknown['one pair'])} % "
         "when they are not.\n",

@@ -86,9 +86,13 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("r_lora", "private_rank", "num_virtual_tokens"), _COUNT_OR_NONE),
     **dict.fromkeys(("d_model", "d_state", "n_ssm", "channels", "in_features", "out_features"), _COUNT),
     **dict.fromkeys(("num_channels", "hidden_size", "num_hidden_layers", "num_labels"), _COUNT),
-    **dict.fromkeys(("vocab_size", "max_position", "update_gap", "max_shape", "ns_steps"), _COUNT),
+    **dict.fromkeys(
+        ("vocab_size", "max_position", "update_gap", "restart_every", "max_shape", "ns_steps"), _COUNT
+    ),
     **dict.fromkeys(("first", "last", "D", "cg_steps", "patience", "n_samples"), _COUNT),
-    **dict.fromkeys(("oversample", "max_heavy", "shuffle_buffer", "switch_iter"), _COUNT_OR_NONE),
+    **dict.fromkeys(
+        ("oversample", "max_heavy", "shuffle_buffer", "switch_iter", "warm_start", "rewarm"), _COUNT_OR_NONE
+    ),
     **dict.fromkeys(
         ("lora_alpha", "randlora_alpha", "scale", "offset_lr_scale", "dt_min", "dt_max"), _POSITIVE
     ),
@@ -100,7 +104,7 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("bandlimit", "p"), _BEYOND),
     **dict.fromkeys(("ratio", "energy", "rank_ratio", "decay"), _PART),
     **dict.fromkeys(("discard", "validation_fraction"), _SHARE),
-    **dict.fromkeys(("momentum", "quantile"), Range("a share in [0, 1]", 0, 1)),
+    **dict.fromkeys(("momentum", "quantile", "prune"), Range("a share in [0, 1]", 0, 1)),
     "dropout": Range("a probability in [0, 1)", 0, 1, open_high=True),
     "sparsity": _SHARE,
     "norm_p": Range("a number of at least 1", 1),

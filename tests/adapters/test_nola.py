@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eckart.adapters import LayerShape, NOLAConfig, get_config, saved_bytes
+from eckart.adapters import nola as methods
 from eckart.errors import InputError
+from eckart.linalg.random import mix_random_basis
 
 
 def adapter(model: PeftModel, index: int = 0) -> Any:
@@ -177,6 +179,33 @@ def test_shared_basis_is_one_for_equal_shapes() -> None:
     assert between.shape != first.shape
     first, _, last = twins(False)
     assert not torch.allclose(first, last)
+
+
+@pytest.mark.parametrize("options", [{}, {"factored": False}, {"basis_memory": 1000, "mode": "vit"}])
+def test_a_shared_basis_is_made_once_for_all_layers_and_pass(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers and gradients are those of matrices in memory; in a pass each side mixes for its layers together."""
+    made: list[tuple[int, ...]] = []
+
+    def counted(coefficients: Tensor, *given: Any) -> Tensor:
+        made.append(tuple(coefficients.shape))
+        return mix_random_basis(coefficients, *given)
+
+    def model(**more: Any) -> PeftModel:
+        base = seeded(lambda: nn.Sequential(nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 9), nn.Linear(9, 7)))
+        targets = ["0", "2", "3"]
+        return nola(base, target_modules=targets, shared_basis=True, init_weights=False, **options, **more)
+
+    monkeypatch.setattr(methods, "mix_random_basis", counted)
+    ours, plain, x = model(), model(save_basis=True), rows(width=9)
+    found, expected = gradients(ours, x), gradients(plain, x)
+    for slope, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-5)
+    assert sorted(made) == sorted([(2, 20), (1, 20)] * (1 if "factored" in options else 2))
+    torch.testing.assert_close(ours(x), plain(x))
+    delta = adapter(ours, 2).delta_weight()  # outside of a pass
+    torch.testing.assert_close(delta, adapter(plain, 2).delta_weight())
 
 
 @pytest.mark.parametrize("law", ["uniform", "normal", "kaiming"])

@@ -21,7 +21,7 @@ from sklearn.utils._param_validation import Interval
 import eckart
 from eckart.adapters._registry import ADAPTERS, PROMPTS
 from eckart.arguments import RANGES, plain_options
-from eckart.compression._compress import COMPRESSORS
+from eckart.compression._asked import COMPRESSORS
 from eckart.errors import InputError
 
 RUN = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -601,3 +602,20 @@ def test_interrupted_measure_says_how_to_go_on(
     assert (code, out) == (130, "")
     assert "go on with the same command" in err
     assert run(*words)[0] == 0
+
+
+def test_the_package_is_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torchrun starts."""
+    monkeypatch.setattr(sys, "argv", ["eckart", "methods", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("eckart", run_name="__main__")
+    assert not ended.value.code
+    whole = capsys.readouterr().out
+    assert json.loads(whole)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("eckart", run_name="__main__")
+    assert not ended.value.code and capsys.readouterr().out == "", "the first of several speaks for all"

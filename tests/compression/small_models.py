@@ -24,7 +24,14 @@ def make(kind: str, seed: int = 0, **options):
         "mistral": lambda: transformers.MistralConfig(**GATED, sliding_window=None, **options),
         "gemma": lambda: transformers.GemmaConfig(**GATED, **options),
         "gpt2": lambda: transformers.GPT2Config(
-            n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=64, **options
+            **{
+                "n_embd": 32,
+                "n_layer": 2,
+                "n_head": 4,
+                "vocab_size": VOCABULARY,
+                "n_positions": 64,
+                **options,
+            }
         ),
         "opt": lambda: transformers.OPTConfig(**SIZES, **TEXT, ffn_dim=48, word_embed_proj_dim=32, **options),
         "bert": lambda: transformers.BertConfig(**SIZES, **TEXT, intermediate_size=48, **options),

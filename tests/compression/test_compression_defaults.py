@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from eckart.compression._compress import COMPRESSORS, compressor
+from eckart.compression._asked import COMPRESSORS
+from eckart.compression._compress import compressor
 
 FACTORS = {"rank": None, "ranks": None, "multiple_of": None}
 OPTIONS: dict[str, dict[str, object]] = {

@@ -15,7 +15,8 @@ from transformers import (
 
 import eckart.compression as compression
 from eckart.compression import MoDeGPT, compress
-from eckart.compression.modegpt import allocate, output_bias, raw_allocation
+from eckart.compression._allocation import allocate, raw_allocation
+from eckart.compression.modegpt import output_bias
 from eckart.errors import InputError
 
 KINDS = {
@@ -26,6 +27,8 @@ KINDS = {
     "mistral": {},
     "gemma": {},
     "llama-mha": {"num_key_value_heads": 4},
+    "gpt2": {},
+    "opt": {},
 }
 
 
@@ -48,7 +51,7 @@ def test_keeping_everything_changes_nothing(kind):
     before = logits(model, data[0])
     compress(model, "modegpt", ratio=1e-6, calibration=data, epsilon=1e9, multiple_of=8)
     report = compression.report(model)
-    assert {row.rank for row in report.rows if "self_attn" in row.layer} == {8}
+    assert {row.rank for row in report.rows if "attn" in row.layer} == {8}
     torch.testing.assert_close(logits(model, data[0]), before, rtol=1e-4, atol=1e-4)
 
 
@@ -112,6 +115,56 @@ def test_value_bias_folds_exactly():
         layer.self_attn.v_proj.bias.data.zero_()
         layer.self_attn.o_proj.bias = torch.nn.Parameter(bias.float())
     torch.testing.assert_close(logits(model, data[0]), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "paths"),
+    [
+        ("opt", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2")),
+        ("gpt2", ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
+    ],
+)  # fmt: skip
+def test_rows_and_count_of_decoders_without_rotation(kind, paths):
+    model, data = make(kind), batches()
+    before = sum(p.numel() for p in model.parameters())
+    compress(model, "modegpt", ratio=0.4, calibration=data, epsilon=1e9)
+    report, width = compression.report(model), model.config.compressed_layers[0]
+    assert width["qk_dim"] == width["v_dim"] == 4 and width["o_bias"]
+    assert tuple(row.layer for row in report.rows[: len(paths)]) == tuple(
+        f"{model.base_model_prefix}.{'decoder.layers' if kind == 'opt' else 'h'}.0.{path}" for path in paths
+    )
+    gone = sum(row.parameters_before - row.parameters_after for row in report.rows)
+    assert gone == before - sum(p.numel() for p in model.parameters()) and len(report.rows) == 2 * len(paths)
+    attention = dict(model.named_modules())[report.rows[0].layer.rpartition(".")[0]]
+    assert attention.scaling == 8**-0.5 and not hasattr(attention, "rope_index")
+
+
+def test_single_coordinates_go_where_nothing_is_rotated():
+    dense, data = make("opt"), batches()
+    seen = []
+    source = dense.model.decoder.layers[0].self_attn
+    for layer in (source.q_proj, source.k_proj):
+        layer.register_forward_hook(lambda *call: seen.append(call[2].reshape(-1, 4, 8)))
+    for batch in data:
+        logits(dense, batch)
+    query, key = (torch.cat(seen[i::2]).square().mean(0) for i in (0, 1))
+    kept = (query * key).topk(5, dim=1).indices.sort(1).values
+    model = compress(make("opt"), "modegpt", ratio=0.3, calibration=data, mlp=False, vo=False, epsilon=1e9)
+    new = model.model.decoder.layers[0].self_attn
+    for name in ("q_proj", "k_proj"):
+        rows = torch.cat([kept[h] + 8 * h for h in range(4)])
+        assert torch.equal(getattr(new, name).weight, getattr(source, name).weight[rows])
+        assert torch.equal(getattr(new, name).bias, getattr(source, name).bias[rows])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_the_error_of_the_outputs_falls_with_the_ratio(kind):
+    model, data = make(kind), batches(number=6)
+    truth, wrong = logits(model, data[0]), []
+    for ratio in (0.6, 0.3, 0.15):
+        small = compress(copy.deepcopy(model), "modegpt", ratio=ratio, calibration=data, epsilon=1e9)
+        wrong.append(float((logits(small, data[0]) - truth).norm() / truth.norm()))
+    assert wrong[0] > wrong[1] > wrong[2] > 0
 
 
 @pytest.mark.parametrize("part", ["mlp", "qk", "vo"])
@@ -191,10 +244,17 @@ def test_widths_are_rounded_down_or_to_the_nearest_multiple():
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("gpt2", "modegpt knows .*, not gpt2"), ("bert", "not bert"), ("vit", "not vit")]
+    ("kind", "options", "message"),
+    [
+        ("bert", {}, "modegpt knows .*, not bert"),
+        ("vit", {}, "not vit"),
+        ("gpt2", {"add_cross_attention": True}, "gpt2 with add_cross_attention=True"),
+        ("gpt2", {"n_layer": 1}, "gpt2 has one: give a model of two or more"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "gpt2 with reorder_and_upcast_attn=True"),
+    ],
 )
-def test_other_architectures_are_refused_untouched(kind, message):
-    model = make(kind)
+def test_other_architectures_are_refused_untouched(kind, options, message):
+    model = make(kind, **options)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=message):
         compress(model, "modegpt", ratio=0.3, calibration=batches(kind))

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sltrain": {"r": 3, "sparsity": 0.1, "train_scaling": True, "support": "row_balanced"},
     "lost": {"r": 3, "activation": "identity", "sparsity": 0.2},
     "low-rank": {"r": 3},
+    "relora": {"r": 3, "lora_alpha": 6.0},
 }
 every = pytest.mark.parametrize("method", METHODS)
 IDS = torch.arange(24).view(2, 12)
@@ -129,7 +130,7 @@ def test_names_choose_layers() -> None:
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        ("lora", {"r": 2}, "method='lora': choose one of lost, low-rank, maestro, sltrain"),
+        ("lora", {"r": 2}, "method='lora': choose one of lost, low-rank, maestro, relora, sltrain"),
         ("sltrain", {"r": 17}, r"model\.layers\.0\.self_attn\.q_proj: r=17: a layer of shape \(16, 16\)"),
         ("lost", {"r": 16}, r"q_proj: r=16: a layer of shape \(16, 16\) takes a whole number from 1 to 15"),
         ("low-rank", {"r": 17}, "r=17"),

@@ -37,6 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "seed": 0,
         "mask": None,
     },
+    "ReLoRALinear": {"bias": True, "lora_alpha": 32.0, "seed": 0},
+    "ReLoRA": {"restart_every": None, "warm_start": None, "rewarm": None, "prune": 0.99},
     "S4DKernel": {
         "d_state": 64,
         "init": "legs",
@@ -94,7 +96,7 @@ def test_options_left_out(name: str) -> None:
     assert {n: v for n, v in found.items() if n not in ("device", "dtype")} == OPTIONS[name]
 
 
-@pytest.mark.parametrize("name", ["LOSTLinear", "SLTrainLinear"])
+@pytest.mark.parametrize("name", ["LOSTLinear", "ReLoRALinear", "SLTrainLinear"])
 def test_the_count_without_options_is_that_of_the_layer(name: str) -> None:
     kind = getattr(layers, name)
     assert kind.count(200, 90, r=3) == sum(p.numel() for p in kind(200, 90, bias=False, r=3).parameters())

@@ -190,3 +190,24 @@ def test_a_generator_follows_its_key_alone() -> None:
     assert torch.equal(torch.rand(3, generator=seeded_generator("0", "layer", "A")), first)
     assert not torch.equal(torch.rand(3, generator=seeded_generator(0, "layerA")), first)
     assert seeded_generator(0, "layer", "A").initial_seed() == counter_key(0, "layer", "A")
+
+
+def test_words_are_the_hash_of_their_index_wherever_counters_wrap() -> None:
+    """The hash by hand, over the end of 16 and of 32 bits, from any start."""
+
+    def hashed(counter: int, key: int) -> int:
+        word = counter % 2**32
+        word ^= word >> 16
+        word = (word * 0x7FEB352D + (key >> 31)) % 2**32
+        word ^= word >> 15
+        word = word * 0x846CA68B % 2**32
+        return word ^ word >> 16
+
+    for key in (0, 2**63 - 1, counter_key("words")):
+        for start in (0, 2**16 - key % 2**16 - 3, 2**32 - key % 2**32 - 3, 3 * 2**33 + 5):
+            start %= 2**40
+            words = random_words(key, 2**16 + 7, start=start)
+            places = [0, 1, 2, 3, 4, 5, 2**16 - 1, 2**16, 2**16 + 6]
+            assert [w % 2**32 for w in words[places].tolist()] == [
+                hashed(start + p + key, key) for p in places
+            ]

@@ -57,6 +57,25 @@ def test_newton_schulz_is_the_polynomial_of_the_singular_values(shape: tuple[int
     torch.testing.assert_close(newton_schulz(b, 2), u @ values.diag() @ vh, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [5, 7])
+def test_newton_schulz_of_values_over_four_decades_in_float32(steps: int) -> None:
+    u, _, vh = torch.linalg.svd(numbers(60, 12), full_matrices=False)
+    start = torch.logspace(0, -4, 12, dtype=DOUBLE)
+    values = start / (start.norm() + 1e-7)
+    for _ in range(steps):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    wanted, b = u @ values.diag() @ vh, u @ start.diag() @ vh
+    torch.testing.assert_close(newton_schulz(b, steps), wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(newton_schulz(b.float(), steps), wanted.float(), rtol=0, atol=1e-3)
+
+
+def test_newton_schulz_of_a_matrix_of_lower_rank_stays_bounded_in_float32() -> None:
+    b = (numbers(60, 3) @ numbers(3, 24, seed=1)).float()
+    for steps in (5, 30):
+        assert torch.linalg.matrix_norm(newton_schulz(b, steps), 2) < 1.3
+    assert not newton_schulz(torch.zeros(6, 4), 5).any()
+
+
 @pytest.mark.parametrize(
     ("scale", "wide", "tall"),
     [

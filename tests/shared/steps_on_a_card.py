@@ -101,6 +101,7 @@ def structured() -> dict[str, Step]:
         "sltrain, factored": lambda: layers.SLTrainLinear.from_linear(
             linear, 0, r=3, sparsity=0.1, route="factored"
         ),
+        "relora": lambda: layers.ReLoRALinear.from_linear(linear, 0, r=3),
         "maestro": lambda: layers.MaestroLinear.from_linear(linear, 0),
     }
     cases: dict[str, Step] = {

@@ -105,6 +105,16 @@ class Adapter(nn.Module):
         """``weight + scaling · ΔW``, fused where a method can."""
         return torch.add(weight, self.delta_weight().to(weight.dtype), alpha=scaling)
 
+    def folded(
+        self,
+        x: Float[Tensor, "tokens in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        scaling: float,
+    ) -> Tensor | None:
+        """``x (weight + scaling · ΔW)ᵀ + bias`` of a linear layer in the method's own way; None where it has none."""
+        return None
+
     def multiply_adds(self, tokens: int) -> tuple[int, int]:
         """Multiply–adds of a training step (forward and backward) beyond the frozen layer's, for the routes
         (factored, folded). Without a factored route the folded one always wins."""

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._spanning import SpanningAdapter
 
 
-class DiagonalAdapter(LowRankAdapter):
+class DiagonalAdapter(SpanningAdapter):
     """ΔW = B diag(d(θ)) A with ``A (r, in)`` and ``B (out, r)`` frozen: the input goes through A, is scaled by d and
     goes through B, so that only ``x Aᵀ`` is kept for the backward pass and no gradient of a factor is formed."""
 
@@ -22,6 +22,10 @@ class DiagonalAdapter(LowRankAdapter):
     def diagonal(self) -> Float[Tensor, " r"]:
         """d(θ), zero at the start."""
         raise NotImplementedError
+
+    def core(self, h: Float[Tensor, "tokens k"], scaling: float) -> Float[Tensor, "tokens k"]:
+        _, c, _ = self.decomposition()
+        return h * (c + (scaling * self.scale) * self._active(self.diagonal(), 0))
 
     def factors(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         (a, b), d = self.basis(), self.diagonal()
@@ -38,7 +42,7 @@ class DiagonalAdapter(LowRankAdapter):
         shape, r = self.layer.shape, self.factor_rank
         through = 2 * tokens * r * (shape.in_features + shape.out_features)
         building = 2 * r * shape.in_features * shape.out_features
-        return through, self.fold_cost(tokens) + building
+        return through, self.with_span(tokens, self.fold_cost(tokens) + building)
 
     @property
     def factor_rank(self) -> int:

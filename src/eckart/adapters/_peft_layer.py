@@ -107,6 +107,9 @@ class EckartLayer(AdaptedWeight):
         return sum(factored - folded for factored, folded in costs) > 0
 
     def _folded(self, x: Tensor, names: list[str]) -> Tensor:
+        if len(names) == 1 and (y := self._by_method(x, names[0])) is not None:
+            return y
+
         def product(x: Tensor) -> Tensor:
             weight, bias = self.changed(names)
             return self.op.apply(x, weight.reshape(self.shape.weight), bias)
@@ -114,6 +117,17 @@ class EckartLayer(AdaptedWeight):
         if torch.is_grad_enabled() and any(self.adapter(name).recompute for name in names):
             return cast(Tensor, checkpoint(product, x, use_reentrant=False, preserve_rng_state=False))
         return product(x)
+
+    def _by_method(self, x: Tensor, name: str) -> Tensor | None:
+        """One product with W₀ + ΔW in the way that the method alone knows; None where it knows none."""
+        weight = self.frozen.stored
+        plain = self.op.kind == "linear" and x.dim() == 2 and x.dtype == weight.dtype and x.dtype in _WIDE
+        if not plain or weight.requires_grad or torch.is_autocast_enabled(weight.device.type):
+            return None
+        if name in self.seams or self._companion(name) is not None:
+            return None
+        bias = getattr(self.base_layer, "bias", None)
+        return self.adapter(name).folded(x, self.op.to_matrix(weight), bias, self.scaling[name])
 
     def _add_branch(
         self, result: Tensor, x: Tensor, name: str, embed_scale: Tensor | None, perturbed: bool

@@ -115,6 +115,9 @@ class LoLDU(DiagonalAdapter):
     def basis(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         return self.lora_A, self.lora_B
 
+    def decomposition(self) -> tuple[Float[Tensor, "k in"], Float[Tensor, " k"], Float[Tensor, "out k"]]:
+        return self.lora_A, self.vector_z0, self.lora_B  # of W₀ where z₀ are its pivots
+
     def diagonal(self) -> Float[Tensor, " r"]:
         if self.scaling_factor is None:
             return self.scale0 * self.vector_z

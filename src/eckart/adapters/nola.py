@@ -12,7 +12,7 @@ Source: Koohpayegani et al., 2024, arXiv:2310.02556.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from eckart.adapters._base import Adapter, LowRankAdapter
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._layers import LayerContext, LayerShape
+from eckart.adapters._layers import LayerContext, LayerShape, whole
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.packing import pack_absmax, unpack_absmax
@@ -163,6 +163,25 @@ class _Words(nn.Module):
         self.register_buffer("words", basis_words(key, rows, size) if rows else None, persistent=False)
 
 
+class _Mixtures(_Words):
+    """The mixtures of all layers that share the random matrices of a side, which are made once for them all."""
+
+    def __init__(self, side: str, key: int, rows: int, size: int, law: Law, chunk: int) -> None:
+        super().__init__(key, rows, size)
+        self.name, self.given, self.members = f"coefficients_{side}", (key, size, law, chunk), list[Adapter]()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The coefficients, which the layers own."""
+        yield from (getattr(member, self.name) for member in self.members)
+
+    def forward(self) -> tuple[Tensor, ...]:
+        coefficients = [whole(parameter) for parameter in self.parameters()]
+        mixed = mix_random_basis(
+            torch.stack([c.to(coefficients[0].device) for c in coefficients]), *self.given, self.words
+        )
+        return tuple(m.to(c.device) for m, c in zip(mixed.unbind(), coefficients, strict=True))
+
+
 class _RandomMix(Adapter):
     """Σᵢ cᵢ Mᵢ over the random matrices of each side of one layer."""
 
@@ -171,6 +190,7 @@ class _RandomMix(Adapter):
         self.config = config
         self._law: Law = "normal" if config.basis == "normal" else "uniform"
         self._sides: dict[str, tuple[tuple[int, ...], int, float]] = {}
+        self._places: dict[str, int] = {}
 
     def _start(self, side: str, k: int, value: float, dtype: torch.dtype) -> None:
         """Register the coefficients of a side and, with ``save_basis``, its matrices, else the words it keeps."""
@@ -187,7 +207,13 @@ class _RandomMix(Adapter):
             return
         share, block = config.kept_share(self.layer.pool.shapes), basis_block(size)
         rows = k if share == 1 else int(share * k) // block * block
-        self.share(f"words_{side}", lambda: _Words(key, rows, size), *where)
+        if not config.shared_basis:
+            self.share(f"words_{side}", lambda: _Words(key, rows, size), *where)
+            return
+        given = side, key, rows, size, self._law, config.chunk_size or 0
+        members = self.share(f"words_{side}", lambda: _Mixtures(*given), *where).members
+        self._places[side] = len(members)
+        members.append(self)
 
     def mix(self, side: str) -> Tensor:
         """The mixture of a side's matrices, in the dtype of its coefficients."""
@@ -197,8 +223,11 @@ class _RandomMix(Adapter):
             mixed = coefficients @ getattr(self, f"basis_{side}").to(coefficients.dtype).flatten(1)
         else:
             scale *= bound
-            chunk, words = self.config.chunk_size or 0, self.shared[f"words_{side}"].words
-            mixed = mix_random_basis(coefficients, key, math.prod(shape), self._law, chunk, words)
+            if side in self._places:
+                mixed = self.once(f"words_{side}")[self._places[side]]
+            else:
+                chunk, words = self.config.chunk_size or 0, self.shared[f"words_{side}"].words
+                mixed = mix_random_basis(coefficients, key, math.prod(shape), self._law, chunk, words)
         result: Tensor = (scale * mixed).to(coefficients.dtype).view(shape)
         return result
 

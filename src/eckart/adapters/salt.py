@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._diagonal import own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
+from eckart.adapters._spanning import SpanningAdapter
 from eckart.errors import InputError
 from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
 
@@ -100,7 +100,7 @@ class SALTConfig(AdapterConfig):
         return SALT(weight, layer, self)
 
 
-class SALT(LowRankAdapter):
+class SALT(SpanningAdapter):
     """ΔW = U (ReLU(core) − diag(S)) Vᵀ; without the ReLU, of rank r + r_lora, never forming the core."""
 
     U: Tensor
@@ -153,10 +153,26 @@ class SALT(LowRankAdapter):
         r, s, vt = self.r, self.S.to(self.dtype), self.Vt.to(self.dtype)
         h = self.layer.op.apply(x, vt.to(x.dtype) if x.is_floating_point() else vt)
         head = _clamp((self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B, s[:r])
-        rest: Tensor = _Core.apply(h[..., r:], self.trainable_X, self.trainable_Y, s[r:])  # type: ignore[no-untyped-call]
+        rest: Tensor = _Core.apply(h[..., r:], self.trainable_X, self.trainable_Y, s[r:], None)  # type: ignore[no-untyped-call]
         return torch.cat([(h[..., :r] * head.to(h.dtype)).to(rest.dtype), rest], -1), self.U.to(
             self.dtype
         ).t()
+
+    def decomposition(self) -> tuple[Float[Tensor, "k in"], Float[Tensor, " k"], Float[Tensor, "out k"]]:
+        return self.Vt, self.S, self.U
+
+    def spans(self) -> bool:
+        plain = self.relu and self.trainable_X is not None and self.active is None and self.gate is None
+        return plain and super().spans()
+
+    def core(self, h: Float[Tensor, "tokens k"], scaling: float) -> Float[Tensor, "tokens k"]:
+        r, s = self.r, self.S
+        head = s[:r] + scaling * _clamp((self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B, s[:r])
+        rest: Tensor = _Core.apply(h[:, r:], self.trainable_X, self.trainable_Y, s[r:], scaling)  # type: ignore[no-untyped-call]
+        return torch.cat([h[:, :r] * head, rest], -1)
+
+    def core_cost(self, tokens: int) -> int:
+        return 3 * tokens * (self.S.numel() - self.r) ** 2
 
     @property
     def factor_rank(self) -> int:
@@ -174,7 +190,7 @@ class SALT(LowRankAdapter):
             return through + core, folded + core
         through = tokens * (2 * k * (shape.in_features + shape.out_features) + 3 * (k - self.r) ** 2)
         core, product = k * (k - self.r) ** 2, shape.out_features * k * shape.in_features
-        return through, self.fold_cost(tokens) + 3 * (core + product)
+        return through, self.with_span(tokens, self.fold_cost(tokens) + 3 * (core + product))
 
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
@@ -200,21 +216,45 @@ class SALT(LowRankAdapter):
 
 
 class _Core(torch.autograd.Function):
-    """h Cᵀ with the core C = ReLU(diag(s) + X Y) − diag(s), which is formed again in the backward pass."""
+    """h Cᵀ with C = ReLU(diag(s) + X Y) − diag(s) or, given a scaling, diag(s) + scaling · C, which is formed again in
+    the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, x: Tensor, y: Tensor, s: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:
         ctx.save_for_backward(h, x, y, s)
-        return h @ _clamp(x @ y, torch.diag(s)).t().to(h.dtype)
+        ctx.scaling = scaling
+        return h @ _core(_sum(x, y, s, scaling), s, scaling).t().to(h.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (h, x, y, s), (g,) = ctx.saved_tensors, gradients
-        change, start = x @ y, torch.diag(s)
-        of_core = g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)
-        of_core = of_core.to(x.dtype).masked_fill_(change <= -start, 0)
-        of_h = (g @ _clamp(change, start).to(g.dtype)).to(h.dtype)
-        return of_h, of_core @ y.t(), x.t() @ of_core, None
+        total = _sum(x, y, s, ctx.scaling)
+        of_core = (g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)).to(x.dtype)
+        if ctx.scaling is None:
+            of_core.masked_fill_(total <= torch.diag(-s), 0)
+        else:
+            of_core = torch.ops.aten.threshold_backward(of_core, total, 0)
+            of_core = of_core if ctx.scaling == 1 else of_core.mul_(ctx.scaling)
+        of_h = (g @ _core(total, s, ctx.scaling).to(g.dtype)).to(h.dtype)
+        return of_h, of_core @ y.t(), x.t() @ of_core, None, None
+
+
+def _sum(x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:
+    """X Y or, given a scaling, diag(s) + X Y."""
+    total = x @ y
+    if scaling is not None:
+        total.diagonal().add_(s)
+    return total
+
+
+def _core(total: Tensor, s: Tensor, scaling: float | None) -> Tensor:
+    """The matrix of `_Core`, of what `_sum` gives and in its place."""
+    if scaling is None:
+        return _clamp(total, torch.diag(s))
+    core = total.relu_()
+    if scaling != 1:
+        core.mul_(scaling).diagonal().add_(s, alpha=1 - scaling)
+    return core
 
 
 def _clamp(change: Tensor, start: Tensor) -> Tensor:

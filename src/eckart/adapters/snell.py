@@ -25,6 +25,7 @@ from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
 from eckart.linalg.kernel import Sparsify, multiplier, sparse_piecewise_kernel, threshold
+from eckart.linalg.kernel_linear import KernelForm, kernel_linear
 
 
 @register_adapter(
@@ -144,6 +145,18 @@ class SNELL(Adapter):
             factor = multiplier(size, threshold(size.detach(), self.sparsity, self.how), self.how)
             kernel = kernel * (factor.detach() if self.detach else factor)
         return kernel.to(self.dtype)
+
+    def folded(
+        self,
+        x: Float[Tensor, "tokens in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        scaling: float,
+    ) -> Tensor | None:
+        if self.kind != "piecewise" or self.dtype != x.dtype:
+            return None
+        form = KernelForm(self.coeff, self.sparsity, self.how, self.detach, self.norm_p)
+        return kernel_linear(x, weight, bias, self.out_qs, self.in_qs, form, scaling)
 
     def randomize(self) -> None:
         """As for every method, but wide: what is small, squaring makes vanish."""

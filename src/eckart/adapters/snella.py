@@ -26,8 +26,8 @@ from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
-from eckart.linalg.kernel import Sparsify, sparse_piecewise_kernel
-from eckart.linalg.softmax_kernel import sparse_softmax_kernel
+from eckart.linalg.kernel import Sparsify, multiplier, sparse_piecewise_kernel, threshold
+from eckart.linalg.kernel_linear import KernelForm, kernel_linear
 
 
 @register_adapter(
@@ -133,22 +133,31 @@ class SNELLA(Adapter):
                 self.register_parameter(name, nn.Parameter(value))
 
     def kernel(self) -> Float[Tensor, "out in"]:
-        """K, before anything is set to zero, in one piece."""
+        """K, before anything is set to zero."""
         wide = torch.promote_types(self.dtype, torch.float32)
         distance = sparse_piecewise_kernel(self.out_qs.to(wide), self.in_qs.to(wide), self.coeff, 0.0)
         share = (distance / self.gamma.to(wide)).softmax(0)
         return distance + self.alpha.to(wide) * share + self.beta.to(wide)
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
-        wide = torch.promote_types(self.dtype, torch.float32)
-        outer, inner, *numbers = (
-            t.to(wide) for t in (self.out_qs, self.in_qs, self.alpha, self.beta, self.gamma)
-        )
         with torch.autocast(self.device.type, enabled=False):
-            delta = sparse_softmax_kernel(
-                outer, inner, *numbers, self.coeff, self.sparsity, self.how, detach=self.detach
-            )
-        return delta.to(self.dtype)
+            kernel = self.kernel()
+            size = kernel.abs()
+            factor = multiplier(size, threshold(size.detach(), self.sparsity, self.how), self.how)
+            return (kernel * (factor.detach() if self.detach else factor)).to(self.dtype)
+
+    def folded(
+        self,
+        x: Float[Tensor, "tokens in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        scaling: float,
+    ) -> Tensor | None:
+        if self.dtype != x.dtype:
+            return None
+        form = KernelForm(self.coeff, self.sparsity, self.how, self.detach)
+        numbers = self.alpha, self.beta, self.gamma
+        return kernel_linear(x, weight, bias, self.out_qs, self.in_qs, form, scaling, numbers)
 
     def randomize(self) -> None:
         """As for every method, but wide: what is small, squaring makes vanish."""

@@ -144,6 +144,9 @@ class SVFit(DiagonalAdapter):
     def basis(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         return self.svfit_Vh, self.svfit_U
 
+    def decomposition(self) -> tuple[Float[Tensor, "k in"], Float[Tensor, " k"], Float[Tensor, "out k"]]:
+        return self.svfit_Vh, self.svfit_s0, self.svfit_U
+
     def diagonal(self) -> Float[Tensor, " r"]:
         change: Tensor = self.svfit_s
         if self.param != "value":

@@ -14,6 +14,7 @@ import typer
 from eckart.cli.config import read_config
 from eckart.cli.console import show, show_json
 from eckart.cli.options import COMMON, flag
+from eckart.processes import is_first
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,6 +65,8 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         answer = function(**given)  # --config gave its defaults and --debug is for main
+        if not is_first():
+            return
         if json_:
             show_json(answer.value)
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from eckart.arguments import check_least, check_positive
 from eckart.cli.command import Answer
 from eckart.cli.console import progress, table
 from eckart.cli.options import (
@@ -89,9 +88,6 @@ def compress(
     Example: `eckart compress --model path/to/model --data texts.txt --method modegpt --ratio 0.2 --output small`
     """
     given, most, form = options(option_), limits(limit), fields(sep, columns, encoding)
-    check_least(1, calibration=calibration, batch_size=batch_size)
-    check_least(0, heal=heal)
-    check_positive(heal_lr=heal_lr)
 
     from eckart.jobs.compress.compressing import compress_model
 

@@ -12,13 +12,12 @@ from eckart.cli.console import tell_task
 from eckart.cli.options import METHOD, OUTPUT, TRAINING, Data, Model, Overwrite, choices, option
 from eckart.cli.task import TaskArguments
 from eckart.cli.words import rates
+from eckart.compression._asked import COMPRESSORS, check_size
 from eckart.jobs.compare.names import MAESTRO
 
 
 def _methods() -> list[str]:
-    from eckart.compression import METHODS
-
-    return ["all", MAESTRO, *(method["slug"] for method in METHODS)]
+    return ["all", MAESTRO, *COMPRESSORS]
 
 
 def compare_compression(
@@ -78,6 +77,7 @@ def compare_compression(
     Example: `eckart compare compression --model path/to/model --data texts.txt --kind causal-lm --ratio 0.2`
     """
     check_least(0, steps=steps)
+    check_size(ratio, budget)
     learning_rates, said = rates(lr), task.given()
 
     import eckart

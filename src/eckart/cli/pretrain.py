@@ -40,12 +40,14 @@ def pretrain(
             MODEL_AND_DATA,
         ),
     ] = "stdlib",
-    method: Annotated[str, option("NAME", "full, sltrain, lost, low-rank or maestro.", METHOD)] = "full",
+    method: Annotated[
+        str, option("NAME", "full, sltrain, lost, low-rank, maestro or relora.", METHOD)
+    ] = "full",
     option_: Annotated[
         list[str] | None,
         option(
             "NAME=VALUE",
-            "An option of the method, such as r=32, sparsity=0.03 or gp_lambda=1e-3; may be repeated.",
+            "An option of the method, such as r=32, sparsity=0.03 or restart_every=500; may be repeated.",
             METHOD,
             "--option",
         ),

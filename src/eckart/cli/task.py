@@ -68,6 +68,17 @@ class TaskArguments:
             MODEL_AND_DATA,
         ),
     ] = None
+    lm_eval: Annotated[
+        str | None,
+        option(
+            "TASKS",
+            "Tasks of lm-evaluation-harness, with commas, on which a trained language model is scored too.",
+            MODEL_AND_DATA,
+        ),
+    ] = None
+    lm_eval_limit: Annotated[
+        int | None, option("N", "Documents of each of these tasks at most.", MODEL_AND_DATA)
+    ] = None
     task: Annotated[
         str | None,
         option(
@@ -111,7 +122,7 @@ class TaskArguments:
         said = {name: value for name, value in asdict(self).items() if name in known}
         check_words(self.kind, Words(**said))
         if self.task is not None:
-            beside = ("text_column", "label_column", "metric", "class_weights", "also")
+            beside = ("text_column", "label_column", "metric", "class_weights", "also", "lm_eval")
             check_alone(self.task, **{name: getattr(self, name) for name in beside})
         parts = words.count_or_auto("--gradient-accumulation", self.gradient_accumulation)
         Memory(

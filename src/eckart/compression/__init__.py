@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from eckart.face import lazy
 
 if TYPE_CHECKING:
-    from eckart.compression._compress import COMPRESSORS, compress, compressor
+    from eckart.compression._asked import COMPRESSORS
+    from eckart.compression._compress import compress, compressor
     from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
     from eckart.compression._layers import FactorizedEmbedding, FactorizedLinear
     from eckart.compression._loram_files import load_pruned, save_pruned

@@ -59,6 +59,12 @@ def weight_matrix(layer: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if is_transposed(layer) else weight.reshape(weight.shape[0], -1)
 
 
+def set_weight(layer: nn.Module, weight: Float[Tensor, "out in"]) -> None:
+    """Copy a matrix into a linear layer."""
+    own: Tensor = layer.weight  # type: ignore[assignment]
+    own.copy_(weight.T if is_transposed(layer) else weight)
+
+
 def matrix_shape(layer: nn.Module) -> tuple[int, int]:
     """(out, in) of `weight_matrix`, or (num, dim) of an embedding."""
     out_features, in_features = weight_matrix(layer).shape

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, read_budget
+from eckart.compression._asked import check_size, find_compressor
 from eckart.compression._calibration import Trace
 from eckart.compression._census import Outline, census, install
 from eckart.compression._layers import Spec
@@ -22,20 +23,6 @@ from eckart.compression._statistics import Statistics, weight_sum
 from eckart.errors import InputError
 from eckart.linalg.moments import Moments
 
-COMPRESSORS = {
-    "afm": ("afm", "AFM"),
-    "lord": ("lord", "LoRD"),
-    "modegpt": ("modegpt", "MoDeGPT"),
-    "pela": ("pela", "PELA"),
-    "svd": ("svd", "PlainSVD"),
-    "trp": ("trp", "TRP"),
-    "welore": ("welore", "WeLore"),
-    "whitened-svd": ("svd", "WhitenedSVD"),
-}
-"""Slug → module and class."""
-_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
-_BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
-
 
 def compressor(method: str) -> type[Compressor]:
     """The class of a method.
@@ -43,9 +30,7 @@ def compressor(method: str) -> type[Compressor]:
     Raises:
         InputError: no method of this name.
     """
-    if method not in COMPRESSORS:
-        raise InputError(f"method {method!r} is not known: known are {', '.join(COMPRESSORS)}")
-    module, name = COMPRESSORS[method]
+    module, name = find_compressor(method)
     found: type[Compressor] = getattr(importlib.import_module(f"eckart.compression.{module}"), name)
     return found
 
@@ -85,11 +70,13 @@ def compress(
             missing, empty, of another vocabulary or not finite, a model that is compressed already or that the method
             does not fit. Nothing was changed.
     """
-    chosen = _chosen(method, ratio, budget, calibration, sequential, options)
-    outline = census(model, chosen.kinds, chosen.exclude)
-    if budget is not None:
-        ratio = ratio_for_budget(outline, budget)
-    chosen.check(outline)
+    chosen, outline, ratio = suited(model, method, ratio, budget, options)
+    if chosen.calibrated and calibration is None:
+        raise InputError(
+            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
+        )
+    if isinstance(calibration, Statistics) and sequential:
+        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
     was_training = model.training
     model.eval()
     try:
@@ -105,31 +92,42 @@ def compress(
     return model
 
 
-def _chosen(
-    method: str,
-    ratio: float | None,
-    budget: str | int | None,
-    calibration: Iterable[Any] | Statistics | None,
-    sequential: bool,
-    options: dict[str, Any],
+def asked(
+    method: str, ratio: float | None, budget: str | int | None, options: Mapping[str, Any]
 ) -> Compressor:
-    """The method with its options, once what does not depend on the model has been looked at."""
+    """The method with its options, and how much it is to remove, looked at without a model or data.
+
+    Raises:
+        InputError: as `compress`.
+    """
     maker = compressor(method)
     try:
         chosen = maker(**options)
     except TypeError as error:
         raise InputError(f"{method}: {str(error).replace('__init__() got an ', '').split('.')[-1]}") from None
-    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
-        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
-    if ratio is not None and budget is not None:
-        raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
-    if chosen.calibrated and calibration is None:
-        raise InputError(
-            f"{method} needs calibration: give batches of model inputs, a few hundred sequences are usual"
-        )
-    if isinstance(calibration, Statistics) and sequential:
-        raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
+    check_size(ratio, budget)
+    chosen.check_size(ratio, budget)
     return chosen
+
+
+def suited(
+    model: nn.Module,
+    method: str,
+    ratio: float | None,
+    budget: str | int | None,
+    options: Mapping[str, Any],
+) -> tuple[Compressor, Outline, float | None]:
+    """The method, what it may change of a model, and the share to remove; nothing is changed yet.
+
+    Raises:
+        InputError: as `compress`, but for what the calibration data bring.
+    """
+    chosen = asked(method, ratio, budget, options)
+    outline = census(model, chosen.kinds, chosen.exclude)
+    if budget is not None:
+        ratio = ratio_for_budget(outline, budget)
+    chosen.check(outline)
+    return chosen, outline, ratio
 
 
 def _run(
@@ -212,19 +210,6 @@ def _plan(
     }
 
 
-def read_size(budget: str | int) -> tuple[float, str]:
-    """A size as a number and its unit: "%", one of `_UNITS` or of `_BYTES`.
-
-    Raises:
-        InputError: it is none.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(%|[a-z]*)\s*", str(budget), re.IGNORECASE)
-    unit = match[2].lower() if match else "?"
-    if match is None or unit not in {"%", *_UNITS, *_BYTES} or not float(match[1]):
-        raise InputError(f"budget {budget!r} is not understood: write 70%, 95M (parameters) or 180MB (bytes)")
-    return float(match[1]), unit
-
-
 def ratio_for_budget(outline: Outline, budget: str | int) -> float:
     """The share to remove from the layers so that the whole model meets a budget.
 
@@ -238,10 +223,10 @@ def ratio_for_budget(outline: Outline, budget: str | int) -> float:
     model = outline.model
     total = _count(model)
     size = next(iter(outline.layers.values())).weight.element_size()  # type: ignore[operator]
-    value, unit = read_size(budget)
-    target = value / 100 * total if unit == "%" else value * _UNITS.get(unit, 0)
-    if unit in _BYTES:
-        target = value * _BYTES[unit] / size
+    value, unit = read_budget(budget)
+    target = value / 100 * total if unit == "%" else value * PARAMETER_UNITS.get(unit, 0)
+    if unit in BYTE_UNITS:
+        target = value * BYTE_UNITS[unit] / size
     ratio = (total - target) / outline.parameters
     if not 0 < ratio < 1:
         least = total - outline.parameters

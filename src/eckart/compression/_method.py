@@ -65,11 +65,28 @@ class Compressor:
     calibrated: ClassVar[bool] = True  # needs calibration data
     influenced: ClassVar[bool] = False  # needs the influence of every block before the first is changed
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    instead: ClassVar[tuple[str, ...]] = ()  # options that say how much to remove in place of a ratio
 
     def __post_init__(self) -> None:
         check_attributes(self, type(self).__init__)
         if isinstance(self.exclude, str):
             self.exclude = (self.exclude,)
+
+    def check_size(self, ratio: float | None, budget: str | int | None) -> None:
+        """Refuse a method that is told nothing, or two things, of how much to remove.
+
+        Raises:
+            InputError: naming them.
+        """
+        asked = {"ratio": ratio, "budget": budget, **{name: getattr(self, name) for name in self.instead}}
+        given = [f"{name} ({value})" for name, value in asked.items() if value is not None]
+        if not given:
+            others = "".join(f", {name}" for name in self.instead)
+            raise InputError(
+                f"ratio is not given: say how much to remove, such as ratio=0.2, or give one of budget{others}"
+            )
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given: leave one out")
 
     def check(self, outline: Outline) -> None:
         """Refuse a model that the method does not fit; nothing has been changed yet.
@@ -132,6 +149,8 @@ class FactorCompressor(Compressor):
     ranks: Mapping[str, int] | None = None
     multiple_of: int | None = None
 
+    instead: ClassVar[tuple[str, ...]] = ("rank",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, value in (
@@ -143,13 +162,11 @@ class FactorCompressor(Compressor):
                 raise InputError(f"{name} is {value}: give a whole number of at least 1")
         self._planned: dict[str, int] = {}
 
+    def check_size(self, ratio: float | None, budget: str | int | None) -> None:
+        if self.ranks is None or any(given is not None for given in (ratio, budget, self.rank)):
+            super().check_size(ratio, budget)
+
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        if ratio is None and self.rank is None and self.ranks is None:
-            raise InputError(
-                "ratio is not given: say how much to remove, such as ratio=0.2, or a rank or a budget"
-            )
-        if ratio is not None and self.rank is not None:
-            raise InputError(f"ratio ({ratio}) and rank ({self.rank}) are both given: leave one out")
         self._planned = {}
         for name, layer in outline.layers.items():
             rank = self._rank(name, matrix_shape(layer), ratio)

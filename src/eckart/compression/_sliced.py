@@ -8,7 +8,7 @@ is built. Importing this module makes it known to transformers' Auto classes.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
-from eckart.compression._census import find_blocks
-from eckart.compression._sliced_config import FAMILIES, PREFIX
+from eckart.compression._census import find_blocks, install, is_transposed, weight_matrix
+from eckart.compression._sliced_config import FAMILIES, PREFIX, Layout
 from eckart.errors import InputError
 
 _AUTO = (
@@ -28,15 +28,24 @@ _AUTO = (
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
 )
-_SOURCE_ATTRIBUTES = (
-    "config",
-    "layer_idx",
-    "head_dim",
-    "num_key_value_groups",
-    "scaling",
-    "attention_dropout",
-    "is_causal",
-)
+
+
+class Projection(NamedTuple):
+    """A matrix (out, in) and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def projections(attention: Any, layout: Layout) -> tuple[Projection, Projection, Projection, Projection]:
+    """Queries, keys, values and outputs of an attention module, taken apart where they are fused."""
+    layers = [getattr(attention, name) for name in (*layout.inputs, layout.output)]
+    *inputs, output = (Projection(weight_matrix(layer), layer.bias) for layer in layers)
+    if len(inputs) == 1:
+        ((weight, bias),) = inputs
+        biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
+        inputs = [Projection(*pair) for pair in zip(weight.chunk(3), biases, strict=True)]
+    return *inputs, output  # type: ignore[return-value]
 
 
 class SlicedAttention(nn.Module):
@@ -47,6 +56,7 @@ class SlicedAttention(nn.Module):
 
     Args:
         source: the attention module that is replaced; its projections are not used.
+        layout: of its family.
         qk_dim: coordinates of each query and key head.
         v_dim: coordinates of each value head.
         o_bias: whether the output projection has a bias.
@@ -59,26 +69,30 @@ class SlicedAttention(nn.Module):
     attention_dropout: float
     rope_index: Tensor
 
-    def __init__(self, source: Any, qk_dim: int, v_dim: int, o_bias: bool) -> None:
+    def __init__(self, source: Any, layout: Layout, qk_dim: int, v_dim: int, o_bias: bool) -> None:
         super().__init__()
-        for name in _SOURCE_ATTRIBUTES:
+        for name in ("config", "layer_idx", "head_dim", "scaling", "is_causal"):
             setattr(self, name, getattr(source, name))
-        q, k, o = (getattr(source, f"{name}_proj") for name in "qko")
-        options = {"device": q.weight.device, "dtype": q.weight.dtype}
-        hidden, head_dim = q.in_features, int(source.head_dim)
-        self.heads, self.kv_heads = q.out_features // head_dim, k.out_features // head_dim
+        self.num_key_value_groups = getattr(source, "num_key_value_groups", 1)
+        self.attention_dropout = _attention_dropout(source)
+        self.resid_dropout = getattr(source, "resid_dropout", None)
+        q, k, _, o = projections(source, layout)
+        options: dict[str, Any] = {"device": q.weight.device, "dtype": q.weight.dtype}
+        hidden, head_dim = q.weight.shape[1], int(source.head_dim)
+        self.heads, self.kv_heads = len(q.weight) // head_dim, len(k.weight) // head_dim
         self.qk_dim, self.v_dim = qk_dim, v_dim
         self.q_proj = nn.Linear(hidden, self.heads * qk_dim, bias=q.bias is not None, **options)
         self.k_proj = nn.Linear(hidden, self.kv_heads * qk_dim, bias=k.bias is not None, **options)
         self.v_proj = nn.Linear(hidden, self.kv_heads * v_dim, bias=False, **options)
-        self.o_proj = nn.Linear(self.heads * v_dim, o.out_features, bias=o_bias, **options)
+        self.o_proj = nn.Linear(self.heads * v_dim, len(o.weight), bias=o_bias, **options)
         self.q_norm, self.k_norm = getattr(source, "q_norm", None), getattr(source, "k_norm", None)
         window = getattr(source, "sliding_window", None)
         if self.config.model_type.removeprefix(PREFIX) == "mistral":
             window = getattr(self.config, "sliding_window", None)
         self.extra = {} if window is None else {"sliding_window": window}
-        index = torch.arange(qk_dim, device=options["device"]).expand(self.kv_heads, qk_dim).clone()
-        self.register_buffer("rope_index", index)
+        if layout.rotary:
+            index = torch.arange(qk_dim, device=options["device"]).expand(self.kv_heads, qk_dim).clone()
+            self.register_buffer("rope_index", index)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -93,7 +107,7 @@ class SlicedAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         **kwargs: Any,
@@ -103,7 +117,9 @@ class SlicedAttention(nn.Module):
         key = self.k_proj(hidden_states).view(*shape, self.kv_heads, self.qk_dim)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query, key = self._rotate(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = self._rotate(query, key, *position_embeddings)
         value = self.v_proj(hidden_states).view(*shape, self.kv_heads, self.v_dim).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
@@ -122,7 +138,8 @@ class SlicedAttention(nn.Module):
             **self.extra,
             **kwargs,
         )
-        return self.o_proj(out.reshape(*shape, -1).contiguous()), weights
+        out = self.o_proj(out.reshape(*shape, -1).contiguous())
+        return out if self.resid_dropout is None else self.resid_dropout(out), weights
 
     def _rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         if self.qk_dim == self.head_dim:
@@ -131,6 +148,13 @@ class SlicedAttention(nn.Module):
         grouped = query.reshape(query.shape[0], self.kv_heads, -1, *query.shape[2:])
         rotated = grouped * cos.unsqueeze(2) + _half_turned(grouped) * sin.unsqueeze(2)
         return rotated.flatten(1, 2), key * cos + _half_turned(key) * sin
+
+
+def _attention_dropout(source: Any) -> float:
+    """The dropout of the attention weights, under the names that the families have for it."""
+    if hasattr(source, "attn_dropout"):
+        return float(source.attn_dropout.p)
+    return float(source.attention_dropout if hasattr(source, "attention_dropout") else source.dropout)
 
 
 def _half_turned(x: Tensor) -> Tensor:
@@ -149,22 +173,36 @@ def take_widths(model: nn.Module, widths: list[dict[str, Any]]) -> None:
         raise InputError(
             f"compressed_layers has {len(widths)} entries, the model {len(blocks)} layers: the config is damaged"
         )
+    layout = layout_of(model)
     for block, width in zip(blocks, widths, strict=True):
-        if isinstance(
-            block.self_attn, SlicedAttention
-        ):  # a head around a backbone that has its widths already
+        source = block.get_submodule(layout.attention)
+        if isinstance(source, SlicedAttention):  # a head around a backbone that has its widths already
             continue
-        block.self_attn = SlicedAttention(block.self_attn, width["qk_dim"], width["v_dim"], width["o_bias"])
-        mlp: Any = block.mlp
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            setattr(mlp, name, resized(getattr(mlp, name), name, width["mlp_dim"]))
+        new = SlicedAttention(source, layout, width["qk_dim"], width["v_dim"], width["o_bias"])
+        install(block, layout.attention, new)
+        for name in (*layout.up, layout.down):
+            install(block, name, resized(block.get_submodule(name), width["mlp_dim"], name == layout.down))
 
 
-def resized(layer: nn.Linear, name: str, width: int) -> nn.Linear:
-    """An MLP projection with another number of hidden units, its numbers not yet set."""
-    sizes = (width, layer.out_features) if name == "down_proj" else (layer.in_features, width)
+def layout_of(model: Any) -> Layout:
+    """Where the blocks of a model that can be sliced, or is, have their projections."""
+    return FAMILIES[model.config.model_type.removeprefix(PREFIX)]
+
+
+def resized(layer: Any, width: int, inward: bool) -> Any:
+    """An MLP projection with another number of hidden units, its numbers not yet set.
+
+    Args:
+        layer: linear, or transformers' Conv1D.
+        width: hidden units.
+        inward: whether the units are its inputs.
+    """
+    out, features = weight_matrix(layer).shape
+    features, out = (width, out) if inward else (features, width)
+    if is_transposed(layer):
+        return type(layer)(out, features).to(layer.weight)
     options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    return nn.Linear(*sizes, bias=layer.bias is not None, **options)  # type: ignore[arg-type]
+    return nn.Linear(features, out, bias=layer.bias is not None, **options)
 
 
 def config_of(family: str) -> type[Any]:

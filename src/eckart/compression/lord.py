@@ -44,19 +44,18 @@ class LoRD(FactorCompressor):
     balance: bool = False
 
     slug: ClassVar[str] = "lord"
+    instead: ClassVar[tuple[str, ...]] = ("rank", "energy")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.energy is not None and not 0 < self.energy < 1:
             raise InputError(f"energy is {self.energy}: give a share in (0, 1)")
-        if self.energy is not None and (self.rank is not None or self.ranks is not None):
-            raise InputError(f"energy ({self.energy}) and a rank are both given: leave one out")
+        if self.energy is not None and self.ranks is not None:
+            raise InputError(f"energy ({self.energy}) and ranks are both given: leave one out")
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         if self.energy is None:
             super().plan(outline, ratio, influence)
-        elif ratio is not None:
-            raise InputError(f"ratio ({ratio}) and energy ({self.energy}) are both given: leave one out")
 
     def replace(
         self, name: str, layer: nn.Module, observed: Observed | None

@@ -1,7 +1,7 @@
 """MoDeGPT: the dimension inside each pair of matrices is cut, so that the pair's outputs change least.
 
     up, gate – down   units J of largest ridge leverage; W_d ← W_d C[:, J] C[J, J]⁺       (Nyström)
-    query – key       rotation pairs of largest √(E|k_j|² Σ_h E|q_{h,j}|²)                 (CR)
+    query – key       coordinates of largest √(E k_j² Σ_h E q_{h,j}²), in pairs with RoPE  (CR)
     value – output    the best rank-r product under the inputs, V shared in its group      (SVD)
 
     layer l loses φ_l = L φ softmax(−s/ε)_l of its dimensions, s_l = 1 − E cos(x_in, x_out) of the block
@@ -19,17 +19,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from eckart.compression._allocation import allocate
 from eckart.compression._calibration import Observed
-from eckart.compression._census import Outline, matrix_shape
+from eckart.compression._census import Outline, matrix_shape, set_weight, weight_matrix
 from eckart.compression._layers import Spec
 from eckart.compression._method import Change, Compressor, LayerRow
+from eckart.compression._sliced_config import FAMILIES, LLAMA, Layout
 from eckart.errors import InputError
 from eckart.linalg.heads import coordinate_scores, value_output
 from eckart.linalg.moments import Moments, output_energy
 from eckart.linalg.nystroem import largest, nystroem_refit, refit_error, ridge_leverage
-
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
 class Widths(NamedTuple):
@@ -91,43 +90,46 @@ class MoDeGPT(Compressor):
         if not (self.mlp or self.qk or self.vo):
             raise InputError("mlp, qk and vo are all False: leave one on")
         self._widths: dict[str, Widths] = {}
+        self._layout = LLAMA
 
     def check(self, outline: Outline) -> None:
-        from eckart.compression._sliced_config import FAMILIES
-
-        kind = getattr(getattr(outline.model, "config", None), "model_type", type(outline.model).__name__)
+        config = getattr(outline.model, "config", None)
+        kind = getattr(config, "model_type", type(outline.model).__name__)
         if kind not in FAMILIES:
             raise InputError(
-                f"modegpt knows {', '.join(FAMILIES)}, not {kind}: it needs separate q, k, v, o projections with "
-                "rotary embeddings in halves and a gated MLP; lord and whitened-svd take any linear layer"
+                f"modegpt knows {', '.join(FAMILIES)}, not {kind}: it needs a decoder of blocks with one attention, "
+                "rotated in halves or not at all, and one MLP; lord and whitened-svd take any linear layer"
             )
-        missing = [
-            f"{b}.{n}"
-            for b in outline.blocks
-            for n in (*PROJECTIONS, *MLP)
-            if f"{b}.{n}" not in outline.layers
-        ]
+        for switch in ("add_cross_attention", "reorder_and_upcast_attn"):
+            if getattr(config, switch, False):
+                raise InputError(
+                    f"modegpt does not slice the attention of {kind} with {switch}=True: lord takes its linear layers"
+                )
+        if not outline.chained:
+            raise InputError(
+                f"modegpt shares a loss among blocks, and {kind} has one: give a model of two or more"
+            )
+        self._layout = FAMILIES[kind]
+        names = (*self._layout.projections, *self._layout.up, self._layout.down)
+        missing = [f"{b}.{n}" for b in outline.blocks for n in names if f"{b}.{n}" not in outline.layers]
         if missing:
             raise InputError(
                 f"modegpt changes whole blocks, but {missing[0]} is excluded or shared: leave exclude out"
             )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        if ratio is None:
-            raise InputError(
-                "ratio is not given: say how much of the dimensions to remove, such as ratio=0.2"
-            )
+        assert ratio is not None
         if ratio > self.max_sparsity:
             raise InputError(f"ratio is {ratio}, above max_sparsity={self.max_sparsity}: lower it")
         lost = allocate(torch.tensor(influence, dtype=torch.float64), ratio, self.epsilon, self.max_sparsity)
-        self._widths = {}
+        self._widths, layout = {}, self._layout
         for (name, block), share in zip(outline.blocks.items(), lost.tolist(), strict=True):
-            attention: Any = block.self_attn
-            d, m = attention.head_dim, matrix_shape(outline.layers[f"{name}.{MLP[0]}"])[0]
+            attention: Any = block.get_submodule(layout.attention)
+            d, m = attention.head_dim, matrix_shape(outline.layers[f"{name}.{layout.up[0]}"])[0]
             free = self.qk and getattr(attention, "q_norm", None) is None
             keep = 1 - share
             self._widths[name] = Widths(
-                self._width(d, keep, 2) if free else d,
+                self._width(d, keep, 1 + layout.rotary) if free else d,
                 self._width(d, keep, 2) if self.vo else d,
                 self._width(m, keep, 1) if self.mlp else m,
             )
@@ -142,38 +144,44 @@ class MoDeGPT(Compressor):
     def compress(
         self, block: str, outline: Outline, observed: Mapping[str, Observed]
     ) -> tuple[dict[str, Change], list[LayerRow]]:
-        module: Any = outline.blocks[block]
-        inputs, hidden = observed[f"{block}.{PROJECTIONS[2]}"], observed[f"{block}.{MLP[2]}"]
+        module, layout, width = outline.blocks[block], self._layout, self._widths[block]
+        inputs, hidden = (observed[name] for name in self.watched(block, outline))
         assert isinstance(inputs, Moments) and isinstance(hidden, Moments)
-        width = self._widths[block]
-        attention, dropped, lost = self.slice_attention(module.self_attn, inputs, width.qk_dim, width.v_dim)
-        changes = {f"{block}.self_attn": Change(attention, attention.spec)}
-        mlp, error = self.slice_mlp(module.mlp, hidden, width.mlp_dim)
-        for name, layer in mlp.items():
-            spec: Spec = {"kind": "width", "name": name, "mlp_dim": width.mlp_dim}
-            changes[f"{block}.mlp.{name}"] = Change(layer, spec)
-        errors = (dropped, dropped, lost, lost, error, error, error)
-        sizes = (width.qk_dim, width.qk_dim, width.v_dim, width.v_dim, *(width.mlp_dim,) * 3)
+        source: Any = module.get_submodule(layout.attention)
+        attention, dropped, lost = self.slice_attention(source, inputs, width.qk_dim, width.v_dim)
+        changes = {f"{block}.{layout.attention}": Change(attention, attention.spec)}
+        holder = module.get_submodule(layout.down.rpartition(".")[0])
+        mlp, error = self.slice_mlp(holder, hidden, width.mlp_dim)
+        new = {path: mlp[path.rpartition(".")[2]] for path in (*layout.up, layout.down)}
+        for path, layer in new.items():
+            spec: Spec = {"kind": "width", "inward": path == layout.down, "mlp_dim": width.mlp_dim}
+            changes[f"{block}.{path}"] = Change(layer, spec)
+        q, k, v, o = (getattr(attention, f"{name}_proj") for name in "qkvo")
+        scores, values = (width.qk_dim, dropped), (width.v_dim, lost)
+        cut = [([q], *scores), ([k], *scores), ([v], *values), ([o], *values)]
+        if len(layout.inputs) == 1:
+            cut = [([q, k, v], *scores), ([o], *values)]
+        cut += [([layer], width.mlp_dim, error) for layer in new.values()]
         rows = []
-        for name, rank, wrong in zip((*PROJECTIONS, *MLP), sizes, errors, strict=True):
-            full = f"{block}.{name}"
-            old = outline.layers[full]
-            new = mlp[name[4:]] if name in MLP else getattr(attention, name[10:])
-            before, after = (sum(p.numel() for p in layer.parameters()) for layer in (old, new))
-            rows.append(LayerRow(full, "sliced", *matrix_shape(old), rank, before, after, wrong))
+        for path, (parts, rank, wrong) in zip((*layout.projections, *new), cut, strict=True):
+            old = outline.layers[f"{block}.{path}"]
+            before, after = (
+                sum(p.numel() for part in some for p in part.parameters()) for some in ([old], parts)
+            )
+            rows.append(LayerRow(f"{block}.{path}", "sliced", *matrix_shape(old), rank, before, after, wrong))
         return changes, rows
 
     def watched(self, block: str, outline: Outline) -> dict[str, nn.Module]:
-        names = (f"{block}.{PROJECTIONS[2]}", f"{block}.{MLP[2]}")
+        layout = self._layout
+        names = (f"{block}.{layout.attention}.{layout.inputs[-1]}", f"{block}.{layout.down}")
         return {name: outline.layers[name] for name in names}
 
     def rebuild(self, spec: Spec, dense: nn.Module) -> nn.Module:
         from eckart.compression._sliced import SlicedAttention, resized
 
         if spec["kind"] == "attention":
-            return SlicedAttention(dense, spec["qk_dim"], spec["v_dim"], spec["o_bias"])
-        assert isinstance(dense, nn.Linear)
-        return resized(dense, spec["name"], spec["mlp_dim"])
+            return SlicedAttention(dense, self._layout, spec["qk_dim"], spec["v_dim"], spec["o_bias"])
+        return resized(dense, spec["mlp_dim"], spec["inward"])  # type: ignore[no-any-return]
 
     def finish(self, model: nn.Module, specs: Mapping[str, Spec]) -> None:
         from eckart.compression._sliced import convert
@@ -182,37 +190,39 @@ class MoDeGPT(Compressor):
             model,
             [
                 {
-                    **{k: v for k, v in specs[f"{block}.self_attn"].items() if k != "kind"},
-                    "mlp_dim": specs[f"{block}.mlp.down_proj"]["mlp_dim"],
+                    **{k: v for k, v in specs[f"{block}.{self._layout.attention}"].items() if k != "kind"},
+                    "mlp_dim": specs[f"{block}.{self._layout.down}"]["mlp_dim"],
                 }
                 for block in self._widths
             ],
         )
 
     @torch.no_grad()
-    def slice_mlp(self, mlp: Any, moments: Moments, width: int) -> tuple[dict[str, nn.Linear], float]:
-        """The three projections with ``width`` hidden units, and the relative error of the outputs.
+    def slice_mlp(self, mlp: Any, moments: Moments, width: int) -> tuple[dict[str, Any], float]:
+        """The projections by name with ``width`` hidden units, and the relative error of the outputs.
 
         Args:
-            mlp: has gate_proj, up_proj and down_proj.
-            moments: of what enters down_proj.
+            mlp: has the projections into and out of the hidden units.
+            moments: of what enters the one out of them.
             width: k.
         """
         from eckart.compression._sliced import resized
 
-        gram, down = moments.second, mlp.down_proj.weight.detach()
+        last = self._layout.down.rpartition(".")[2]
+        gram, down, bias = moments.second, weight_matrix(getattr(mlp, last)), getattr(mlp, last).bias
         kept = kept_units(gram, width, self.ridge * float(gram.diagonal().mean()))
-        affine = self.refit == "affine" and mlp.down_proj.bias is not None
+        affine = self.refit == "affine" and bias is not None
         refitted = nystroem_refit(down, moments.covariance if affine else gram, kept)
         new = {}
-        for name in ("gate_proj", "up_proj", "down_proj"):
+        for path in (*self._layout.up, self._layout.down):
+            name = path.rpartition(".")[2]
             old = getattr(mlp, name)
-            new[name] = resized(old, name, width)
-            new[name].weight.copy_(refitted if name == "down_proj" else old.weight[kept])
+            new[name] = resized(old, width, name == last)
+            set_weight(new[name], refitted if name == last else weight_matrix(old)[kept])
             if old.bias is not None:
-                new[name].bias.copy_(old.bias if name == "down_proj" else old.bias[kept])
+                new[name].bias.copy_(old.bias if name == last else old.bias[kept])
         if affine:
-            new["down_proj"].bias.add_(down.double() @ moments.mean - refitted @ moments.mean[kept])
+            new[last].bias.add_(down.double() @ moments.mean - refitted @ moments.mean[kept])
         whole = refit_error(down, gram, kept, torch.zeros_like(refitted))
         whole = float(torch.sum((down.double() @ gram) * down.double())) or whole
         wrong = refit_error(down, moments.covariance if affine else gram, kept, refitted)
@@ -226,25 +236,25 @@ class MoDeGPT(Compressor):
         of values and outputs.
 
         Args:
-            source: a transformers attention with q, k, v, o projections.
+            source: a transformers attention.
             moments: of its inputs.
             qk_dim: coordinates of queries and keys that stay.
             v_dim: coordinates of the values that stay.
         """
-        from eckart.compression._sliced import SlicedAttention
+        from eckart.compression._sliced import SlicedAttention, projections
 
-        bias = output_bias(source)
-        new = SlicedAttention(source, qk_dim, v_dim, bias is not None)
+        query, key, v, o = projections(source, self._layout)
+        bias = output_bias(source, self._layout)
+        new = SlicedAttention(source, self._layout, qk_dim, v_dim, bias is not None)
         d, groups = source.head_dim, new.heads // new.kv_heads
-        dropped, index = self._slice_scores(source, new, moments)
-        new.rope_index.copy_(index)
+        dropped = self._slice_scores(query, key, new, moments)
         if v_dim == d and not self.vo:
-            new.v_proj.weight.copy_(source.v_proj.weight)
-            new.o_proj.weight.copy_(source.o_proj.weight)
+            new.v_proj.weight.copy_(v.weight)
+            new.o_proj.weight.copy_(o.weight)
             lost = whole = torch.zeros(())
         else:
-            value = source.v_proj.weight.reshape(new.kv_heads, d, -1)
-            out = source.o_proj.weight.reshape(-1, new.kv_heads, groups, d)
+            value = v.weight.reshape(new.kv_heads, d, -1)
+            out = o.weight.reshape(-1, new.kv_heads, groups, d)
             lost, whole = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
             values, outputs = [], []
             for g in range(new.kv_heads):
@@ -260,31 +270,35 @@ class MoDeGPT(Compressor):
             new.o_proj.bias.copy_(bias)
         return new, dropped, float((lost / whole).sqrt()) if float(whole) > 0 else 0.0
 
-    def _slice_scores(self, source: Any, new: Any, moments: Moments) -> tuple[float, Int[Tensor, "kv r"]]:
-        """Copy the rows of queries and keys that stay; the share of energy dropped, and which coordinates they are."""
-        d, r = source.head_dim, new.qk_dim
-        query, key = (
-            output_energy(moments, layer.weight, layer.bias).reshape(new.kv_heads, -1, d)
-            for layer in (source.q_proj, source.k_proj)
+    def _slice_scores(self, query: Any, key: Any, new: Any, moments: Moments) -> float:
+        """Copy the rows of queries and keys that stay; the share of energy dropped."""
+        d, r = new.head_dim, new.qk_dim
+        energies = (
+            output_energy(moments, source.weight, source.bias).reshape(new.kv_heads, -1, d)
+            for source in (query, key)
         )
+        pairs = d // 2 if self._layout.rotary else 0
         kept, dropped, total = [], 0.0, 0.0
-        for q, k in zip(query, key, strict=True):
-            scores, _ = coordinate_scores(q, k[0], d // 2, self.pair_score == "reimpl")
-            pairs = largest(scores, r // 2)
-            kept.append(torch.cat([pairs, pairs + d // 2]))
+        for q, k in zip(*energies, strict=True):
+            rotated, single = coordinate_scores(q, k[0], pairs, self.pair_score == "reimpl")
+            scores = rotated if pairs else single
+            places = largest(scores, r // 2 if pairs else r)
+            kept.append(torch.cat([places, places + pairs]) if pairs else places)
             total += float(scores.sum())
-            dropped += float(scores.sum() - scores[pairs].sum())
+            dropped += float(scores.sum() - scores[places].sum())
         index = torch.stack(kept)
         if r == d:
             index = torch.arange(d, device=index.device).expand(new.kv_heads, d)
+        if pairs:
+            new.rope_index.copy_(index)
         heads = index.repeat_interleave(new.heads // new.kv_heads, 0)
-        for name, places in (("q_proj", heads), ("k_proj", index)):
-            rows = (places + d * torch.arange(len(places), device=places.device).unsqueeze(1)).flatten()
-            old, layer = getattr(source, name), getattr(new, name)
+        for old, layer, coordinates in ((query, new.q_proj, heads), (key, new.k_proj, index)):
+            starts = d * torch.arange(len(coordinates), device=coordinates.device)
+            rows = (coordinates + starts.unsqueeze(1)).flatten()
             layer.weight.copy_(old.weight[rows])
             if old.bias is not None:
                 layer.bias.copy_(old.bias[rows])
-        return dropped / total if total else 0.0, index
+        return dropped / total if total else 0.0
 
 
 def kept_units(gram: Float[Tensor, "m m"], width: int, ridge: float) -> Int[Tensor, " k"]:
@@ -298,49 +312,17 @@ def kept_units(gram: Float[Tensor, "m m"], width: int, ridge: float) -> Int[Tens
     return largest(ridge_leverage(gram, ridge), width)
 
 
-def output_bias(attention: Any) -> Float[Tensor, " hidden"] | None:
+def output_bias(attention: Any, layout: Layout = LLAMA) -> Float[Tensor, " hidden"] | None:
     """The output projection's bias with that of the values folded in, b_o + Σ_h O_h b_v: exact, since the weights of
     attention sum to one (dropout on them, in training, breaks it). None where there is neither.
     """
-    bias: Tensor | None = attention.o_proj.bias
-    if attention.v_proj.bias is None:
-        return None if bias is None else bias.detach().double()
+    from eckart.compression._sliced import projections
+
+    _, _, value, out = projections(attention, layout)
+    if value.bias is None:
+        return None if out.bias is None else out.bias.detach().double()
     d = attention.head_dim
-    per_head = attention.v_proj.bias.detach().double().reshape(-1, d)
-    groups = attention.o_proj.in_features // (d * len(per_head))
-    folded: Tensor = (
-        attention.o_proj.weight.detach().double() @ per_head.repeat_interleave(groups, 0).flatten()
-    )
-    return folded if bias is None else folded + bias.detach().double()
-
-
-def raw_allocation(
-    influence: Float[Tensor, " layers"], average: float, epsilon: float
-) -> Float[Tensor, " layers"]:
-    """φ_l = L φ softmax(−s/ε)_l, before any cap."""
-    return len(influence) * average * torch.softmax(-influence / epsilon, 0)
-
-
-def allocate(
-    influence: Float[Tensor, " layers"], average: float, epsilon: float, cap: float
-) -> Float[Tensor, " layers"]:
-    """Share of its dimensions that each layer loses; what is above the cap goes to the others in proportion.
-
-    Args:
-        influence: s of each layer.
-        average: φ, the mean of the shares, at most ``cap``.
-        epsilon: ε.
-        cap: the most that a layer loses.
-    """
-    weights = torch.softmax(-influence / epsilon, 0)
-    shares = raw_allocation(influence, average, epsilon)
-    capped = torch.zeros_like(shares, dtype=torch.bool)
-    for _ in range(len(shares)):
-        over = (shares > cap) & ~capped
-        if not bool(over.any()):
-            break
-        capped |= over
-        excess = len(shares) * average - cap * int(capped.sum())
-        free = torch.where(capped, 0.0, weights)
-        shares = torch.where(capped, cap, excess * free / free.sum().clamp_min(torch.finfo(free.dtype).tiny))
-    return shares
+    per_head = value.bias.detach().double().reshape(-1, d)
+    groups = out.weight.shape[1] // (d * len(per_head))
+    folded = out.weight.double() @ per_head.repeat_interleave(groups, 0).flatten()
+    return folded if out.bias is None else folded + out.bias.detach().double()

@@ -57,6 +57,7 @@ class TRP(Compressor):
     value: float | None = None
 
     slug: ClassVar[str] = "trp"
+    instead: ClassVar[tuple[str, ...]] = ("energy", "value")
     calibrated: ClassVar[bool] = False
     kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv2d,)
 
@@ -71,15 +72,6 @@ class TRP(Compressor):
         self._ratio: float | None = None
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        given = [
-            name
-            for name, x in (("ratio", ratio), ("energy", self.energy), ("value", self.value))
-            if x is not None
-        ]
-        if len(given) != 1:
-            raise InputError(
-                f"given are {' and '.join(given) or 'no ratio, energy or value'}: give one of the three"
-            )
         self._ratio = ratio
         names = set(eligible(outline.model))
         if not names & set(outline.layers):

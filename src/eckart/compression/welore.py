@@ -53,6 +53,7 @@ class WeLore(FactorCompressor):
     lrc_rule: Literal["half", "break_even"] = "half"
 
     slug: ClassVar[str] = "welore"
+    instead: ClassVar[tuple[str, ...]] = ("threshold",)
     calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -71,8 +72,6 @@ class WeLore(FactorCompressor):
             )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
-        if (ratio is None) == (self.threshold is None):
-            raise InputError(f"ratio is {ratio} and threshold is {self.threshold}: give one of the two")
         values = {name: singular_values(weight_matrix(layer)).cpu() for name, layer in outline.layers.items()}
         shapes = {name: matrix_shape(layer) for name, layer in outline.layers.items()}
         threshold = self.threshold

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from eckart.layers.low_rank import LowRankLinear
     from eckart.layers.maestro import MaestroConv2d, MaestroLinear
     from eckart.layers.ordered_dropout import OrderedDropout
+    from eckart.layers.relora import ReLoRA, ReLoRALinear
     from eckart.layers.s4d import S4D, S4DBlock, S4DKernel, S4DRecurrence, param_groups
     from eckart.layers.s4d_config import S4DConfig
     from eckart.layers.s4d_model import S4DForSequenceClassification, S4DModel
@@ -33,6 +34,8 @@ __all__ = [
     "MaestroConv2d",
     "MaestroLinear",
     "OrderedDropout",
+    "ReLoRA",
+    "ReLoRALinear",
     "S4DBlock",
     "S4DConfig",
     "S4DForSequenceClassification",
@@ -75,6 +78,17 @@ METHODS: tuple[dict[str, str], ...] = (
         "trains": "two factors of each linear layer or convolution, their ranks in order of importance",
         "saves": "the same, and which ranks are left",
         "summary": "Factors of full rank, trained so that they can be cut to any size without training again.",
+    },
+    {
+        "slug": "relora",
+        "name": "ReLoRA",
+        "family": "layers",
+        "paper": "Lialin, Shivagunde, Muckatira & Rumshisky, 2024",
+        "arxiv": "2307.05695",
+        "knob": "r",
+        "trains": "each layer's weight at first, then two factors that are merged into it every so many steps",
+        "saves": "the dense weights; while it trains also the factors",
+        "summary": "Full-rank pretraining by low-rank updates that are merged and begun anew.",
     },
     {
         "slug": "s4d",

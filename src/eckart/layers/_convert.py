@@ -13,6 +13,7 @@ from torch import nn
 import eckart.layers.lost
 import eckart.layers.low_rank
 import eckart.layers.maestro
+import eckart.layers.relora
 import eckart.layers.sltrain  # noqa: F401  the classes enter the table
 from eckart.errors import InputError
 from eckart.layers._structured import STRUCTURED, StructuredLayer, build_layer, sides
@@ -38,7 +39,7 @@ def convert(
 
     Args:
         model: changed in place. Structures that start from a dense weight start from the one it has now.
-        method: ``"sltrain"``, ``"lost"``, ``"low-rank"`` or ``"maestro"``.
+        method: ``"sltrain"``, ``"lost"``, ``"low-rank"``, ``"maestro"`` or ``"relora"``.
         target_modules: a regular expression that matches a layer's whole name, or the ends of names such as
             ``["q_proj", "v_proj"]``; None: every linear layer whose name contains attn, attention or mlp.
         seed: everything random follows from it and the layer's name.

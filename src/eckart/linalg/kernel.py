@@ -106,15 +106,15 @@ class _SparseKernel(torch.autograd.Function):
         (slope,) = gradients
         d_outer, d_inner = torch.empty_like(outer), torch.zeros_like(inner)
         for rows in _row_blocks(slope.shape, slope.device):
-            weight, distances = slope[rows], _distances(outer[:, rows], inner, norm)
+            weight, apart = slope[rows], _distances(outer[:, rows], inner, norm)
             if sparsity:
-                magnitude = _combine(coeff, distances).abs_()
+                magnitude = _combine(coeff, apart).abs_()
                 factor = multiplier(magnitude, bound, how)
                 if not detach and how != "hard":
                     factor += magnitude * multiplier(magnitude, bound, "hard")
                 weight = factor.mul_(weight)
             for piece, (c, a, b) in enumerate(zip(coeff, outer[:, rows], inner, strict=True)):
-                moved = _distance_gradients(weight, a, b, norm, distances[piece])
+                moved = _distance_gradients(weight, a, b, norm, apart[piece])
                 torch.mul(moved[0], c, out=d_outer[piece, rows])
                 d_inner[piece].add_(moved[1], alpha=c)
         return d_outer, d_inner, None, None, None, None, None
@@ -153,13 +153,14 @@ def sparse_piecewise_kernel(
 
 def _row_blocks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
     """Rows of a matrix, a few at a time: a quarter of what fits a cache, as some four matrices are at work."""
-    step = max(1, default_chunk(4 * shape[1], device))
+    step = max(1, default_chunk(2 * shape[1], device))
     return (slice(first, first + step) for first in range(0, shape[0], step))
 
 
-def _combine(coeff: Sequence[float], distances: Sequence[Tensor]) -> Tensor:
-    total = coeff[0] * distances[0]
-    for c, distance in zip(coeff[1:], distances[1:], strict=True):
+def _combine(coeff: Sequence[float], apart: Sequence[Tensor]) -> Tensor:
+    """Σ_p coeff_p apart_p."""
+    total = coeff[0] * apart[0]
+    for c, distance in zip(coeff[1:], apart[1:], strict=True):
         total.add_(distance, alpha=c)
     return total
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,6 +20,9 @@ from torch import Tensor
 Law = Literal["uniform", "normal"]
 _SCALES: dict[Law, tuple[float, float]] = {"uniform": (2.0**-15, 0.5), "normal": (math.sqrt(2), 0.0)}
 """(a, b) by which a law's numbers are a (v + b) of the v in a product: 16-bit integers, or what erfinv gives."""
+
+_FACTORS = 0x7FEB352D, 0x846CA68B
+_LOW = np.arange(2**16, dtype=np.uint32)
 
 
 def counter_key(*tag: object) -> int:
@@ -43,6 +47,8 @@ def random_words(
         start: index of the first.
         device: where to make them; the values do not depend on it.
     """
+    if device is None or device.type == "cpu":
+        return torch.from_numpy(_words_on_the_host(key, count, start).view(np.int32))
     words = torch.arange(count, dtype=torch.int32, device=device).add_(_wrap(start + key))
     shifted = torch.empty_like(words)
 
@@ -51,10 +57,31 @@ def random_words(
         words.bitwise_xor_(shifted.bitwise_and_((1 << (32 - bits)) - 1))
 
     fold(16)
-    words.mul_(_wrap(0x7FEB352D)).add_(_wrap(key >> 31))
+    words.mul_(_wrap(_FACTORS[0])).add_(_wrap(key >> 31))
     fold(15)
-    words.mul_(_wrap(0x846CA68B))
+    words.mul_(_wrap(_FACTORS[1]))
     fold(16)
+    return words
+
+
+def _words_on_the_host(key: int, count: int, start: int) -> np.ndarray:
+    """The same words by NumPy, whose unsigned integers shift without a mask and in vectors, a cache at a time.
+
+    Counters with the same upper half are a range of lower halves beside it, of which the first fold is one operation.
+    """
+    words, shifted = np.empty(count, np.uint32), np.empty(min(count, len(_LOW)), np.uint32)
+    done = 0
+    while done < count:
+        upper, lower = divmod((start + key + done) % 2**32, len(_LOW))
+        size = min(len(_LOW) - lower, count - done)
+        part, moved = words[done : done + size], shifted[:size]
+        np.bitwise_xor(_LOW[lower : lower + size], np.uint32(upper * 0x10001), out=part)
+        np.multiply(part, np.uint32(_FACTORS[0]), out=part)
+        np.add(part, np.uint32((key >> 31) % 2**32), out=part)
+        np.bitwise_xor(part, np.right_shift(part, 15, out=moved), out=part)
+        np.multiply(part, np.uint32(_FACTORS[1]), out=part)
+        np.bitwise_xor(part, np.right_shift(part, 16, out=moved), out=part)
+        done += size
     return words
 
 
@@ -137,13 +164,13 @@ def basis_block(size: int) -> int:
 def mix_random_basis(
     coefficients: Tensor, key: int, size: int, law: str, chunk: int, words: Tensor | None = None
 ) -> Tensor:
-    """Σᵢ cᵢ Mᵢ over random rows Mᵢ that are made, used and forgotten: ``c @ random_matrix(key, len(c), size, law)``.
+    """Σᵢ cᵢ Mᵢ over random rows Mᵢ that are made, used and forgotten: ``c @ random_matrix(key, k, size, law)``.
 
     Differentiable in ``coefficients``; the backward pass makes the rows again, and nothing is kept for it. On a CPU
     the result has the same bits for every ``chunk``, and whatever part of the words is kept.
 
     Args:
-        coefficients: c ``(k,)``.
+        coefficients: c ``(k,)``, or several ``(n, k)`` for which the rows are made once.
         key: names the basis.
         size: numbers in one basis matrix.
         law: as `random_matrix`.
@@ -151,15 +178,16 @@ def mix_random_basis(
         words: of the first rows, as `basis_words` gives them, in whole blocks: these are not made again.
 
     Returns:
-        The sum ``(size,)`` in float32, or float64 where the coefficients are.
+        The sum ``(size,)``, or ``(n, size)``, in float32, or float64 where the coefficients are.
     """
     c = coefficients.to(torch.promote_types(coefficients.dtype, torch.float32))
-    total = c.new_zeros(size)
+    total = c.new_zeros(*c.shape[:-1], size)
     with torch.autocast(c.device.type, enabled=False):
-        for first, block in _blocks(key, len(c), size, cast(Law, law), chunk, words, c):
-            total.addmv_(block.t(), c[first : first + len(block)])
+        for first, block in _blocks(key, c.shape[-1], size, cast(Law, law), chunk, words, c):
+            used = c[..., first : first + len(block)]
+            total = total.addmv_(block.t(), used) if c.dim() == 1 else total.addmm_(used, block)
     scale, shift = _SCALES[cast(Law, law)]
-    return total.add_(c.sum() * shift).mul_(scale)
+    return total.add_(c.sum(-1, keepdim=True) * shift).mul_(scale)
 
 
 @torch.library.custom_op(
@@ -170,13 +198,13 @@ def mix_random_basis(
 def dot_random_basis(
     g: Tensor, key: int, k: int, law: str, chunk: int, words: Tensor | None = None
 ) -> Tensor:
-    """⟨g, Mᵢ⟩ for i < k: ``random_matrix(key, k, len(g), law) @ g``, the transpose of `mix_random_basis`."""
+    """⟨g, Mᵢ⟩ for i < k: ``g @ random_matrix(key, k, size, law).t()``, the transpose of `mix_random_basis`."""
     g = g.to(torch.promote_types(g.dtype, torch.float32)).contiguous()
     with torch.autocast(g.device.type, enabled=False):
-        blocks = _blocks(key, k, g.numel(), cast(Law, law), chunk, words, g)
-        products = torch.cat([block @ g for _, block in blocks])
+        blocks = _blocks(key, k, g.shape[-1], cast(Law, law), chunk, words, g)
+        products = torch.cat([block @ g if g.dim() == 1 else g @ block.t() for _, block in blocks], -1)
     scale, shift = _SCALES[cast(Law, law)]
-    return products.add_(g.sum() * shift).mul_(scale)
+    return products.add_(g.sum(-1, keepdim=True) * shift).mul_(scale)
 
 
 def _blocks(
@@ -199,18 +227,19 @@ def _blocks(
 
 @mix_random_basis.register_fake
 def _(coefficients: Tensor, key: int, size: int, law: str, chunk: int, words: Tensor | None = None) -> Tensor:
-    return coefficients.new_empty(size, dtype=torch.promote_types(coefficients.dtype, torch.float32))
+    dtype = torch.promote_types(coefficients.dtype, torch.float32)
+    return coefficients.new_empty(*coefficients.shape[:-1], size, dtype=dtype)
 
 
 @dot_random_basis.register_fake
 def _(g: Tensor, key: int, k: int, law: str, chunk: int, words: Tensor | None = None) -> Tensor:
-    return g.new_empty(k, dtype=torch.promote_types(g.dtype, torch.float32))
+    return g.new_empty(*g.shape[:-1], k, dtype=torch.promote_types(g.dtype, torch.float32))
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     coefficients, ctx.key, _, ctx.law, ctx.chunk, words = inputs
     ctx.save_for_backward(words)
-    ctx.k, ctx.dtype = coefficients.numel(), coefficients.dtype
+    ctx.k, ctx.dtype = coefficients.shape[-1], coefficients.dtype
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -100,9 +100,13 @@ class LowRankOptimizer(Optimizer):
         return step | dict.fromkeys(("m", "v"), Entry(tuple(p.shape), wide(p), by_rows=True))
 
     def state_bytes(self) -> int:
-        """Bytes of the whole state, of all processes together, before any step was made."""
+        """Bytes of the whole state of what trains, of all processes together, before any step was made."""
         entries = (
-            e for g in self.param_groups for p in g["params"] for e in self.state_entries(g, p).values()
+            entry
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad
+            for entry in self.state_entries(group, p).values()
         )
         return sum(torch.Size(e.shape).numel() * e.dtype.itemsize for e in entries)
 

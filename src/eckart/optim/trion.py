@@ -23,6 +23,8 @@ from eckart.optim._layout import Layout, local
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 """Of the Newton–Schulz step: singular values between about 0.003 and 1 end between 0.6 and 1.3 after five."""
+_TOGETHER = 5
+"""Steps made on one XᵀX: rounding leaves it eigenvalues below zero, which grow twelvefold in each."""
 _SCALES = {
     "kj": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
     "none": lambda rows, columns: 1.0,
@@ -119,16 +121,30 @@ def forget(
 
 
 def newton_schulz(b: Float[Tensor, "m r"], steps: int) -> Float[Tensor, "m r"]:
-    """About U Vᵀ of b = U Σ Vᵀ: X = b/(‖b‖_F + 1e-7), then steps times X ← (a I + b̂ X Xᵀ + c (X Xᵀ)²) X.
+    """About U Vᵀ of b = U Σ Vᵀ: X = b/(‖b‖_F + 1e-7), then steps times X ← X (a I + b̂ XᵀX + c (XᵀX)²).
+
+    X stays a product X₀ P with a polynomial P of X₀ᵀX₀: the steps are made on matrices of the shorter side, and the
+    longer one takes part in two products for every five of them.
 
     Args:
-        b: any matrix; the product is formed along its shorter side.
+        b: any matrix; XᵀX is formed along its shorter side.
         steps: five bring singular values of X from [0.003, 1] to [0.6, 1.3].
     """
-    first, second, third = _QUINTIC
-    x: Tensor = b.mT if b.shape[0] > b.shape[1] else b
+    x: Tensor = b if b.shape[0] > b.shape[1] else b.mT
     x = x / (torch.linalg.matrix_norm(x) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = first * x + (second * gram + third * (gram @ gram)) @ x
-    return x.mT if b.shape[0] > b.shape[1] else x
+    for done in range(0, steps, _TOGETHER):
+        x = x @ _polynomial(x.mT @ x, min(_TOGETHER, steps - done))
+    return x if b.shape[0] > b.shape[1] else x.mT
+
+
+def _polynomial(gram: Float[Tensor, "r r"], steps: int) -> Float[Tensor, "r r"]:
+    """P with X P = X after these steps, of XᵀX."""
+    first, second, third = _QUINTIC
+    whole = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    for i in range(steps):
+        step = second * gram + third * (gram @ gram)
+        step.diagonal().add_(first)
+        whole = step if i == 0 else whole @ step
+        if i + 1 < steps:
+            gram = step @ gram @ step
+    return whole

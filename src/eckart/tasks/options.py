@@ -58,6 +58,8 @@ class TaskOptions(MemoryOptions, total=False):
         generate: test examples that chat models answer, for the exact match.
         class_weights: "balanced": each class counts alike in the loss of a classifier.
         also: a file of general text, on which a language model is measured before and after training.
+        lm_eval: tasks of lm-evaluation-harness, with commas, on which a trained language model is scored too.
+        lm_eval_limit: documents of each of them at most.
         task: model, data, loss and score from a file, ``my_task.py:function``.
         recipe: a published protocol: one of `RECIPES`.
         dtype: of the frozen base: "fp32", "bf16" or "fp16"; adapters and head train in float32.
@@ -77,6 +79,8 @@ class TaskOptions(MemoryOptions, total=False):
     generate: int
     class_weights: str | None
     also: str | None
+    lm_eval: str | None
+    lm_eval_limit: int | None
     task: str | None
     recipe: str | None
 
@@ -104,6 +108,8 @@ class Words:
     generate: int = 0
     class_weights: str | None = None
     also: str | None = None
+    lm_eval: str | None = None
+    lm_eval_limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -234,6 +240,14 @@ def check_words(kind: str, words: Words) -> None:
         raise InputError(f"--class-weights is for {' and '.join(CLASSIFICATION)}, not {kind}: leave it out")
     if words.also is not None and kind not in ("auto", *LANGUAGE):
         raise InputError(f"--also is for language models ({', '.join(LANGUAGE)}), not {kind}: leave it out")
+    if words.lm_eval is not None and kind not in ("auto", *LANGUAGE):
+        raise InputError(
+            f"--lm-eval is for language models ({', '.join(LANGUAGE)}), not {kind}: leave it out"
+        )
+    if words.lm_eval_limit is not None:
+        check_least(1, lm_eval_limit=words.lm_eval_limit)
+        if words.lm_eval is None:
+            raise InputError("--lm-eval-limit without --lm-eval: name the harness's tasks, or leave it out")
     if words.also is not None and not Path(words.also).expanduser().is_file():
         raise InputError(f"--also {words.also}: no such file; give a general text")
     if (

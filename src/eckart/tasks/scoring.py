@@ -60,7 +60,8 @@ class Scored:
 
 @torch.inference_mode()
 def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size: int) -> Scored:
-    """Score every example of a split. Those of like length share a batch, so that little is spent on padding."""
+    """Score every example of a split. Those of like length share a batch, so that little is spent on padding.
+    Of the test split's model the harness's scores stand beside, where the task has one."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -81,6 +82,8 @@ def score_examples(model: nn.Module, task: Task, split: Dataset[Any], batch_size
     outcomes = task.answered(model, split, np.stack([found[i] for i in range(len(sizes))]), batch_size)
     model.train(training)
     scores, also = task.scores(outcomes)
+    if task.harness is not None and split is task.test:
+        also |= task.harness.scores(model, batch_size)
     return Scored(scores, losses / len(sizes), task.predictions(outcomes), also)
 
 

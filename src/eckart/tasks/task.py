@@ -19,6 +19,7 @@ from eckart.data.read import Data, read_data
 from eckart.data.splits import PARTS, limit
 from eckart.quiet import quiet
 from eckart.tasks.forgetting import General, read_general
+from eckart.tasks.harness import Harness, load_harness
 from eckart.tasks.heads import Base, load_base
 from eckart.tasks.instruments import device
 from eckart.tasks.kinds import KINDS, RECIPES, Kind, kind_of
@@ -53,6 +54,7 @@ class Task:
         max_length: tokens of an example at most.
         memory: how small the base is in training.
         general: text on which forgetting is measured.
+        harness: what a trained model is asked besides.
     """
 
     form: Kind
@@ -70,6 +72,7 @@ class Task:
     base: Base = field(repr=False)
     data: Data = field(repr=False)
     general: General | None = field(default=None, repr=False)
+    harness: Harness | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -83,6 +86,7 @@ class Task:
         max_length: int,
         memory: Memory,
         general: General | None = None,
+        harness: Harness | None = None,
     ) -> Task:
         """A task of examples that are encoded.
 
@@ -91,10 +95,7 @@ class Task:
             encoded: the splits.
             base: the model.
             model: its name.
-            fingerprint: of all that decides the task.
-            max_length: tokens of an example at most.
-            memory: how small the base is in training.
-            general: text on which forgetting is measured.
+            fingerprint, max_length, memory, general, harness: as the attributes.
 
         Raises:
             InputError: a metric that the kind has not.
@@ -112,6 +113,7 @@ class Task:
             base,
             data,
             general,
+            harness,
         )
 
     @property
@@ -246,6 +248,8 @@ def load_task(
     generate: int = 0,
     class_weights: str | None = None,
     also: str | None = None,
+    lm_eval: str | None = None,
+    lm_eval_limit: int | None = None,
     task: str | None = None,
     recipe: str | None = None,
     seed: int = 0,
@@ -260,9 +264,7 @@ def load_task(
         kind: one of `eckart.tasks.options.KINDS`, or "auto": images, labels, conversations, or text alone decide it.
         text_column: column of the text, or two joined by a comma; found by its name when None.
         label_column: column of the labels; found by its name when None.
-        sep: between the fields of a text file.
-        columns: names of its columns, with commas, where it has no header.
-        encoding: of its text.
+        sep, columns, encoding: how a text file is written: between its fields, their names where it has no header.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
         metric: the score that decides: see `eckart.tasks.choosing.chosen`.
@@ -270,6 +272,7 @@ def load_task(
         generate: test examples that a chat model answers, for its exact match.
         class_weights: "balanced", for classification: see `eckart.tasks.weights`.
         also: a file of general text, for language models: see `eckart.tasks.forgetting`.
+        lm_eval, lm_eval_limit: tasks on which a trained language model is scored too: see `eckart.tasks.harness`.
         task: all of this from a file of the user's, ``my_task.py:function``: see `eckart.tasks.own`.
         recipe: a published protocol, of `eckart.tasks.options.RECIPES`; its data are conversations.
         seed: seed of the cuts and limits of the data.
@@ -280,7 +283,8 @@ def load_task(
     """
     check_kind(kind)
     kind = check_recipe(recipe, kind)
-    words, memory = Words(metric, extract, generate, class_weights, also), Memory(**small)
+    words = Words(metric, extract, generate, class_weights, also, lm_eval, lm_eval_limit)
+    memory = Memory(**small)
     check_words(kind, words)
     check_machine(memory)
     if task is not None:
@@ -295,6 +299,7 @@ def load_task(
             metric=metric,
             class_weights=class_weights,
             also=also,
+            lm_eval=lm_eval,
         )
         return load_own(task, max_length=max_length, limits=limits, seed=seed, memory=memory)
     checkpoint = None if model is None else find_model(model)
@@ -327,6 +332,7 @@ def load_task(
     if class_weights is not None:
         read.notes.append(weigh(base.model, read.labels or [], read.splits["train"].labels or []))
     general = None if also is None else read_general(also, encoded.processor, max_length, read.notes)
+    harness = lm_eval and load_harness(lm_eval, lm_eval_limit, encoded.processor, kind == "chat")
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     content += [recipe] if recipe else []
     content += [] if general is None else [general.sha256]
@@ -340,4 +346,5 @@ def load_task(
         max_length=max_length,
         memory=memory,
         general=general,
+        harness=harness or None,
     )

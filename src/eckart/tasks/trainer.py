@@ -22,6 +22,7 @@ from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from eckart.linalg.random import seeded_generator
+from eckart.processes import world
 from eckart.tasks.fitting import parts_of
 from eckart.tasks.instruments import FrozenFloor, PeakMemory, device, synchronize
 from eckart.tasks.optimizers import make_optimizer
@@ -163,7 +164,7 @@ def make_trainer(
     settings: dict[str, Any] = {
         "output_dir": tempfile.gettempdir(),
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.batch_size // parts,
+        "per_device_train_batch_size": recipe.batch_size // parts // world(),
         "gradient_accumulation_steps": parts,
         "gradient_checkpointing": memory.gradient_checkpointing,
         "gradient_checkpointing_kwargs": _CHECKPOINTING,
@@ -172,6 +173,7 @@ def make_trainer(
         "lr_scheduler_type": "linear",
         "warmup_steps": max(1, round(WARMUP * recipe.steps)),
         "seed": recipe.seed,
+        "use_cpu": device().type == "cpu",  # else processes without a GPU would not train together
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         "logging_steps": 1,

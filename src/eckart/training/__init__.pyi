@@ -5,6 +5,7 @@ from eckart.training._base import get_rule as get_rule
 from eckart.training._base import register_rule as register_rule
 from eckart.training._combinations import Combination as Combination
 from eckart.training._combinations import combinations as combinations
+from eckart.training._combinations import options_for as options_for
 from eckart.training.allora import ALLoRA as ALLoRA
 from eckart.training.diffora import DiffoRA as DiffoRA
 from eckart.training.increlora import IncreLoRA as IncreLoRA
@@ -28,5 +29,6 @@ __all__ = [
     "TriAdaptLoRA",
     "combinations",
     "get_rule",
+    "options_for",
     "register_rule",
 ]

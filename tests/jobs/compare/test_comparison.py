@@ -308,7 +308,7 @@ def test_overwrite_begins_anew_and_leaves_other_files_alone(copy: Path) -> None:
         ({"budget": 1}, "cannot be met"),
         ({"target_modules": ["nowhere"]}, "nowhere"),
         ({"learning_rates": {"bone": [1e-3]}}, "does not take part"),
-        ({"learning_rates": {"lora": [1e-3]}}, "not equally many"),
+        ({"learning_rates": {"lora": [1e-3], "full": [1e-4, 1e-3]}}, "not equally many"),
         ({"learning_rates": [1e-3, -1.0]}, "positive"),
         ({"storage": "nonsense"}, "not a database URL"),
     ],

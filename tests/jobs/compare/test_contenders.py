@@ -21,3 +21,10 @@ def test_an_adapter_starts_from_the_seed_of_its_run_and_from_nothing_else(method
     first, other, again = starts
     assert first and all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, other))
+
+
+def test_methods_that_are_not_named_try_as_many_learning_rates_as_those_that_are() -> None:
+    found = contenders(ToyTask(), "lora,svfit", "5%", {"lora": [1e-3, 1e-2]}, 3, None)
+    rates = {c.name: c.learning_rates for c in found if c.learning_rates}
+    assert rates["lora"] == (1e-3, 1e-2)
+    assert {len(tried) for tried in rates.values()} == {2} and len(rates) >= 3

@@ -114,8 +114,9 @@ def test_a_stopped_run_goes_on(files: tuple[str, str], tmp_path: Path) -> None:
         (["--ratio", "0.2", "--method", "zip"], "method 'zip' is not known"),
         (["--ratio", "0.2", "--calibration", "0"], "calibration is 0"),
         (["--ratio", "0.2", "--heal", "-1"], "heal is -1"),
-        (["--ratio", "0.2", "--method", "modegpt"], "modegpt knows llama"),
+        (["--ratio", "0.2", "--method", "trp"], "has no layer to compress: needed is a Conv2d"),
         (["--ratio", "0.2", "--option", "radius=2"], "radius"),
+        (["--ratio", "0.2", "--option", "rank=8"], "ratio (0.2) and rank (8) are both given"),
         ([], "ratio is not given"),
     ],
 )
@@ -161,3 +162,26 @@ def test_the_command(files: tuple[str, str], tmp_path: Path, capsys: pytest.Capt
     words += ["--overwrite", "--json"]
     assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "svd"
+
+
+def test_what_is_excluded_is_excluded_beside_the_head(files: tuple[str, str], tmp_path: Path) -> None:
+    arguments = {"ratio": 0.3, "output": tmp_path / "small", **OPTIONS}
+    compress_model(*files, "svd", options={"exclude": "c_fc"}, **arguments)
+    with (tmp_path / "small" / "layers.csv").open(newline="") as file:
+        layers = [row["layer"] for row in csv.DictReader(file)]
+    assert layers and not any(layer.endswith("c_fc") for layer in layers)
+
+
+def test_what_is_refused_leaves_finished_blocks_and_input_alone(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
+    partial = tmp_path / "small.partial"
+    partial.mkdir()
+    (partial / "block-0000.json").write_text("{}")
+    arguments = {"output": tmp_path / "small", "overwrite": True, **OPTIONS}
+    with pytest.raises(InputError, match="has no layer to compress"):
+        compress_model(*files, "trp", ratio=0.3, **arguments)
+    assert (partial / "block-0000.json").is_file()
+    with pytest.raises(InputError, match="choose a place apart"):
+        compress_model(*files, "svd", ratio=0.3, **{**arguments, "output": files[0]})
+    assert (Path(files[0]) / "config.json").is_file()

@@ -15,6 +15,7 @@ from two_processes import launch
 SMALL = {"vocabulary": 300, "length": 32, "steps": 4, "eval_steps": 2, "save_steps": 2, "clip": 0.5}
 METHODS = {
     "sltrain": {"options": {"r": 4, "sparsity": 0.1}, "optimizer": "dct-adamw"},
+    "relora": {"options": {"r": 4, "lora_alpha": 4, "restart_every": 2, "warm_start": 1}},
     "maestro": {"options": {"gp_lambda": 0.01, "threshold": 0.5, "shrink_every": 2}},
 }
 

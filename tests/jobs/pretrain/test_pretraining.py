@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import math
@@ -26,6 +27,7 @@ METHODS = {
     "lost": {"r": 4, "activation": "identity"},
     "low-rank": {"r": 4},
     "maestro": {"gp_lambda": 0.01, "threshold": 0.01, "shrink_every": 2},
+    "relora": {"r": 4, "lora_alpha": 4, "restart_every": 2, "warm_start": 1},
 }
 
 
@@ -64,6 +66,19 @@ def test_every_method_trains_and_its_model_loads(method: str, run: Any, tmp_path
     assert log[0].startswith("step,loss,eval_loss") and len(log) >= 5
 
 
+def test_relora_writes_merged_layers_and_logs_the_rates_of_its_steps(run: Any, tmp_path: Path) -> None:
+    options = {"r": 2, "restart_every": 3, "warm_start": 2, "rewarm": 2}
+    report = run(method="relora", options=options, steps=6)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert not structured_layers(model) and report.parameters == model.num_parameters() == report.trained
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rates = {
+            int(r["step"]): float(r["learning_rate"]) for r in csv.DictReader(file) if r["learning_rate"]
+        }
+    assert rates[3] == rates[6] == 0 and 0 < rates[4] < rates[5] < rates[2]
+    assert set(load_file(tmp_path / "run/checkpoints/checkpoint-4/rule-relora.safetensors")) == {"lengths"}
+
+
 @pytest.mark.parametrize("method", ["lost", "sltrain"])
 def test_dense_export_gives_the_same_numbers_with_stock_layers(method: str, run: Any, tmp_path: Path) -> None:
     run(method=method, options=METHODS[method], output=tmp_path / "a")
@@ -81,6 +96,7 @@ def test_dense_export_gives_the_same_numbers_with_stock_layers(method: str, run:
         ("sltrain", "adamw", {}),
         ("sltrain", "dct-adamw", {"rank": 3, "error_feedback": "int8"}),
         ("maestro", "adamw", {}),
+        ("relora", "adamw", {}),
     ],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bits(
@@ -216,12 +232,24 @@ def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any
         ),
         ({"method": "maestro", "options": {"threshold": -1}}, "threshold=-1: give a number from 0 up"),
         ({"method": "maestro", "options": {"shrink_every": 9}}, "shrink_every=9: the training ends after 4"),
+        ({"method": "relora", "options": {"r": 17}}, r"q_proj: r=17: a layer of shape \(16, 16\)"),
+        (
+            {"method": "relora", "options": {"gap": 2, "r": 2}},
+            "--option gap: relora has the options lora_alpha, prune",
+        ),
+        (
+            {"method": "relora", "options": {"r": 2, "restart_every": 2}},
+            "restart_every=2 after warm_start=2: the training ends after 4 steps",
+        ),
+        ({"method": "relora", "options": {"r": 2, "prune": 2}}, "prune is 2: give a share"),
+        ({"method": "relora", "per_layer": True, "clip": 0}, "--per-layer with --method relora"),
+        ({"cuts": [0.5], "method": "relora", "options": {"r": 2}}, r"--cut 0\.5 with --method relora"),
         ({"cuts": [0.5]}, r"--cut 0\.5 with --method full: only maestro's networks can be cut"),
         ({"method": "maestro", "cuts": [1.0]}, r"--cut 1\.0: give the share to remove"),
         ({"method": "maestro", "cuts": [0.5, 0.5]}, r"--cut 0\.5 is given twice"),
         ({"method": "maestro", "options": {"r": 17}}, "r=17: a layer of shape"),
         ({"per_layer": True}, "--per-layer with --clip 1: the norm"),
-        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, sltrain"),
+        ({"method": "lora"}, "--method lora: choose one of full, lost, low-rank, maestro, relora, sltrain"),
         ({"optimizer": "sgdm"}, "--optimizer sgdm: choose one of adamw, adamw-8bit"),
         ({"options": {"r": 4}}, "--option r: the full model has no options"),
         (

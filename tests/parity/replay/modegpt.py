@@ -5,7 +5,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRotaryEmbedding
 
 from eckart.compression import MoDeGPT
-from eckart.compression.modegpt import allocate, kept_units, output_bias, raw_allocation
+from eckart.compression._allocation import allocate, raw_allocation
+from eckart.compression.modegpt import kept_units, output_bias
 from eckart.linalg.heads import coordinate_scores, value_output
 from eckart.linalg.moments import add_rows, no_moments, output_energy
 from eckart.linalg.nystroem import ridge_leverage

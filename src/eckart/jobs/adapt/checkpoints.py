@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from eckart.errors import InputError
 from eckart.files import atomic_write, sync
+from eckart.processes import shared
 
 LIST = "files.json"
 """The list of a checkpoint's files, each with its SHA-256; written last."""
@@ -31,6 +32,9 @@ class KeepWhole(TrainerCallback):
     """Has the files of a checkpoint on the disk, then lists them."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        shared(lambda: self._list(args, state))
+
+    def _list(self, args: Any, state: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): _digest(path) for path in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from eckart.files import Inputs, check_apart, check_output
 from eckart.hub import check_upload
 from eckart.jobs.adapt.reports import report_names
 from eckart.jobs.earlier import read_earlier
+from eckart.processes import world
+from eckart.tasks.options import AUTO
 
 CHECKPOINTS, RUN, METRICS, CARD = "checkpoints", "run.json", "metrics.json", "README.md"
 PUSH, KEEP = "--push-to-hub", ("last", "best")
@@ -57,6 +60,31 @@ def refuse_taken(options: Iterable[str]) -> None:
     """
     if taken := set(options) & _SET_BY_THE_RUN.keys():
         raise InputError(f"option {min(taken)!r} is not one to give here: {_SET_BY_THE_RUN[min(taken)]}")
+
+
+def check_processes(part: int, parts: int | str, loram: bool) -> None:
+    """Refuse what several processes of a launcher cannot do together.
+
+    Args:
+        part: examples of each part of a batch.
+        parts: of a batch, or "auto".
+        loram: whether the base is pruned.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if (many := world()) == 1:
+        return
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError(
+            "adapt does not share the weights of the model among processes: launch it without FSDP, by torchrun"
+        )
+    if loram:
+        raise InputError(f"--loram in {many} processes: start one")
+    if parts == AUTO:
+        raise InputError(f"--batch-size auto in {many} processes: give a number")
+    if part % many:
+        raise InputError(f"--batch-size: {part} examples at once cannot be dealt to {many} processes equally")
 
 
 def check_outcome(

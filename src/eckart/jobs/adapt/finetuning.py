@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from eckart.jobs.adapt.checks import (
     PUSH,
     RUN,
     check_outcome,
+    check_processes,
     earlier_run,
     refuse_taken,
 )
@@ -34,6 +36,7 @@ from eckart.jobs.compare.contenders import MIDDLE_RATES
 from eckart.jobs.compare.names import HEAD_ONLY
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.repeat import CONFIG, adapt_options, write_config
+from eckart.processes import is_first, shared
 from eckart.tasks.environment import versions
 from eckart.tasks.forgetting import bits_before, forgotten
 from eckart.tasks.optimizers import check_optimizer, check_resumable
@@ -91,7 +94,8 @@ def finetune(
 
     While it runs, ``output`` holds ``run.json`` and ``checkpoints/``; a killed run goes on with ``resume`` and ends
     with the numbers it would have had. The adapter, metrics.json and README.md appear together at the end, and the
-    checkpoints go.
+    checkpoints go. Under a launcher such as ``torchrun`` each process takes its share of every batch, which changes the
+    numbers by rounding, and what dropout draws.
 
     Args:
         model: model directory or hub name; None for a built-in one: MiniLM, for language modelling the code model.
@@ -118,8 +122,9 @@ def finetune(
         push_to_hub: name of a repository of the hub, to which the finished adapter is uploaded.
         resume: continue the run that ``output`` holds; a finished one is returned as it is.
         overwrite: replace what an earlier run left in ``output``.
-        on_task: called with `Task.describe`, what was understood of model and data, before anything is trained.
-        on_step: called after every step with how many are done and how many there are.
+        on_task: called by the first process with `Task.describe`, what was understood of model and data, before any
+            training.
+        on_step: called by the first process after every step with how many are done and how many there are.
         task_options: passed to `load_task`, such as ``kind``, ``text_column``, ``max_length``, ``limits``.
 
     Returns:
@@ -135,7 +140,7 @@ def finetune(
 
     require("scipy", extra="compare")  # for the intervals of the scores
     directory, inputs = Path(output), {"--model": model, "--data": data}
-    earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs)
+    shared(lambda: earlier_run(directory, resume=resume, overwrite=overwrite, inputs=inputs))
     size, chosen = sized(plain(batch_size), 16, cast(TaskOptions, task_options))
     task_options = dict(chosen)
     check_least(1, steps=steps, save_every=save_every, validate_every=validate_every)
@@ -148,7 +153,7 @@ def finetune(
         {k: plain(v) for k, v in (o or {}).items()} for o in (options, optimizer_options)
     )
     check_optimizer(optimizer)
-    memory_of(chosen).part(size)
+    check_processes(memory_of(chosen).part(size), memory_of(chosen).gradient_accumulation, loram is not None)
     if resume:
         check_resumable(optimizer)
     config = get_config(method)
@@ -164,8 +169,8 @@ def finetune(
             raise InputError("--loram prunes layers alone: leave target_parameters out, or --loram")
     if budget is None and options.get(config.knob) is None:
         budget = DEFAULT_BUDGET
-    with locked(directory):
-        earlier = earlier_run(directory, resume=resume, overwrite=overwrite)
+    with locked(directory) if is_first() else nullcontext():
+        earlier = shared(lambda: earlier_run(directory, resume=resume, overwrite=overwrite))
         task = load_task(model, data, seed=seed, **task_options)
         every = max(1, round(steps / 10))
         job = Job(
@@ -202,7 +207,7 @@ def finetune(
             metrics = read_earlier(directory / METRICS, "run", dict[str, Any])
         else:
             metrics = _run(job, task, directory, earlier is None, report_to, on_task, on_step)
-    if push_to_hub is not None:
+    if push_to_hub is not None and is_first():
         upload(directory, push_to_hub, PUSHED, PUSH)
     return metrics
 
@@ -219,27 +224,34 @@ def _run(
     """Adapt, train from the start (``fresh``) or the last checkpoint, and write what comes of it."""
     pruned = None if job.loram is None else PrunedBase(LoRAM(**job.loram), task, job, directory)
     adapted = _adapted(task, job)
-    if on_task is not None:
+    if on_task is not None and is_first():
         on_task(task.describe())
     if fresh:
-        remove_owned(directory, OWNED)
-        with atomic_write(directory / RUN) as file:
-            file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
-        write_config(directory / CONFIG, "adapt", adapt_options(job.plain()))
+        shared(lambda: _begin(job, directory))
     if pruned is not None and pruned.changes():
         del adapted
         pruned.change()
         adapted = _adapted(task, job)
     before = bits_before(task)
-    history, told = train(adapted, task, job, directory / CHECKPOINTS, report_to, on_step)
+    history, told = train(
+        adapted, task, job, directory / CHECKPOINTS, report_to, on_step if is_first() else None
+    )
     kept = told["kept_step"]
     if pruned is not None:
         adapted, more = pruned.recover(adapted)
         told |= more
     metrics = _metrics(adapted, task, job, history, kept) | told
     metrics |= forgotten(task, before, adapted)
-    _finish(adapted, task, job, directory, metrics)
+    shared(lambda: _finish(adapted, task, job, directory, metrics))
     return metrics
+
+
+def _begin(job: Job, directory: Path) -> None:
+    """Put what is about to be done in place of what an earlier run left."""
+    remove_owned(directory, OWNED)
+    with atomic_write(directory / RUN) as file:
+        file.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    write_config(directory / CONFIG, "adapt", adapt_options(job.plain()))
 
 
 def _adapted(task: Task, job: Job) -> PeftModel:

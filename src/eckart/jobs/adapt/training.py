@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.reports import reporters
+from eckart.processes import is_first, shared
 from eckart.tasks.scoring import evaluate, scoring_batch
 from eckart.tasks.trainer import Recipe, make_trainer
 from eckart.tensors import load_state, save_state
@@ -93,7 +94,7 @@ class Follow(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.state:
+        if self.state and state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             save_state(folder / BEST, self.state, self.kept)
 
@@ -121,7 +122,7 @@ def train(
     """
     from peft import set_peft_model_state_dict
 
-    reports = reporters(report_to, checkpoints.parent)
+    reports = reporters(report_to, checkpoints.parent) if is_first() else []
     follow = Follow(task, job, on_step, reports)
     trainer = make_trainer(
         model,
@@ -135,7 +136,7 @@ def train(
         save_steps=job.save_every,
         save_total_limit=2,
     )
-    last = last_whole(checkpoints)
+    last = shared(lambda: last_whole(checkpoints))
     if last is not None and (last / BEST).is_file():
         follow.state, follow.kept = load_state(last / BEST, "the best state of the run")
     start = time.monotonic()

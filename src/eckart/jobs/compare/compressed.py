@@ -82,14 +82,9 @@ class Compressed(Contender):
         Raises:
             InputError: saying what would be needed.
         """
-        from eckart.compression._census import census
-        from eckart.compression._compress import compressor, ratio_for_budget
+        from eckart.compression._compress import suited
 
-        method = compressor(self.name)(exclude=task.head_modules)
-        outline = census(model, method.kinds, method.exclude)
-        if self.size is not None:
-            ratio_for_budget(outline, self.size)
-        method.check(outline)
+        suited(model, self.name, self.ratio, self.size, {"exclude": task.head_modules})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Unpack
 
 from eckart.arguments import check_least
+from eckart.compression._asked import check_size
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.jobs.compare import outputs
@@ -92,18 +93,11 @@ def compare_compression(
     arguments = {name: value for name, value in (arguments | task_options).items() if value is not None}
     check_least(0, steps=steps)
     check_least(1, seeds=seeds, batch_size=batch_size, max_length=max_length, calibration=calibration)
-    if ratio is not None and budget is not None:
-        raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
+    check_size(ratio, budget)
     if not steps and (learning_rates is not None or seeds is not None):
         named = "learning_rates" if learning_rates is not None else "seeds"
         raise InputError(f"{named} without steps: nothing is healed: give steps, or leave {named} out")
     ratio = RATIO if ratio is None and budget is None else ratio
-    if ratio is not None and not 0 < ratio < 1:
-        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
-    if budget is not None:
-        from eckart.compression._compress import read_size
-
-        read_size(budget)
     allowed = None if time is None else seconds(time)
     deadline = None if allowed is None else monotonic() + allowed
     at_most = limits_of_use(None, max_bytes, None)

@@ -218,7 +218,8 @@ def contenders(
         budget: as `eckart.adapters.parse_budget`.
         learning_rates: a list for every adapter (the baselines' own middle is kept), a list for each method by
             name, or None for each method's own.
-        trials: how many of its own learning rates a method tries, the middle ones.
+        trials: how many of its own learning rates a method tries, the middle ones; as many as the others where
+            ``learning_rates`` names those of some methods only.
         target_modules: the layers adapted; None for the task's own.
         optimizer: that trains all but the head alone and those that name another.
 
@@ -233,6 +234,11 @@ def contenders(
         raise InputError(
             f"learning_rates names {min(unknown)!r}, which does not take part: {', '.join(names)} do"
         )
+    if (
+        isinstance(learning_rates, Mapping)
+        and len(counts := {len(set(r)) for r in learning_rates.values()}) == 1
+    ):
+        trials = counts.pop()
     model, targets = task.fresh_model(0), task.default_targets if target_modules is None else target_modules
     targets = targets if isinstance(targets, str) else list(targets)
     found: list[Contender] = []

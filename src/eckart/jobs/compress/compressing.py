@@ -10,20 +10,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from eckart.arguments import check_least, check_positive
+from eckart.arguments import check_least
+from eckart.compression._asked import check_size, find_compressor
 from eckart.errors import InputError
 from eckart.files import check_output
-from eckart.tasks.smaller import CALIBRATION, HEAL_LR, calibration_batches, train_factors
+from eckart.tasks.asked import check_asked
+from eckart.tasks.smaller import (
+    CALIBRATION,
+    FACTORS,
+    HEAL_LR,
+    calibration_batches,
+    check_healing,
+    train_factors,
+)
 
 if TYPE_CHECKING:
     from eckart.compression import Report
     from eckart.tasks.task import Task
 
 METRICS = "metrics.json"
-FACTORS = "factors"
-"""What healing trains unless it is told an adapter: the compressed layers themselves, and the norms."""
 OnStep = Callable[[int, int], None]
 
 
@@ -84,24 +89,33 @@ def compress_model(
         InputError: anything wrong with what was given; ``output`` is as it was.
         FloatingPointError: the loss of healing became NaN or infinite.
     """
-    from eckart.compression import compress, report, save
-    from eckart.compression import merge as make_dense
-    from eckart.compression._compress import compressor
-    from eckart.tasks.scoring import evaluate, scoring_batch
-    from eckart.tasks.task import load_task
-
     directory = Path(output)
-    check_output(directory, overwrite=overwrite)
+    check_output(directory, overwrite=overwrite, inputs={"--model": model, "--data": data})
     partial = directory.with_name(f"{directory.name}.partial")
     _check_partial(partial, resume=resume, overwrite=overwrite)
     check_least(1, calibration=calibration, batch_size=batch_size)
-    check_least(0, heal=heal)
-    check_positive(heal_lr=heal_lr)
-    compressor(method)
+    find_compressor(method)
+    check_size(ratio, budget)
+    check_healing(heal, heal_method, heal_lr)
+    check_asked(model, data, batch_size, task_options)  # type: ignore[arg-type]
+
+    from eckart.compression import compress, report, save
+    from eckart.compression import merge as make_dense
+    from eckart.compression._compress import asked, suited
+    from eckart.tasks.scoring import evaluate, scoring_batch
+    from eckart.tasks.task import load_task
+
+    asked(method, ratio, budget, options or {})
     task = load_task(model, data, seed=seed, **task_options)
+    given = dict(options or {})
+    own = given.pop("exclude", ())
+    how = {**given, "exclude": (*task.head_modules, *([own] if isinstance(own, str) else own))}
     small = task.fresh_model(seed)
+    suited(small, method, ratio, budget, how)
     size = scoring_batch(task, batch_size)
     scores = {"dense": asdict(evaluate(small, task, task.test, size))}
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
     begun = time.monotonic()
     compress(
         small,
@@ -112,7 +126,7 @@ def compress_model(
         sequential=sequential,
         resume=partial,
         progress=on_block,
-        **{"exclude": task.head_modules, **(options or {})},
+        **how,
     )
     seconds = time.monotonic() - begun
     found = report(small)
@@ -134,12 +148,10 @@ def compress_model(
 def _check_partial(partial: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and not partial.is_dir():
         raise InputError(f"--resume: {partial} holds no finished blocks to go on with: leave --resume out")
-    if partial.is_dir() and not resume:
-        if not overwrite:
-            raise InputError(
-                f"{partial} holds the finished blocks of a run: go on with --resume, or begin again with --overwrite"
-            )
-        shutil.rmtree(partial)
+    if partial.is_dir() and not resume and not overwrite:
+        raise InputError(
+            f"{partial} holds the finished blocks of a run: go on with --resume, or begin again with --overwrite"
+        )
 
 
 def _heal(
@@ -154,6 +166,8 @@ def _heal(
     on_step: OnStep | None,
 ) -> Any:
     """Train a compressed model as `eckart adapt` trains: its factors, or an adapter that is merged in the end."""
+    import torch
+
     from eckart.tasks.trainer import Recipe, train_run
 
     trained = model

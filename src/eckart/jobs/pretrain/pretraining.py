@@ -91,7 +91,8 @@ def pretrain(
         arch: ``"llama-2m"`` … ``"llama-7b"``, or the path of a config.json.
         output: the directory to make.
         data: a directory of text, Parquet or JSON lines, one such file, or ``"stdlib"``.
-        method: ``"full"``, or a structured layer: ``"sltrain"``, ``"lost"``, ``"low-rank"``, ``"maestro"``.
+        method: ``"full"``, or a structured layer: ``"sltrain"``, ``"lost"``, ``"low-rank"``, ``"maestro"``,
+            ``"relora"``.
         column: of the text in Parquet and JSON lines.
         tokenizer: a directory of one; None learns a byte-level BPE from the training documents.
         vocabulary: of a tokenizer that is learned.
@@ -114,7 +115,8 @@ def pretrain(
         seed: of the model, the supports and the order of the sequences.
         resume: go on from the last whole checkpoint.
         overwrite: replace what is in the directory.
-        options: of the structured layers, such as ``r`` and ``sparsity``; with Maestro those of `OrderedDropout`.
+        options: of the structured layers, such as ``r`` and ``sparsity``; with Maestro
+            and ReLoRA those of `OrderedDropout` and `ReLoRA` too.
         optimizer_options: of the optimiser, such as ``rank``.
         on_step: called with (done, total).
 
@@ -164,6 +166,10 @@ def _check(given: Mapping[str, Any], resume: bool) -> None:
             f"--fsdp with --optimizer {given['optimizer']}: it needs whole matrices; choose adamw, dct-adamw, trion or "
             "galore, or leave --fsdp out"
         )
+    if given["per_layer"] and given["method"] == "relora":
+        raise InputError(
+            "--per-layer with --method relora: its rates are set before a step, too late inside the backward pass"
+        )
     if given["per_layer"] and _world() > 1:
         raise InputError(
             "--per-layer in several processes: a step would come before the gradients are averaged"
@@ -197,7 +203,7 @@ def _run(
     regime, of_layers = regime_of(given["method"], given["options"], given["seed"])
     if regime is not None and given["fsdp"]:
         raise InputError(
-            f"--fsdp with --method {given['method']}: its ranks cannot be shared out; leave it out"
+            f"--fsdp with --method {given['method']}: its factors change as wholes; leave it out"
         )
     if resume:
         check_resumable(given["optimizer"])
@@ -222,7 +228,7 @@ def _run(
     trained: Any = trainer.model
     whole = gathered(model, make) if given["fsdp"] else trained
     if whole is not None:
-        finish(regime, whole)
+        finish(given["method"], whole)
         sizes = [(p.numel(), p.requires_grad) for p in whole.parameters()]
         report = dataclasses.replace(
             report,

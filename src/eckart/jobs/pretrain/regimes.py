@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,33 @@ from torch import nn
 
 from eckart.errors import InputError
 from eckart.files import atomic_directory
-from eckart.layers import OrderedDropout, cut, prune
+from eckart.layers import OrderedDropout, ReLoRA, cut, prune, to_dense
 
-REGIMES = {"maestro": OrderedDropout}
+Regime = OrderedDropout | ReLoRA
 
 
-def regime_of(
-    method: str, options: Mapping[str, Any], seed: int
-) -> tuple[OrderedDropout | None, dict[str, Any]]:
+@dataclass(frozen=True)
+class Kind:
+    """What a method does while the model trains.
+
+    Attributes:
+        regime: its class.
+        layers: those of the method's options that are of its layers.
+        finish: makes the trained model the one that is written, in place.
+    """
+
+    regime: type[OrderedDropout] | type[ReLoRA]
+    layers: frozenset[str]
+    finish: Callable[[nn.Module], object]
+
+
+REGIMES = {
+    "maestro": Kind(OrderedDropout, frozenset({"r"}), prune),
+    "relora": Kind(ReLoRA, frozenset({"r", "lora_alpha"}), to_dense),
+}
+
+
+def regime_of(method: str, options: Mapping[str, Any], seed: int) -> tuple[Regime | None, dict[str, Any]]:
     """The regime of a method, or None, and those of the options that are its layers'.
 
     Raises:
@@ -26,15 +46,16 @@ def regime_of(
     """
     if method not in REGIMES:
         return None, dict(options)
-    regime = REGIMES[method]
-    own = {field.name for field in dataclasses.fields(regime)} - {"seed"}
-    layers = {"r"}
-    if unknown := set(options) - own - layers:
+    kind = REGIMES[method]
+    names = {field.name for field in dataclasses.fields(kind.regime)}
+    own = names - {"seed"}
+    if unknown := set(options) - own - kind.layers:
         raise InputError(
-            f"--option {min(unknown)}: {method} has the options {', '.join(sorted(own | layers))}"
+            f"--option {min(unknown)}: {method} has the options {', '.join(sorted(own | kind.layers))}"
         )
-    made = regime(seed=seed, **{name: value for name, value in options.items() if name in own})
-    return made, {name: value for name, value in options.items() if name in layers}
+    given = {name: value for name, value in options.items() if name in own}
+    given |= {"seed": seed} if "seed" in names else {}
+    return kind.regime(**given), {name: value for name, value in options.items() if name in kind.layers}
 
 
 def check_cuts(method: str, ratios: Sequence[float]) -> None:
@@ -44,7 +65,7 @@ def check_cuts(method: str, ratios: Sequence[float]) -> None:
         InputError: a method without ordered ranks, a ratio out of range or twice.
     """
     for ratio in ratios:
-        if method not in REGIMES:
+        if method != OrderedDropout.slug:
             raise InputError(f"--cut {ratio} with --method {method}: only maestro's networks can be cut")
         if not 0 < ratio < 1:
             raise InputError(f"--cut {ratio}: give the share to remove, above 0 and below 1")
@@ -80,7 +101,7 @@ def write_cuts(
     return found
 
 
-def finish(regime: OrderedDropout | None, model: nn.Module) -> None:
-    """Leave out of the trained model what the regime has dropped."""
-    if regime is not None:
-        prune(model)
+def finish(method: str, model: nn.Module) -> None:
+    """Make the trained model the one that is written: without dropped ranks, with merged factors."""
+    if method in REGIMES:
+        REGIMES[method].finish(model)

@@ -18,7 +18,8 @@ from transformers.training_args import OptimizerNames
 
 from eckart.errors import InputError
 from eckart.files import atomic_write
-from eckart.layers import OrderedDropout, convert
+from eckart.jobs.pretrain.regimes import Regime
+from eckart.layers import ReLoRA, convert
 from eckart.layers._structured import STRUCTURED
 from eckart.optim import PerLayer, Spectron, hidden_groups
 from eckart.tasks.optimizers import OPTIMIZERS, make_optimizer
@@ -152,6 +153,13 @@ class Pretrainer(Trainer):
 
     pace: Pace
     mixed: torch.dtype | None
+    regime: Regime | None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer does, with the rate that the last step was made at."""
+        if isinstance(self.regime, ReLoRA) and "learning_rate" in logs:
+            logs["learning_rate"] *= self.regime.share(self.state.global_step - 1)
+        super().log(logs, start_time)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
@@ -171,7 +179,7 @@ def trainer_of(
     optimizer: Optimizer | None,
     splits: dict[str, Any],
     on_step: Callable[[int, int], None] | None,
-    regime: OrderedDropout | None,
+    regime: Regime | None,
 ) -> Pretrainer:
     """A Trainer: linear warm-up over a tenth of the steps, then a cosine to a tenth of the rate.
 
@@ -224,7 +232,7 @@ def trainer_of(
         callbacks=[*(() if regime is None else (RuleCallback(regime),)), Checkpoints(), pace],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.pace = pace
+    trainer.pace, trainer.regime = pace, regime
     trainer.mixed = torch.bfloat16 if given["bf16"] else None
     return trainer
 
