@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from _findings import findings
-from _rows import ROOT, between, machine, result
+from _rows import ROOT, between, machine, result, signed
 from _rows import table as markdown
 from _stubs import ROOMS, stub
 from _tables import PAGES, blocks, curves
@@ -202,6 +202,25 @@ def speeds() -> str:
     return f"\n{markdown(head, lines)}\n{told}{size}1 thread of {found['machine']['cpu']}.\n\n"
 
 
+def chosen_memory(*arms: str) -> str:
+    """Peak memory of a step of some arms, by tokens."""
+    found = result("chosen_weights_memory", "benchmarks")["rows"]
+    lines = [
+        (
+            r["tokens"],
+            r["arm"],
+            f"{r['peak MiB']:.1f}",
+            f"{r['x all weights']:.2f}",
+            f"{r['x lora']:.2f}",
+            signed(r["matrices above lora"], 1),
+        )
+        for r in found
+        if r["arm"] in arms
+    ]
+    head = ("tokens", "arm", "MiB", "of all weights'", "of LoRA's", "matrices of a layer above LoRA's")
+    return f"\n{markdown(head, lines)}\n"
+
+
 def ranges() -> str:
     """What numbers may be, from the table that all constructors and commands are held to."""
     names: dict[str, list[str]] = {}
@@ -267,10 +286,13 @@ def render() -> dict[Path, str]:
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
     cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
-    shown = {
-        path: between(path.read_text("utf-8"), curves.MARK, f"\n{curves.small(arms)}\n")
-        for path, arms in curves.pages().items()
+    chosen = {
+        ROOT / "docs/methods/sara.md": ("all weights", "sara", "lora"),
+        ROOT / "docs/methods/snella.md": ("lora", "snell", "snella"),
     }
+    shown = {path: curves.on_page(path.read_text("utf-8"), arms) for path, arms in curves.pages().items()}
+    for path, arms in chosen.items():
+        shown[path] = between(shown.get(path, path.read_text("utf-8")), "memory", chosen_memory(*arms))
     dct, trion = ROOT / "docs/optim/dct-lowrank.md", ROOT / "docs/optim/trion.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {

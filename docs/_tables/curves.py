@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from _rows import ROOT, Blocks, Row, machine, result, rows, signed, table
+from _rows import ROOT, Blocks, Row, between, machine, result, rows, signed, table
 
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LORA
 
@@ -79,6 +79,11 @@ def small(shown: list[str]) -> str:
     done = arms()
     wanted = dict.fromkeys([*shown, *bases, LORA, HEAD_ONLY])
     return table(head(), [line(arm) for arm in wanted if arm in done])
+
+
+def on_page(text: str, shown: list[str]) -> str:
+    """A method's page with its curve."""
+    return between(text, MARK, f"\n{small(shown)}\n")
 
 
 def blocks() -> Blocks:

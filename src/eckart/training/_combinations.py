@@ -50,10 +50,10 @@ def options_for(adapter: str, rules: Sequence[type[Rule]]) -> dict[str, Any]:
     """The options of an adapter, beside its defaults, with which rules suit it; none where no one option will do.
 
     Args:
-        adapter: its slug.
+        adapter: its slug, or that of a prompt, which has none.
         rules: all of them.
     """
-    for options in _variants(ADAPTERS[adapter]):
+    for options in _variants(ADAPTERS[adapter]) if adapter in ADAPTERS else ():
         made = _made(adapter, options)
         if made is not None and not any(rule.suits(made) for rule in rules):
             return options
