@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.contender import Contender
 from eckart.jobs.compare.examples import Examples
 from eckart.jobs.compare.judgement import Judgement, Terms, judge, look_level
 from eckart.jobs.compare.plan import FINAL, FLOOR, Plan, Rates, Records

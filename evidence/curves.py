@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks._harness import table
-from eckart.jobs.compare.contenders import SPACING, Contender, contenders
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import SPACING, contenders
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LORA
 from eckart.jobs.compare.presets import EMBEDDED
 from eckart.tasks.instruments import device

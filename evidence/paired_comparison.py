@@ -22,7 +22,8 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from benchmarks._harness import table
-from eckart.jobs.compare.contenders import SPACING, Contender, spaced
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import SPACING, spaced
 from eckart.jobs.compare.judgement import look_level
 from eckart.jobs.compare.names import LORA
 from eckart.jobs.compare.paired import LEVEL, Scores, holm

@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks._harness import table
 from eckart.files import atomic_write
-from eckart.jobs.compare.contenders import Contender, contenders, outward
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import contenders, outward
 from eckart.jobs.compare.examples import SCORES, group_numbers
 from eckart.jobs.compare.judgement import look_level
 from eckart.jobs.compare.names import FULL, HEAD_ONLY

@@ -45,8 +45,8 @@ BELOW = {
 }
 ROOMS = set(BELOW)
 BELOW["data"] = set()
-BELOW["tasks"] = {"data"} | ROOMS
-BELOW["jobs"] = {"tasks", "catalog"} | BELOW["tasks"]
+BELOW["tasks"] = {"data", "catalog"} | ROOMS
+BELOW["jobs"] = {"tasks"} | BELOW["tasks"]
 GROUND = {
     "adapter_files",
     "arguments",
@@ -56,6 +56,7 @@ GROUND = {
     "face",
     "files",
     "hub",
+    "processes",
     "quiet",
     "registry",
     "tensors",

@@ -99,6 +99,7 @@ class ToyTask:
     groups: list[str] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     general = None
+    harness = None
     sequences = 1
 
     def given(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def combinations() -> list[Combination]:
 
 
 def options_for(adapter: str, rules: Sequence[type[Rule]]) -> dict[str, Any]:
-    """The options of an adapter, beside its defaults, with which rules suit it; none where no one option will do.
+    """The options of an adapter, beside its defaults, with which rules suit it; none for a prompt, or where no one
+    option will do.
 
     Args:
         adapter: its slug, or that of a prompt, which has none.

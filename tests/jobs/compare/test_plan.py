@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import Contender, rates_of, spaced
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import rates_of, spaced
 from eckart.jobs.compare.names import method_names
 from eckart.jobs.compare.outputs import command_line
 from eckart.jobs.compare.plan import EXTENSIONS, FEW, Plan

@@ -10,7 +10,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import Contender, Rates, check_counts, rates_of, spaced
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import Rates, check_counts, rates_of, spaced
 from eckart.jobs.compare.names import DENSE, LORAM, MAESTRO
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eckart.jobs.compare.contenders import Contender, outward
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import outward
 from eckart.jobs.compare.names import DENSE, FULL, HEAD_ONLY, LORA
 from eckart.jobs.compare.study import Run
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records, Row
 
 if TYPE_CHECKING:
-    from eckart.jobs.compare.contenders import Contender
+    from eckart.jobs.compare.contender import Contender
     from eckart.jobs.compare.study import Run
 
 STEP_ESTIMATE = 1.6

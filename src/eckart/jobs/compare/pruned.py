@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.contender import Contender
 
 if TYPE_CHECKING:
     from peft import PeftModel

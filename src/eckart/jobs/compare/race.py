@@ -15,7 +15,7 @@ import numpy as np
 from eckart.escapes import frame
 from eckart.files import atomic_directory, atomic_write
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.contender import Contender
 from eckart.jobs.compare.examples import PREDICTIONS, SCORES, of_records, pack
 from eckart.jobs.compare.examples import table as examples_table
 from eckart.jobs.compare.judgement import Judgement, Terms, judge

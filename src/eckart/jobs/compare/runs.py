@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.contender import Contender
 from eckart.jobs.compare.examples import SCORES, pack
 from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.plan import FINAL

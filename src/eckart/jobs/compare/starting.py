@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from eckart.files import attended
 from eckart.jobs.compare import outputs
-from eckart.jobs.compare.contenders import Contender
+from eckart.jobs.compare.contender import Contender
 from eckart.jobs.compare.judgement import Terms, look_level
 from eckart.jobs.compare.plan import Plan
 from eckart.jobs.compare.progress import Progress

@@ -21,7 +21,8 @@ from eckart.arguments import check_least
 from eckart.errors import InputError
 from eckart.extras import require
 from eckart.files import atomic_write, check_apart, check_output, locked, remove_owned
-from eckart.jobs.compare.contenders import MIDDLE_RATES, Contender, spaced
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import MIDDLE_RATES, spaced
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LABELS
 from eckart.jobs.compare.presets import EMBEDDED, OWN
 from eckart.jobs.earlier import check_same, read_earlier

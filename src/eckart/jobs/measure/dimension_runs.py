@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eckart.files import atomic_write
-from eckart.jobs.compare.contenders import Contender, outward
+from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contenders import outward
 from eckart.jobs.compare.names import HEAD_ONLY
 from eckart.jobs.compare.plan import EXTENSIONS, FINAL, TUNE, TUNE_SHARE
 from eckart.jobs.compare.study import Run
