@@ -68,7 +68,6 @@ class ToyTask:
     head_modules: list[str] = field(default_factory=lambda: ["classifier"])
     default_targets: Any = field(default_factory=lambda: ["query", "value"])
     memory: Memory = field(default_factory=Memory)
-    harness: None = None
     pause: float = 0.0
     log: Path | None = None
     batched: list[int] = field(default_factory=list, repr=False)
