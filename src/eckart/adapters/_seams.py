@@ -109,8 +109,9 @@ def add_through_seam(
 ) -> Float[Tensor, "t out"] | None:
     """``y + scaling · x ΔWᵀ`` through a seam that multiplies the rows of ΔW's gradient, in one pass; None where it does
     more, or the adapter's branch is no plain product of two factors."""
-    plain = isinstance(adapter, LowRankAdapter) and adapter.is_plain and x.dim() == 2
-    if not plain or y.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    if not isinstance(adapter, LowRankAdapter) or not adapter.is_plain or x.dim() != 2:
+        return None
+    if y.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
         return None
     rows = seam.rows(adapter)
     if rows is None:
