@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[str, dict[str, Any], str | None, dict[str, Any]]] = {
         "lora-core",
         {"r": 8},
         "increlora",
-        {"init_warmup": ALL, "incre_interval": ALL, "score_window": ALL**2},
+        {"init_warmup": ALL, "incre_interval": ALL, "score_window": 2 * ALL},
     ),
     "lora-core full": ("lora-core", {"r": 8, "core": "full"}, None, {}),
     "lora-core full+triadaptlora": (

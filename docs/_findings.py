@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean
 
 from _rows import ROOT, listed, percent, result, row, rows, short, signed
+from _tables.curves import FULL, HEAD_ONLY, LORA, arms
 from _tables.lora_fair import FEDIT, RIDGE, chosen, points
 from _tables.s4d import fashion
 
@@ -20,6 +21,25 @@ def comparison() -> list[str]:
     return [
         f"On SST-2, after 48 steps, {len(board)} ways of training score {low} to {high} %. "
         f"{told[0]} ([SST-2](sst2.md))."
+    ]
+
+
+def curves() -> list[str]:
+    """Who learns in a short training, and who is told apart from LoRA."""
+    done = [arm for arm in arms() if arm not in (HEAD_ONLY, LORA, FULL)]
+    ends = {(r["arm"], r["seed"]): r["validation"][-1] for r in rows("curves", part="run") if r["validation"]}
+    gains = [
+        mean(end - ends[HEAD_ONLY, seed] for (name, seed), end in ends.items() if name == arm) for arm in done
+    ]
+    gaps = [row("curves", part="paired", arm=arm) for arm in done]
+    better, worse = (
+        sum(sign * r["difference"] > r["half of the 95 % interval"] for r in gaps) for sign in (-1, 1)
+    )
+    steps = rows("curves", part="run")[0]["steps"]
+    return [
+        f"After {steps} steps {sum(gain < 0 for gain in gains)} of {len(done)} adapters and rules have a lower loss "
+        f"than the head alone; three seeds tell {better} of them from LoRA as better, {worse} as worse "
+        "([curves](curves.md))."
     ]
 
 
@@ -247,7 +267,7 @@ def parity() -> list[str]:
 def findings() -> str:
     """The list, by subject."""
     subjects = {
-        "Which method": comparison,
+        "Which method": lambda: [*comparison(), *curves()],
         "How methods are told apart": pairing,
         "Time, memory, bytes": costs,
         "Matrix recovery": recovery,

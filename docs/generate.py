@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 
 from _findings import findings
-from _rows import ROOT, between, machine, result
+from _rows import ROOT, between, machine, result, signed
 from _rows import table as markdown
 from _stubs import ROOMS, stub
-from _tables import PAGES, blocks
+from _tables import PAGES, blocks, curves
 
 import eckart
 from eckart.adapters._census import REASONS
@@ -211,6 +211,25 @@ def costs() -> str:
     return f"\n{markdown(head, lines)}\n1 thread of {found['machine']['cpu']}.\n\n"
 
 
+def chosen_memory(*arms: str) -> str:
+    """Peak memory of a step of some arms, by tokens."""
+    found = result("chosen_weights_memory", "benchmarks")["rows"]
+    lines = [
+        (
+            r["tokens"],
+            r["arm"],
+            f"{r['peak MiB']:.1f}",
+            f"{r['x all weights']:.2f}",
+            f"{r['x lora']:.2f}",
+            signed(r["matrices above lora"], 1),
+        )
+        for r in found
+        if r["arm"] in arms
+    ]
+    head = ("tokens", "arm", "MiB", "of all weights'", "of LoRA's", "matrices of a layer above LoRA's")
+    return f"\n{markdown(head, lines)}\n"
+
+
 def ranges() -> str:
     """What numbers may be, from the table that all constructors and commands are held to."""
     names: dict[str, list[str]] = {}
@@ -283,6 +302,13 @@ def render() -> dict[Path, str]:
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
     shrinking, refused = ROOT / "docs/commands/compress.md", ROOT / "docs/refused.md"
     cutting, pruning = ROOT / "docs/layers/maestro.md", ROOT / "docs/compression/loram.md"
+    chosen = {
+        ROOT / "docs/methods/sara.md": ("all weights", "sara", "lora"),
+        ROOT / "docs/methods/snella.md": ("lora", "snell", "snella"),
+    }
+    shown = {path: curves.on_page(path.read_text("utf-8"), arms) for path, arms in curves.pages().items()}
+    for path, arms in chosen.items():
+        shown[path] = between(shown.get(path, path.read_text("utf-8")), "memory", chosen_memory(*arms))
     dct, trion = ROOT / "docs/optim/dct-lowrank.md", ROOT / "docs/optim/trion.md"
     menu = between(site.read_text("utf-8"), "methods", navigation())
     return {
@@ -295,6 +321,7 @@ def render() -> dict[Path, str]:
         trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
         pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
+        **shown,
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
         **{ROOT / f"src/eckart/{room}/__init__.pyi": stub(room) for room in ROOMS},

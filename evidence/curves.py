@@ -1,9 +1,10 @@
 """That each adapter and rule trains: validation loss step by step beside LoRA's, at an equal budget.
 
-MiniLM on the built-in docstrings, 0.5 % of the model's parameters. Each arm's rate is the best of the grid that
-`eckart compare` tries, by the loss on the validation split at the end of a run of one seed, and the grid grows until
-its best is inside; the head has the best rate of the head-only arm everywhere. Then three other seeds, which see the
-same batches and start from the same head in all arms. Runs that are kept are not done again.
+MiniLM on the built-in docstrings, 0.5 % of the model's parameters. Each arm's rate is better than a third of it and
+than three times it, by the loss on the validation split at the end of a run of one seed; the search begins at the
+largest rate that `eckart compare` tries, under a rule at the adapter's best. The head has the best rate of the head
+alone everywhere. Then three other seeds, which see the same batches and start from the same head in all arms. Runs that
+are kept are not done again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks._harness import table
 from eckart.jobs.compare.contender import Contender
-from eckart.jobs.compare.contenders import contenders, outward
+from eckart.jobs.compare.contenders import SPACING, contenders
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LORA
 from eckart.jobs.compare.presets import EMBEDDED
 from eckart.tasks.instruments import device
@@ -87,22 +88,30 @@ class Runs:
         print(f"{arm.name} seed {seed} lr {lr:g}: {told} ({row['seconds']:.0f} s)", flush=True)
         return row
 
-    def tuned(self, arm: Contender, head_lr: float | None) -> float:
-        """The best rate of an arm, inside of those tried; the head's own where it is None."""
+    def tuned(self, arm: Contender, head_lr: float | None, start: float) -> float:
+        """The best rate of an arm, better than both of its neighbours, from a first one on.
+
+        Args:
+            arm: the method.
+            head_lr: of the head; its own rate where it is None.
+            start: the rate that is tried first.
+        """
         tried: dict[float, float] = {}
 
-        def judge(lr: float) -> None:
+        def judge(lr: float) -> float:
             found = self.run(arm, lr, head_lr or lr, TUNING)["validation"]
             tried[lr] = found[-1] if found else math.inf
+            return tried[lr]
 
-        for lr in arm.trials:
-            judge(lr)
+        best = start
+        judge(start)
         while len(tried) < MOST_RATES:
-            further = outward(sorted(tried), min(tried, key=tried.__getitem__))
-            if further is None:
+            beside = (float(f"{best * factor:.2g}") for factor in (SPACING, 1 / SPACING))
+            for lr in beside:
+                if lr not in tried:
+                    judge(lr)
+            if best == (best := min(tried, key=tried.__getitem__)):
                 break
-            judge(further)
-        best = min(tried, key=tried.__getitem__)
         self.rows = [r for r in self.rows if r["part"] == "tuning" or r["arm"] != arm.name or r["lr"] == best]
         return best
 
@@ -131,10 +140,13 @@ def run(options: argparse.Namespace) -> Rows:
     wanted: Sequence[str] = options.arms.split(",") if options.arms else names()
     everyone = {arm.name: arm for arm in contenders(task, wanted, BUDGET, None, EMBEDDED.trials, None)}
     runs = Runs(task, options.steps)
-    head_lr = runs.tuned(everyone[HEAD_ONLY], None)
+    head = everyone[HEAD_ONLY]
+    head_lr = runs.tuned(head, None, head.trials[0])
+    best = {HEAD_ONLY: head_lr}
     for name in dict.fromkeys([HEAD_ONLY, LORA, *wanted]):
         arm = everyone[name]
-        lr = head_lr if name == HEAD_ONLY else runs.tuned(arm, head_lr)
+        first = best.get(name.partition("+")[0], arm.learning_rates[-1])
+        lr = best[name] = best[name] if name in best else runs.tuned(arm, head_lr, first)
         for seed in range(1, options.seeds + 1):
             runs.run(arm, lr, head_lr, seed)
     found = paired(runs.rows)

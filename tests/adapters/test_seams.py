@@ -374,10 +374,13 @@ class Scale(torch.autograd.Function):
 
 
 class RowScaling:
-    """A seam that scales what comes back to each output."""
+    """A seam that scales what comes back to each output, and says so or not."""
 
-    def __init__(self, factors: Tensor) -> None:
-        self.factors = factors
+    def __init__(self, factors: Tensor, told: bool) -> None:
+        self.factors, self.told = factors, told
+
+    def rows(self, adapter: Adapter) -> Tensor | None:
+        return self.factors if self.told else None
 
     def branch(self, adapter: Adapter, output: Tensor) -> Tensor:
         return Scale.apply(output, self.factors)
@@ -387,8 +390,9 @@ class RowScaling:
 
 
 @ROUTES
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("slug", ["lora", "mos", "bone", "salt", "randlora"])
-def test_a_seam_changes_the_gradient_of_the_parameters_alone(slug: str, route: str) -> None:
+def test_a_seam_changes_the_gradient_of_the_parameters_alone(slug: str, route: str, told: bool) -> None:
     """Scaling the rows of the cotangent of x ΔWᵀ is scaling the rows of the cotangent of ΔW."""
     model = adapted(slug, seeded(MLP), init_weights=False, route=route, target_modules=["up"])
     [(_, layer, _, adapter)] = walk(model)
@@ -403,7 +407,7 @@ def test_a_seam_changes_the_gradient_of_the_parameters_alone(slug: str, route: s
     (adapter.delta_weight() * rows_scaled).sum().backward()
     expected = gradients(model)
     model.zero_grad()
-    layer.seams["default"] = RowScaling(factors)
+    layer.seams["default"] = RowScaling(factors, told)
     y = layer(x)
     y.backward(cotangent)
     torch.testing.assert_close(y, plain)

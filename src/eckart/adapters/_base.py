@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -200,6 +201,13 @@ class LowRankAdapter(Adapter):
     def forward(self, x: Tensor) -> Tensor:
         h, b_t = self.project(x)
         return self.expand(self._active(h, self.layer.op.channels) * self.scale, b_t)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the branch is the product of the input with the two factors, and nothing else."""
+        own = (getattr(type(self), name) for name in ("project", "expand", "forward"))
+        ours = (LowRankAdapter.project, LowRankAdapter.expand, LowRankAdapter.forward)
+        return self.layer.op.kind == "linear" and all(map(operator.is_, own, ours))
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
         plain = type(self).expand is LowRankAdapter.expand and type(self).forward is LowRankAdapter.forward

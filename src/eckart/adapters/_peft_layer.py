@@ -14,7 +14,7 @@ from eckart.adapters._adapted import AdaptedWeight
 from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._census import is_plain, probe_input
 from eckart.adapters._layers import FrozenWeight, LayerOp, LayerShape
-from eckart.adapters._seams import hooked, perturbed, through_seam
+from eckart.adapters._seams import add_through_seam, hooked, perturbed, through_seam
 from eckart.errors import InputError
 
 BASE = "__base__"
@@ -139,8 +139,14 @@ class EckartLayer(AdaptedWeight):
             p = self.configs[name].dropout
             branch = nn.functional.dropout(x, p) if p and self.training else x
             branch = self._cast_input_dtype(branch, adapter.dtype)
-        if seam is None and embed_scale is None and self.op.padding_idx is None and not hooked(adapter):
-            result = adapter.add_to(result, branch, scaling)
+        added = None
+        if embed_scale is None and self.op.padding_idx is None and not hooked(adapter):
+            if seam is None:
+                added = adapter.add_to(result, branch, scaling)
+            else:
+                added = add_through_seam(seam, adapter, result, branch, scaling)
+        if added is not None:
+            result = added
         else:
             y = adapter(branch) if seam is None else through_seam(seam, adapter, branch)
             y = y if self.op.padding_idx is None else y * (x != self.op.padding_idx).unsqueeze(-1)

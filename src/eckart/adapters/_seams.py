@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from eckart.adapters._base import Adapter
+from eckart.adapters._base import Adapter, LowRankAdapter
 
 if TYPE_CHECKING:
     from eckart.adapters._peft_layer import EckartLayer
@@ -26,6 +26,9 @@ class Seam(Protocol):
 
     def delta(self, adapter: Adapter, delta: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """On the folded route: ΔW."""
+
+    def rows(self, adapter: Adapter) -> Float[Tensor, " out"] | None:
+        """What the rows of ΔW's gradient are multiplied by; None where the seam does more than that."""
 
 
 @runtime_checkable
@@ -81,6 +84,41 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient, gradient
+
+
+class _RowScaled(torch.autograd.Function):
+    """``y + x Aᵀ Bᵀ``, in whose backward pass the rows of the gradient of BA are multiplied for A and B alone."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, rows: Tensor) -> Tensor:
+        h = x @ a.t()
+        ctx.save_for_backward(x, a, b, rows, h)
+        return torch.addmm(y, h, b.t())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, rows, h = ctx.saved_tensors
+        scaled = rows.unsqueeze(1)
+        exact, changed = (gradient @ torch.cat([b, scaled * b], 1)).chunk(2, dim=1)
+        of_x = exact @ a if ctx.needs_input_grad[1] else None
+        return gradient, of_x, changed.t() @ x, scaled * (gradient.t() @ h), None
+
+
+def add_through_seam(
+    seam: Seam, adapter: Adapter, y: Float[Tensor, "t out"], x: Float[Tensor, "t in"], scaling: float
+) -> Float[Tensor, "t out"] | None:
+    """``y + scaling · x ΔWᵀ`` through a seam that multiplies the rows of ΔW's gradient, in one pass; None where it does
+    more, or the adapter's branch is no plain product of two factors."""
+    if not isinstance(adapter, LowRankAdapter) or not adapter.is_plain or x.dim() != 2:
+        return None
+    if y.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+        return None
+    rows = seam.rows(adapter)
+    if rows is None:
+        return None
+    a, b = adapter.scaled_factors(scaling, x.dtype)
+    added: Tensor = _RowScaled.apply(y, x, a, b, rows.to(x.dtype))  # type: ignore[no-untyped-call]
+    return added
 
 
 def through_seam(seam: Seam, adapter: Adapter, x: Tensor) -> Tensor:

@@ -313,7 +313,7 @@ def restrict(state: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]
 
 def _changed(key: str, value: Tensor, pruning: Pruning, *, back: bool) -> Tensor:
     match = re.fullmatch(rf"(.*?((?:{'|'.join(map(re.escape, PROJECTIONS))})))\.(.+)", key)
-    if match is None:
+    if match is None or match[3].endswith("active"):  # which directions count, whatever their length is
         return value
     layer = match[1]
     block = next(

@@ -51,7 +51,7 @@ def options_for(adapter: str, rules: Sequence[type[Rule]]) -> dict[str, Any]:
     option will do.
 
     Args:
-        adapter: its slug.
+        adapter: its slug, or that of a prompt, which has none.
         rules: all of them.
     """
     for options in _variants(ADAPTERS[adapter]) if adapter in ADAPTERS else ():

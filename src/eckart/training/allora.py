@@ -138,6 +138,10 @@ class ALLoRA(Rule):
         """s = 1/√(norm + 1/η²)."""
         return (norms + self.eta**-2).rsqrt()
 
+    def rows(self, adapter: Adapter) -> Float[Tensor, " out"] | None:
+        """s of each row of ΔW; None where it differs from token to token."""
+        return None if self.target == "output" else self.coefficient(row_norms(adapter))
+
     def branch(self, adapter: Adapter, output: Tensor) -> Tensor:
         """The adapter's output, whose gradient comes back times s."""
         channels = adapter.layer.op.channels
