@@ -38,9 +38,9 @@ def curves() -> list[str]:
     better, worse = (
         sum(sign * r["difference"] > r["half of the 95 % interval"] for r in gaps) for sign in (-1, 1)
     )
-    steps = rows("curves", part="run")[0]["steps"]
+    steps, learnt = rows("curves", part="run")[0]["steps"], sum(gain < -LEAST for gain in gains)
     return [
-        f"After {steps} steps {sum(gain < -LEAST for gain in gains)} of {len(done)} adapters and rules have a loss more "
+        f"After {steps} steps {learnt} of {len(done)} adapters and rules have a loss more "
         f"than {LEAST} below the head alone's; three seeds tell {better} of them from LoRA as better, {worse} as worse "
         "([curves](curves.md))."
     ]
