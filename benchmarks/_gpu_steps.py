@@ -19,6 +19,7 @@ from torch import nn
 import eckart
 from eckart.adapters import AdaptedWeight, make_config, solve_budget
 from eckart.jobs.compare.peft_methods import peft_config
+from eckart.training import Rule
 
 TARGETS = r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 BUDGET = 0.005
@@ -77,12 +78,20 @@ def arms() -> dict[str, Wrap]:
     return found | {f"peft {name}": peft_only(name) for name in PEFT_ONLY}
 
 
-def stepper(model: nn.Module, width: int, tokens: int, device: torch.device) -> Callable[[], None]:
+def stepper(
+    model: nn.Module,
+    width: int,
+    tokens: int,
+    device: torch.device,
+    rule: Callable[[torch.Tensor], Rule] | None = None,
+) -> Callable[[], None]:
     """Forward, backward through every layer and AdamW; the input asks for its gradient, so that the floor has one."""
     length = min(tokens, 2048)
     x = torch.randn(tokens // length, length, width, device=device, dtype=torch.bfloat16, requires_grad=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device.type == "cuda") if trained else None
+    if rule is not None and optimizer is not None:
+        rule(x.detach()).attach(model, optimizer, steps=10**6)
 
     def step() -> None:
         if optimizer is not None:

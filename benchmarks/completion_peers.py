@@ -1,12 +1,12 @@
-"""Matrix completion of up to ten million ratings beside cmfrec and implicit: error, time and memory.
+r"""Matrix completion of up to ten million ratings beside cmfrec and implicit: error, time and memory.
 
-    python benchmarks/completion_peers.py [--draws 3000000 10800000]
+    python benchmarks/completion_peers.py [--draws 3000000 10800000] [--arms eckart cmfrec\ 1 …]
 
 The ratings are made here: 3.5 + b_i + b'_j + u_i · v_j + .5 ε of rank 10, users and items of very unequal activity; a
 tenth is held out, so that .5 is the least error there is. Every arm has 10 factors, one thread and its own process.
 cmfrec has three λ, implicit's error is not one of ratings. Memory is the peak of the process above what it held before
 the fit, the ratings among it (Linux only). Arms that are not installed are left out. Rows go to
-benchmarks/results/completion_peers.json.
+benchmarks/results/completion_peers.json after every arm, in the place of those of the same arm and size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _harness import save, table
+from _harness import RESULTS, save, table
 
 from eckart.recovery import MatrixCompletion
 
@@ -143,22 +143,25 @@ def main() -> None:
         default=[3_000_000, 10_800_000],
         help="entries drawn, some of them twice",
     )
-    parser.add_argument("--arm", choices=ARMS, help="this arm alone, its row as JSON")
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="these alone")
+    parser.add_argument("--arm", choices=ARMS, help="one arm in this process, its row as JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.arm:
         print(json.dumps(measure(arguments.arm, arguments.draws[0])))
         return
-    rows = []
-    for draws, (arm, package) in itertools.product(arguments.draws, ARMS.items()):
+    path = RESULTS / "completion_peers.json"
+    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    for draws, arm in itertools.product(arguments.draws, arguments.arms):
+        package = ARMS[arm]
         if package and importlib.util.find_spec(package) is None:
             continue
         command = [sys.executable, __file__, "--draws", str(draws), "--arm", arm]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        rows = [old for old in rows if (old["ratings"], old["arm"]) != (row["ratings"], row["arm"])] + [row]
+        save("completion_peers", sorted(rows, key=lambda r: (r["ratings"], list(ARMS).index(r["arm"]))))
     table(rows)
-    save("completion_peers", rows)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ Try: python benchmarks/gpu.py --device cpu --small --output /tmp/results
 
 Parts, in order of worth: `numbers` (metrics, S4D, structured and compressed layers, optimisers against the host),
 `files` (adapters saved here and loaded there), `properties` (adapters against the host), `parity` (the cases of the
-tests), `steps` (time over the frozen floor, peak memory, what a step waits for) and `compiled` (the same through
-torch.compile). What fails is a row with its error and the rest goes on; what no time is left for is a row "not run".
+tests), `rules` (training rules: time over the same adapter without, what a step waits for), `steps` (time over the
+frozen floor, peak memory, what a step waits for) and `compiled` (the same through torch.compile). What fails is a row
+with its error and the rest goes on; what no time is left for is a row "not run".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import _gpu_checks as checks
 import torch
+from _gpu_rules import rules
 from _gpu_steps import steps
 from _harness import RESULTS, save
 
@@ -32,6 +34,7 @@ PARTS: dict[str, tuple[float, Part]] = {
     "files": (0.15, checks.files),
     "properties": (0.1, checks.properties),
     "parity": (0.1, lambda device, small: checks.parity(device)),
+    "rules": (0.1, rules),
     "steps": (0.45, lambda device, small: steps(device, small, compiled=False)),
     "compiled": (1.0, lambda device, small: steps(device, small, compiled=True)),
 }

@@ -111,7 +111,7 @@ def main() -> None:
                     }
                 )
             table([row for row in rows if row["model"] == model and row["tokens"] == tokens])
-    save(options.save, rows)
+            save(options.save, rows)
 
 
 if __name__ == "__main__":

@@ -237,6 +237,26 @@ def federated() -> list[str]:
     ]
 
 
+def compression() -> list[str]:
+    (told,) = (r["advice"] for r in rows("compression") if "advice" in r)
+    speeds = {(r["arm"], r["what"]): r["x dense"] for r in rows("compression_speed", "benchmarks", ratio=0.3)}
+    sliced, factored = (
+        tuple(f"{speeds[arm, what]:.2f}" for what in ("prefill", "generation"))
+        for arm in ("modegpt", "whitened-svd")
+    )
+    slowest = min(r["x dense"] for r in rows("compression_speed", "benchmarks") if r["arm"] != "dense")
+    cost = rows("compression_cost", "benchmarks")
+    longest, most = (max(r[key] for r in cost) for key in ("compressing s", "peak MiB"))
+    return [
+        f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
+        f"With three tenths removed it makes {sliced[0]} (prefill) and {sliced[1]} (generation) times the dense "
+        f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors; at 10 to "
+        f"40 % nothing is below {slowest:.2f} ([speed](../commands/compress.md#speed)).",
+        f"Compressing it takes {longest:.0f} s and {most / 1024:.1f} GiB at most on one thread, of {len(cost)} methods "
+        "([cost](../commands/compress.md#measured)).",
+    ]
+
+
 def parity() -> list[str]:
     cases = sorted((ROOT / "tests" / "parity" / "cases").glob("*/*.npz"))
     methods = {path.parent.name for path in cases}
@@ -258,6 +278,7 @@ def findings() -> str:
         "Sequence layers": s4d,
         "Pretraining": pretraining,
         "Federated training": federated,
+        "Compression": compression,
         "Faithfulness": parity,
     }
     return "".join(

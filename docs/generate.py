@@ -202,6 +202,15 @@ def speeds() -> str:
     return f"\n{markdown(head, lines)}\n{told}{size}1 thread of {found['machine']['cpu']}.\n\n"
 
 
+def costs() -> str:
+    """Time and memory of the command, from the rows of the benchmark."""
+    found = result("compression_cost", "benchmarks")
+    keys = ("compressing s", "processor s", "peak MiB")
+    lines = [(r["method"], *(f"{r[key]:,.0f}" for key in keys)) for r in found["rows"]]
+    head = ("method", "compressing, s", "whole command, s of the processor", "peak memory, MiB")
+    return f"\n{markdown(head, lines)}\n1 thread of {found['machine']['cpu']}.\n\n"
+
+
 def chosen_memory(*arms: str) -> str:
     """Peak memory of a step of some arms, by tokens."""
     found = result("chosen_weights_memory", "benchmarks")["rows"]
@@ -281,6 +290,13 @@ def pruned_memory() -> str:
     return f"\n{markdown(head, lines)}\n1 × {rows[0]['tokens']} tokens a step.\n\n"
 
 
+def compressing(text: str) -> str:
+    """The page of `eckart compress` with what was measured."""
+    for mark, block in (("ladder", ladder()), ("speed", speeds()), ("cost", costs())):
+        text = between(text, mark, block)
+    return text
+
+
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
@@ -300,7 +316,7 @@ def render() -> dict[Path, str]:
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
-        shrinking: between(between(shrinking.read_text("utf-8"), "ladder", ladder()), "speed", speeds()),
+        shrinking: compressing(shrinking.read_text("utf-8")),
         dct: between(dct.read_text("utf-8"), "steps", optimizer_steps("DCTAdamW")),
         trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),

@@ -43,7 +43,7 @@ def test_no_step_waits_for_the_card_or_meets_the_host(rows: list[dict[str, Any]]
     assert not {name: what for name, what in found.items() if what}
     known = {method.slug for method in eckart.methods(kind)}
     missing = known - {name.partition(",")[0] for name in found}
-    assert not missing or kind == "training"
+    assert not missing
 
 
 def test_metrics_take_states_of_the_card(rows: list[dict[str, Any]]) -> None:

@@ -27,6 +27,42 @@ def blocks() -> Blocks:
         if r.get("score") is not None
     ]
     return {
+        "verdicts": verdicts(),
         "board": table(head, lines) + "\n" + machine(found),
         "advice": advice(found),
     }
+
+
+def verdicts() -> str:
+    """What was published of each method, and what is seen here."""
+    found = {r["label"]: r for r in result("compression")["rows"] if r.get("score") is not None}
+    bits = {label: f"{r['score']:.2f}" for label, r in found.items()}
+    modegpt, lord = found["MoDeGPT"], difference(found["LoRD"], "dense", 2)
+    ahead = difference(found["Whitened SVD"], "best", 2)
+    lines = [
+        (
+            "MoDeGPT",
+            "90–95 % of zero-shot accuracy at 25–30 %; ahead of factors of single matrices",
+            f"{difference(modegpt, 'dense', 2)} bits above the dense model; whitened SVD {ahead} above MoDeGPT",
+            "the order holds; zero-shot accuracy was not measured",
+        ),
+        (
+            "LoRD",
+            "under 1 % of perplexity for ranks cut by up to 39.6 %; the mean kept by a bias helps",
+            f"{lord} bits above the dense model; {bits['LoRD']} bits with the mean, {bits['Whitened SVD']} without",
+            "neither holds on this model at this size",
+        ),
+        (
+            "WeLore",
+            "ranks from the spectra beat uniform ones, without data",
+            f"{bits['WeLore']} bits, uniform ranks {bits['Truncated SVD']}, a unigram {bits['unigram']}",
+            "the order holds; both are beyond use until they are trained",
+        ),
+        (
+            "AFM",
+            "features are of low rank where weights are not",
+            f"{bits['AFM']} bits, weights alone {bits['Truncated SVD']}",
+            "holds; on linear layers it is LoRD",
+        ),
+    ]
+    return table(("method", "published", "here, a fifth removed, no training", "verdict"), lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import ROOT, Blocks, machine, result, table
+from _rows import ROOT, Blocks, machine, result, row, short, table
 
 
 def measured(name: str, value: str, unit: str, *ratios: str) -> str:
@@ -32,6 +32,36 @@ def step_time() -> str:
     return table(head, lines) + "\n" + machine(found)
 
 
+AIMS = {
+    "low rank": (("lora", "bone", "mos", "flora-tucker", "nola"), {256: 1.3, 1024: 1.2}),
+    "others": (("svfit", "loldu", "randlora", "bone, bat", "salt", "snell"), {256: 2.2, 1024: 1.6}),
+}
+"""Of each kind of adapter, how often the frozen floor's time a step on MiniLM-L6 was to take at most."""
+
+
+def aims() -> str:
+    """Which arms are within what was aimed at, and which are not."""
+    lines = []
+    for tokens in (256, 1024):
+        for kind, (arms, bars) in AIMS.items():
+            ratios = {
+                arm: row("step_time", "benchmarks", model="minilm", tokens=tokens, arm=arm)["x frozen floor"]
+                for arm in arms
+            }
+            within = [arm for arm, ratio in ratios.items() if round(ratio, 2) <= bars[tokens]]
+            above = [f"{arm} {ratio:.2f}" for arm, ratio in ratios.items() if arm not in within]
+            lines.append([tokens, kind, bars[tokens], "; ".join(within), "; ".join(above)])
+    return table(("tokens", "kind", "at most", "within", "above"), lines)
+
+
+def build_times() -> str:
+    """Seconds to adapt a layer, and what that makes of a model of seven billion numbers."""
+    found = result("build_times", "benchmarks")
+    head = list(found["rows"][0])
+    lines = [[r["arm"], *(short(r[key]) for key in head[1:4]), f"{r[head[4]]:,.0f}"] for r in found["rows"]]
+    return table(head, lines) + "\n" + machine(found)
+
+
 def on_a_gpu() -> str:
     """The steps that `benchmarks/gpu.py` measured on a GPU, where it has been run on one."""
     if not (ROOT / "benchmarks" / "results" / "gpu.json").exists():
@@ -58,6 +88,8 @@ def blocks() -> Blocks:
         "prompts": measured("prompt_length", "ms", "ms", "positions", "numbers", "x prompt tuning"),
         "memory": measured("peak_memory", "peak MiB", "MiB", "x lora"),
         "depth": measured("memory_by_depth", "MiB a layer", "MiB a layer", "x lora"),
+        "aims": aims(),
+        "build": build_times(),
         "gpu": on_a_gpu(),
         "bytes": measured("checkpoint_bytes", "bytes", "bytes", "x PEFT"),
     }

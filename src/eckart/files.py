@@ -6,6 +6,7 @@ at the place of an output stays a link, and what it points to is written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -47,6 +48,22 @@ def _lives(pid: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+_BROKEN = re.compile("iostream error|inline_container")
+
+
+def disk_is_full(error: BaseException | None, directory: Path | None = None) -> bool:
+    """Whether an error or its cause says so; torch's of a broken stream does where ``directory`` has no MiB left."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
+            return True
+        broken = isinstance(error, RuntimeError) and _BROKEN.search(str(error))
+        if broken and directory is not None and shutil.disk_usage(directory).free < 2**20:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def sweep(directory: Path) -> None:

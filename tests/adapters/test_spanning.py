@@ -65,8 +65,6 @@ def test_a_frozen_product_less_is_counted(slug: str) -> None:
     adapter, core = layer.eckart_adapters["default"], 3 * 6 * 6 if slug == "salt" else 0
     assert adapter.multiply_adds(1)[1] == 2 * 9 * 18 - 2 * 81 + core
     assert adapter.eval().multiply_adds(1)[1] > 2 * 9 * 18
-    with torch.no_grad():
-        assert adapter.train().multiply_adds(1)[1] > 2 * 9 * 18
 
 
 @every_method

@@ -60,6 +60,7 @@ CASES = {
     "welore's rank": ("llama", "welore", {"rank": 3}, "finds the ranks itself"),
     "welore out of reach": ("llama", "welore", {"ratio": 0.99}, "even t = 1 reaches"),
     "everything excluded": ("llama", "svd", {"ratio": 0.2, "exclude": [".*"]}, "has no layer to compress"),
+    "exclude": ("llama", "svd", {"ratio": 0.2, "exclude": ["q_proj", "("]}, r"exclude '\(' is no regular"),
     "trp without convolutions": ("llama", "trp", {"ratio": 0.2}, "has no layer to compress"),
 }
 

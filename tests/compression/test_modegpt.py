@@ -29,6 +29,7 @@ KINDS = {
     "llama-mha": {"num_key_value_heads": 4},
     "gpt2": {},
     "opt": {},
+    "opt-plain": {"enable_bias": False, "do_layer_norm_before": False},
 }
 
 

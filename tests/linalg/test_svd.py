@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eckart.linalg import svd
 from eckart.linalg.spectrum import SVD
 from eckart.linalg.svd import (
     CLUSTER_GAP,
@@ -13,6 +14,7 @@ from eckart.linalg.svd import (
     basis_digest,
     canonical_svd,
     canonicalize,
+    leading_svd,
     rank_for_energy,
 )
 
@@ -26,9 +28,9 @@ def svd_with(s: list[float], m: int = 9, n: int = 7) -> SVD:
     return SVD(orthogonal(m, len(s), 1), torch.tensor(s, dtype=torch.float64), orthogonal(n, len(s), 2).mT)
 
 
-def turned(svd: SVD, first: int, last: int, *, apart: bool = False) -> SVD:
+def turned(whole: SVD, first: int, last: int, *, apart: bool = False) -> SVD:
     """The same matrix with the basis of one cluster turned; U and V apart only for the value zero."""
-    u, s, vh = (t.clone() for t in svd)
+    u, s, vh = (t.clone() for t in whole)
     size = last - first
     q, p = orthogonal(size, size, 3), orthogonal(size, size, 4)
     u[:, first:last] = u[:, first:last] @ q
@@ -128,3 +130,35 @@ def test_rank_for_energy_is_the_smallest_that_holds_the_share() -> None:
         4,
     ]
     assert rank_for_energy(torch.zeros(3), 0.5) == 1
+
+
+def leading(whole: SVD, r: int) -> SVD:
+    return SVD(whole.U[:, :r], whole.S[:r], whole.Vh[:r])
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (30, 30)])
+def test_leading_triples_are_those_of_the_whole(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the Gram matrix alone, with a cluster of equal values across the cut."""
+    values = [1.0, 0.7, 0.5, 0.3, 0.3, 0.3, *(0.2 / (i + 1) for i in range(min(shape) - 6))]
+    u, s, vh = svd_with(values, *shape)
+    matrix = (u * s) @ vh
+    assert_same(leading(canonicalize(svd._by_gram(matrix, 4)), 4), leading(canonical_svd(matrix), 4), 1e-9)
+    weight = matrix.float()
+    expected = leading(canonical_svd(weight), 3)
+    monkeypatch.setattr(svd, "canonical_svd", None)
+    assert_same(leading_svd(weight, 3), expected, 1e-9)
+
+
+def test_leading_triples_that_a_gram_matrix_would_blur_come_from_the_whole() -> None:
+    small = torch.diag(torch.tensor([1.0, 1e-4, 1e-5, 1e-6]))
+    assert svd._by_gram(small, 1) is not None
+    assert svd._by_gram(small, 2) is None
+    assert svd._by_gram(torch.zeros(4, 4), 2) is None
+    matrix = orthogonal(9, 9, 5)
+    for weight, r in ((small, 2), (matrix.float(), 5), (matrix, 2)):
+        expected = leading(canonical_svd(weight), r)
+        assert all(
+            torch.equal(mine, whole) for mine, whole in zip(leading_svd(weight, r), expected, strict=True)
+        )

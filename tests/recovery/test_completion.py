@@ -532,7 +532,17 @@ def test_an_id_is_text_whatever_it_looks_like() -> None:
 def test_entries_by_column_and_whole_rows_drawn_at_random() -> None:
     rows, cols = np.array([0, 0, 2, 2, 2, 3]), np.array([1, 4, 0, 1, 3, 1])
     data = Observations(rows, cols, np.arange(6.0), np.arange(1.0, 7.0), None, (4, 5))
-    np.testing.assert_array_equal(data.by_column(), np.lexsort((rows, cols)))
+    kept = np.array([True, False, True, True, True, True])
+    for taken in (None, kept):
+        order = np.lexsort((rows, cols))
+        order = order if taken is None else order[taken[order]]
+        turned = data.compress(data.values, 1, taken, torch.empty(0))
+        assert turned.pointer.dtype == torch.int64
+        counted = np.bincount(cols[order], minlength=5)
+        np.testing.assert_array_equal(turned.pointer.diff(), counted)
+        np.testing.assert_array_equal(turned.column, rows[order])
+        np.testing.assert_array_equal(turned.value, data.values[order])
+        np.testing.assert_array_equal(turned.weight, data.weights[order])
     np.testing.assert_array_equal(data.pointer(), [0, 2, 2, 5, 6])
     for entries, least in ((1, 0), (3, 1), (100, 6)):
         part = data.some_rows(entries, np.random.RandomState(0))

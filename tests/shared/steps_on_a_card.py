@@ -141,20 +141,38 @@ def measures() -> dict[str, Step]:
     return {name: partial(measure, name) for name in (*metrics.METRICS, *metrics.RAW_METRICS)}
 
 
-RULES: dict[str, tuple[str, dict[str, Any]]] = {
-    "allora": ("lora", {}),
-    "increlora": ("lora-core", {}),
-    "lora-mgpo": ("lora", {"mu": 0.9}),
+def validate(model: nn.Module, step: int) -> Tensor:
+    """A loss on rows of the model's first weight, which are where the model is."""
+    return model(next(model.parameters()).detach()[:3]).square().mean()
+
+
+RULES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "allora": ("lora", {"r": 4}, {}),
+    "diffora": (
+        "lora",
+        {"r": 4},
+        {"validation": validate},
+    ),
+    "increlora": ("lora-core", {"r": 4}, {}),
+    "lora-ggpo": ("lora", {"r": 4}, {}),
+    "lora-ggpo, exact": ("lora", {"r": 4}, {"grad_norm": "exact"}),
+    "lora-mgpo": ("lora", {"r": 4}, {"mu": 0.9}),
+    "sara-selection": ("sara", {}, {"lambda_rank": 0.0}),
+    "snella-allocation": ("snella", {"r": 4}, {"every": 10}),
+    "triadaptlora": ("lora-core", {"r": 4, "core": "full"}, {"incre_interval": 10}),
 }
-"""Rules of which every step can run without numbers: the adapter each acts on, and its options. The others choose by
-what they read at times, or draw on the card."""
+"""Of each rule the adapter it acts on, and the options of both. In the step that is looked at none of them shares out
+ranks or weights anew, which reads them, nor takes SaRA's nuclear norm: a decomposition waits to learn how it ended."""
 
 
 def rules() -> dict[str, Step]:
     def act(name: str, card: Card) -> None:
-        slug, options = RULES[name]
-        model = eckart.adapt(rule_cases.Net(), slug, target_modules=["lin"], r=4).train()
-        step_of(model, torch.randn(5, 8), card, rule=training.get_rule(name)(**options))
+        slug, options, own = RULES[name]
+        model = eckart.adapt(rule_cases.Net(), slug, target_modules=["lin"], **options).train()
+        rule = training.get_rule(name.partition(",")[0])(**own)
+        if name.startswith("lora-ggpo"):  # this card has no generator
+            rule.normal = lambda layer, like: torch.zeros_like(like)
+        step_of(model, torch.randn(5, 8), card, rule=rule)
 
     return {name: partial(act, name) for name in RULES}
 

@@ -34,9 +34,9 @@ class SpanningAdapter(LowRankAdapter):
         return 0
 
     def spans(self) -> bool:
-        """Whether B diag(c) A is the frozen weight up to rounding, compared once for each weight and its factors, and a
-        training step is made: elsewhere ΔW = 0 leaves the very bits of the frozen layer's output."""
-        if not self.training or not torch.is_grad_enabled():
+        """Whether B diag(c) A is the frozen weight up to rounding, compared once for each weight and its factors,
+        and the model trains: elsewhere ΔW = 0 leaves the very bits of the frozen layer's output."""
+        if not self.training:
             return False
         frozen, (a, c, b) = self.layer.base_weight, self.decomposition()
         if len(c) < self.layer.shape.max_rank or frozen.backend is not None or torch.compiler.is_compiling():

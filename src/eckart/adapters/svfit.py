@@ -23,7 +23,7 @@ from eckart.adapters._diagonal import DiagonalAdapter, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
-from eckart.linalg.svd import canonical_svd, rank_for_energy
+from eckart.linalg.svd import canonical_svd, leading_svd, rank_for_energy
 
 
 @register_adapter(
@@ -125,7 +125,8 @@ class SVFit(DiagonalAdapter):
     def __init__(self, weight: Float[Tensor, "out in"], layer: LayerContext, config: SVFitConfig) -> None:
         super().__init__(layer)
         self.param, self.nonneg = config.param, config.nonneg
-        u, s, vh = canonical_svd(weight)
+        leading = config.select == "top" and config.energy is None
+        u, s, vh = leading_svd(weight, config.rank(layer.shape)) if leading else canonical_svd(weight)
         if config.energy is not None and config.pattern(layer.shape) is None:
             config._ranks[layer.shape.name] = rank_for_energy(s, config.energy, config.energy_norm)
         r, falling = config.rank(layer.shape), torch.arange(s.numel())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from eckart.escapes import one_line
+from eckart.files import disk_is_full
 from eckart.quiet import quiet
 from eckart.tasks.options import AUTO
 
@@ -23,19 +23,10 @@ def fail(error: Exception, message: str, *, debug: bool) -> None:
     """Say in one line of standard error what went wrong, after the traceback when debugging."""
     if debug:
         traceback.print_exception(error)
-    if _disk_is_full(error):
+    if disk_is_full(error):
         where = getattr(error, "filename", None) or "the output directory"
         message = f"no space left on the disk while writing {where}: free some and run the command again"
     print("eckart: error:", one_line(" ".join(message.split())), file=sys.stderr)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 @contextmanager

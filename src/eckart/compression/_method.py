@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.arguments import check_attributes
+from eckart.arguments import check_attributes, check_pattern
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, matrix_shape, weight_matrix
 from eckart.compression._kinds import build_layer
@@ -71,6 +71,8 @@ class Compressor:
         check_attributes(self, type(self).__init__)
         if isinstance(self.exclude, str):
             self.exclude = (self.exclude,)
+        for pattern in self.exclude:
+            check_pattern("exclude", pattern)
 
     def check_size(self, ratio: float | None, budget: str | int | None) -> None:
         """Refuse a method that is told nothing, or two things, of how much to remove.

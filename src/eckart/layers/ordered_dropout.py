@@ -102,8 +102,8 @@ class OrderedDropout:
         for name, layer in layers.items():
             if any(p.requires_grad and id(p) not in held for p in layer.weights):
                 raise InputError(f"the optimiser does not hold the factors of {name}: make it after convert")
-        if steps is not None and (self.shrink_every or 0) > steps:
-            raise InputError(f"shrink_every={self.shrink_every}: the training ends after {steps} steps")
+        if steps is not None:
+            self.check_length(steps)
         every = self.shrink_every
         self._every = max(1, steps // 10) if every is None and steps else every or 0
         self.optimizer, self.layers = optimizer, layers
@@ -115,6 +115,15 @@ class OrderedDropout:
             optimizer.register_step_post_hook(self._after),
         ]
         return self
+
+    def check_length(self, steps: int) -> None:
+        """Refuse a training that ends before ranks are dropped.
+
+        Raises:
+            InputError: it does.
+        """
+        if (self.shrink_every or 0) > steps:
+            raise InputError(f"shrink_every={self.shrink_every}: the training ends after {steps} steps")
 
     def detach(self) -> None:
         """Stop acting; the ranks that are left stay."""

@@ -161,8 +161,8 @@ class ReLoRA:
         warm_start: steps at full rank before; None: as many as between restarts; 0: none.
         rewarm: steps in which the rate rises again; None: a fiftieth of those between restarts, at least
             one of several.
-        prune: share of each moment's numbers, the smallest, that a restart sets to zero; 1: all of them. The state of a
-            factor that is of another shape or type (low-rank optimisers, moments of few bits) begins anew instead.
+        prune: share of each moment's numbers, the smallest, that a restart sets to zero. With 1, or where a factor's
+            state is of another shape or type (low-rank optimisers, moments of few bits), it begins anew.
 
     Raises:
         InputError: an option out of its range.
@@ -218,6 +218,14 @@ class ReLoRA:
         ]
         return self
 
+    def check_length(self, steps: int) -> None:
+        """Refuse a training that ends before the first restart.
+
+        Raises:
+            InputError: it does, or a restart comes before the rate has risen again.
+        """
+        self._lengths(steps)
+
     def _lengths(self, steps: int | None) -> tuple[int, int, int]:
         """Steps between restarts, of the warm start, and in which the rate rises again."""
         if self.restart_every is None and steps is None:
@@ -269,7 +277,8 @@ class ReLoRA:
         if self.step == self._warm:
             self._arrange()
             for layer in self.layers.values():
-                self._forget(layer.weight)
+                for one in getattr(self.optimizer, "inner", [self.optimizer]):
+                    one.state.pop(layer.weight, None)
                 layer.weight.grad = None
         elif number > 0 and since == 0:
             for layer in self.layers.values():
@@ -277,19 +286,14 @@ class ReLoRA:
                 for factor in layer.factors:
                     self._prune(factor)
 
-    def _forget(self, p: Tensor) -> None:
-        for one in getattr(self.optimizer, "inner", [self.optimizer]):
-            one.state.pop(p, None)
-
     def _prune(self, p: Tensor) -> None:
         for one in getattr(self.optimizer, "inner", [self.optimizer]):
             values = one.state.get(p, {}).values()
             held = [v for v in values if isinstance(v, Tensor) and v.dim() and v.is_floating_point()]
-            if all(type(value) is Tensor and value.shape == p.shape for value in held):
-                for value in held:
-                    keep_largest(value, 1 - self.prune)
-            else:
-                self._forget(p)
+            if held and self.prune < 1 and all(type(v) is Tensor and v.shape == p.shape for v in held):
+                keep_largest(held, 1 - self.prune)
+            elif held:
+                del one.state[p]
 
     def state_dict(self) -> dict[str, Tensor]:
         """When it restarts; all else is in the model and the optimiser, or follows from the step."""
@@ -324,12 +328,17 @@ class ReLoRA:
         self._arrange()
 
 
-def keep_largest(values: Float[Tensor, ...], share: float) -> None:
-    """Set all but this share of the numbers, those of largest magnitude, to zero in place."""
-    count = values.numel() - int((1 - share) * values.numel() + 1e-9)
-    kept = values.abs().flatten().topk(count).indices
-    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device).index_fill_(0, kept, True)
-    values.mul_(mask.view(values.shape))
+def keep_largest(moments: list[Tensor], share: float) -> None:
+    """Set the moments of an entry to zero in place, unless one of them is among this share of the largest of its kind.
+
+    They stay or go together: a first moment without its second would be a step of its size divided by Adam's ε.
+    """
+    kept = torch.zeros_like(moments[0], dtype=torch.bool).flatten()
+    for values in moments:
+        count = values.numel() - int((1 - share) * values.numel() + 1e-9)
+        kept[values.abs().flatten().topk(count).indices] = True
+    for values in moments:
+        values.mul_(kept.view(values.shape))
 
 
 def _set_rates(optimizer: Optimizer, rates: list[float]) -> None:

@@ -29,10 +29,11 @@ from eckart.linalg.regression import (
 )
 
 Solver = Literal["auto", "cholesky", "cg", "sketch", "sketch-unit"]
-BATCH = 2**21
-"""Numbers of a padded batch (rows, observations, columns), or of a block of normal equations."""
-PRODUCTS, GATHERED = 256, 2**18
-"""Products of two factors' columns that are summed at once, and numbers of the rows that are gathered at once."""
+BATCH, EQUATIONS = 2**21, 2**19
+"""Numbers of a padded batch (rows, observations, columns), and of a block of normal equations."""
+PRODUCTS, TABLE, GATHERED = 256, 2**21, 2**18
+"""Products of two factors' columns that are summed at once, numbers in their table, and numbers of the rows that are
+gathered at once."""
 DIRECT_RANK, DIRECT_ROWS = 64, 4
 """Up to this rank, or this many observations for each column, Cholesky is the faster solver on a CPU."""
 
@@ -140,10 +141,11 @@ def ridge_solutions(
         below: rows that every regression has too, with targets of zero.
     """
     m, k = len(ridge), other.shape[1]
-    upper = torch.triu_indices(k, k, device=other.device).split(PRODUCTS, 1)
+    at_once = max(1, min(PRODUCTS, TABLE // len(other)))
+    upper = torch.triu_indices(k, k, device=other.device).split(at_once, 1)
     solved, singular = other.new_zeros(m, k), torch.zeros(m, dtype=torch.bool, device=other.device)
     weighted = data.value if data.weight is None else data.weight * data.value
-    for rows in torch.arange(m, device=other.device).split(max(1, BATCH // (k * k))):
+    for rows in torch.arange(m, device=other.device).split(max(1, EQUATIONS // (k * k))):
         pointer = data.pointer[int(rows[0]) : int(rows[-1]) + 2]
         seen = slice(int(pointer[0]), int(pointer[-1]))
         column, starts = data.column[seen], (pointer - pointer[0]).to(data.column)
@@ -162,12 +164,20 @@ def ridge_solutions(
 
         gram = (below.mT @ below).repeat(len(rows), 1, 1)
         for i, j in upper:
-            gram[:, i, j] += total(other[:, i] * other[:, j], data.weight)
+            gram[:, i, j] += total(_products(other, i, j), data.weight)
         gram = gram.triu() + gram.triu(1).mT
         gram.diagonal(dim1=-2, dim2=-1).add_(ridge[rows].unsqueeze(-1))
         x, _, singular[rows] = cholesky_solution(gram, total(other, weighted))
         solved[rows] = torch.where(singular[rows].unsqueeze(1), 0.0, x)
     return solved, singular & (data.pointer.diff() > 0)
+
+
+def _products(V: Float[Tensor, "n k"], i: Int[Tensor, " p"], j: Int[Tensor, " p"]) -> Float[Tensor, "n p"]:
+    """The products of columns i and j, with no second table beside theirs."""
+    table, step = V[:, i], GATHERED // len(i)
+    for part, own in zip(table.split(step), V.split(step), strict=True):
+        part.mul_(own[:, j])
+    return table
 
 
 def _gather(data: Compressed, rows: Tensor, length: int, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,16 +326,25 @@ def inner_residual(
         ridge: c_i.
         everywhere: as of the `RowSolver`.
     """
-    owner = torch.arange(len(U), device=U.device, dtype=data.column.dtype)
-    rows = torch.repeat_interleave(owner, data.pointer.diff())
     slope, target = -ridge.unsqueeze(1) * U, torch.zeros_like(U)
     if everywhere:
         slope = slope - U @ (V.mT @ V)
     step = max(1, GATHERED // U.shape[1])
-    for place in (slice(start, start + step) for start in range(0, len(rows), step)):
-        row, known, value = rows[place], V.index_select(0, data.column[place]), data.value[place]
+    for start in range(0, len(data.column), step):
+        place = slice(start, min(start + step, len(data.column)))
+        row, value = _owners(data.pointer, place), data.value[place]
+        known = V.index_select(0, data.column[place])
         rest = value - (U.index_select(0, row) * known).sum(1)
         scale = torch.ones_like(value) if data.weight is None else data.weight[place]
         slope.index_add_(0, row, known * (scale * rest).unsqueeze(1))
         target.index_add_(0, row, known * (scale * value).unsqueeze(1))
     return float(slope.norm() / target.norm().clamp_min(torch.finfo(U.dtype).tiny))
+
+
+def _owners(pointer: Int[Tensor, " rows_and_one"], place: slice) -> Int[Tensor, " p"]:
+    """The rows of these entries."""
+    first = int(torch.searchsorted(pointer, place.start, right=True)) - 1
+    last = int(torch.searchsorted(pointer, place.stop))
+    return torch.arange(first, last, device=pointer.device).repeat_interleave(
+        pointer[first : last + 1].clamp(place.start, place.stop).diff()
+    )

@@ -107,8 +107,9 @@ class _KernelLinear(torch.autograd.Function):
         d_outer, d_inner = torch.empty_like(outer), torch.zeros_like(inner)
         d_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         numbers: tuple[Tensor | None, ...] = (None, None, None)
-        for rows in torch.arange(len(weight)).split(ROWS if softmax is None else len(weight)):
-            first, last = int(rows[0]), int(rows[-1]) + 1
+        step = ROWS if softmax is None else len(weight)
+        for first in range(0, len(weight), step):
+            last = min(first + step, len(weight))
             slope, whole = g[:, first:last].t() @ x, weight[first:last].clone()
             fine = list(_row_blocks(slope.shape, slope.device))
             sums = slope.new_zeros(1 + (softmax is not None), slope.shape[1])

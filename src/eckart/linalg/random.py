@@ -48,7 +48,9 @@ def random_words(
         device: where to make them; the values do not depend on it.
     """
     if device is None or device.type == "cpu":
-        return torch.from_numpy(_words_on_the_host(key, count, start).view(np.int32))
+        made = np.empty(count, np.uint32)
+        _fill_words(made, np.empty(min(count, len(_LOW)), np.uint32), key, start)
+        return torch.from_numpy(made.view(np.int32))
     words = torch.arange(count, dtype=torch.int32, device=device).add_(_wrap(start + key))
     shifted = torch.empty_like(words)
 
@@ -64,17 +66,22 @@ def random_words(
     return words
 
 
-def _words_on_the_host(key: int, count: int, start: int) -> np.ndarray:
+def _fill_words(words: np.ndarray, room: np.ndarray, key: int, start: int) -> None:
     """The same words by NumPy, whose unsigned integers shift without a mask and in vectors, a cache at a time.
 
     Counters with the same upper half are a range of lower halves beside it, of which the first fold is one operation.
+
+    Args:
+        words: uint32, to be filled.
+        room: uint32, as many or 2¹⁶, to be overwritten.
+        key: as of `random_words`.
+        start: index of the first.
     """
-    words, shifted = np.empty(count, np.uint32), np.empty(min(count, len(_LOW)), np.uint32)
     done = 0
-    while done < count:
+    while done < len(words):
         upper, lower = divmod((start + key + done) % 2**32, len(_LOW))
-        size = min(len(_LOW) - lower, count - done)
-        part, moved = words[done : done + size], shifted[:size]
+        size = min(len(_LOW) - lower, len(words) - done)
+        part, moved = words[done : done + size], room[:size]
         np.bitwise_xor(_LOW[lower : lower + size], np.uint32(upper * 0x10001), out=part)
         np.multiply(part, np.uint32(_FACTORS[0]), out=part)
         np.add(part, np.uint32((key >> 31) % 2**32), out=part)
@@ -82,7 +89,6 @@ def _words_on_the_host(key: int, count: int, start: int) -> np.ndarray:
         np.multiply(part, np.uint32(_FACTORS[1]), out=part)
         np.bitwise_xor(part, np.right_shift(part, 16, out=moved), out=part)
         done += size
-    return words
 
 
 def _wrap(value: int) -> int:
@@ -113,7 +119,8 @@ def random_matrix(
     """
     words = basis_words(key, rows, columns, first=first, device=device)
     scale, shift = _SCALES[law]
-    return _values(words, columns, law, dtype).add_(shift).mul_(scale)
+    values = torch.empty(rows, columns, dtype=dtype, device=device)
+    return _values(words, columns, law, values).add_(shift).mul_(scale)
 
 
 def basis_words(
@@ -133,10 +140,10 @@ def basis_words(
 
 
 def _values(
-    words: Int[Tensor, "rows half"], columns: int, law: Law, dtype: torch.dtype
+    words: Int[Tensor, "rows half"], columns: int, law: Law, values: Float[Tensor, "rows columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """What `_SCALES` makes a law's numbers of."""
-    values = words.view(torch.int16)[:, :columns].to(dtype)
+    """Fill ``values`` with what `_SCALES` makes a law's numbers of."""
+    values.copy_(words.view(torch.int16)[:, :columns])
     return values.add_(0.5).mul_(2.0**-15).erfinv_() if law == "normal" else values
 
 
@@ -211,18 +218,24 @@ def _blocks(
     key: int, k: int, size: int, law: Law, chunk: int, words: Tensor | None, like: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     """The first k rows, a block at a time and each with the index of its first: those that are kept, then the others,
-    of which a chunk is made at once."""
-    block, kept = basis_block(size), 0 if words is None else len(words)
+    of which a chunk is made at once. A block is overwritten by what follows it."""
+    block, kept, half = basis_block(size), 0 if words is None else len(words), (size + 1) // 2
     step = -(-(chunk or default_chunk(size, like.device)) // block) * block
-    starts = [*range(0, kept, step), *range(kept, k, step)]
+    starts, most = [*range(0, kept, step), *range(kept, k, step)], min(step, k)
+    values, on_host = like.new_empty(most, size), like.device.type == "cpu" and kept < k
+    made = np.empty((most, half) if on_host else (0, half), np.uint32)
+    room = np.empty(min(made.size, len(_LOW)), np.uint32)
     for first, end in zip(starts, [*starts[1:], k], strict=True):
         if words is not None and first < kept:
-            made = words[first:end]
+            found = words[first:end]
+        elif on_host:
+            _fill_words(made[: end - first].reshape(-1), room, key, first * half)
+            found = torch.from_numpy(made[: end - first].view(np.int32))
         else:
-            made = basis_words(key, end - first, size, first=first, device=like.device)
-        values = _values(made, size, law, like.dtype)
+            found = basis_words(key, end - first, size, first=first, device=like.device)
+        _values(found, size, law, values[: end - first])
         for row in range(0, end - first, block):
-            yield first + row, values[row : row + block]
+            yield first + row, values[row : min(row + block, end - first)]
 
 
 @mix_random_basis.register_fake

@@ -12,6 +12,8 @@ from eckart.linalg.spectrum import SVD
 
 CLUSTER_GAP = 1e-8
 """Neighbouring singular values closer than this share of the largest count as equal."""
+LEAST_LEADING = 1e-3
+"""Down to this share of the largest, a singular value's vectors are as exact from a Gram matrix as float32 can tell."""
 DIGEST_UNIT = 2.0**-16
 """Resolution of `basis_digest`."""
 DIGEST_TOLERANCE = 8
@@ -26,6 +28,41 @@ def canonical_svd(matrix: Float[Tensor, "m n"]) -> SVD:
     """
     wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
     return canonicalize(SVD(*torch.linalg.svd(wide, full_matrices=False)))
+
+
+def leading_svd(matrix: Float[Tensor, "m n"], r: int) -> SVD:
+    """The r leading triples of `canonical_svd`.
+
+    Up to half of them are found by the eigenvectors of the smaller Gram matrix, in half the time on a CPU, where that
+    is exact to single precision: for a matrix that is not in float64 and values of at least `LEAST_LEADING` · S_1.
+
+    Args:
+        matrix: any real matrix without NaN or Inf.
+        r: at most min(m, n).
+    """
+    if 2 * r <= min(matrix.shape) and matrix.dtype != torch.float64 and (found := _by_gram(matrix, r)):
+        svd = canonicalize(found)
+    else:
+        svd = canonical_svd(matrix)
+    return SVD(svd.U[:, :r], svd.S[:r], svd.Vh[:r])
+
+
+def _by_gram(matrix: Float[Tensor, "m n"], r: int) -> SVD | None:
+    """The leading triples, r and what is as large as the last of them; None where some are too small."""
+    wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
+    tall = wide if wide.shape[0] >= wide.shape[1] else wide.mT
+    values, vectors = torch.linalg.eigh(tall.mT @ tall)
+    sizes = values.flip(0).clamp(min=0).sqrt().tolist()
+    last = r
+    while last < len(sizes) and sizes[last - 1] - sizes[last] <= CLUSTER_GAP * sizes[0]:
+        last += 1
+    if not sizes[last - 1] > LEAST_LEADING * sizes[0]:
+        return None
+    v = vectors.flip(1)[:, :last]
+    u = tall @ v
+    s = torch.linalg.vector_norm(u, dim=0)
+    u = u / s
+    return SVD(u, s, v.mT) if tall is wide else SVD(v, s, u.mT)
 
 
 def canonicalize(svd: SVD) -> SVD:

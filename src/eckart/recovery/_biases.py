@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from eckart.linalg.completion import Compressed, Solve
-from eckart.recovery._ratings import Observations
+from eckart.recovery._ratings import PIECE, Observations
 
 ROUNDS, DAMPING = 10, (15.0, 10.0)
 """Alternations, and how many observations of zero stand beside those of a row and of a column."""
 
-PIECE = 2**20
-"""Observations that are summed at once: NumPy widens their indices and values."""
 BIAS_RIDGE = {"none": 3.0, "count": 0.03}
 """Ridge of a bias beside the factors, in observations; where ridges go with the count, in shares of the row's."""
 
@@ -33,8 +31,10 @@ class Biases:
 
     def of(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """The bias of these entries."""
-        total: np.ndarray = self.mean + self.rows[rows] + self.cols[cols]
-        return total.astype(self.rows.dtype)
+        total: np.ndarray = self.rows[rows]
+        total += self.mean
+        total += self.cols[cols]
+        return total
 
 
 def fit_biases(data: Observations, wanted: bool) -> Biases:
@@ -50,17 +50,21 @@ def fit_biases(data: Observations, wanted: bool) -> Biases:
     return Biases(mean, rows, cols)
 
 
-def solve_with_bias(solve: Solve, kappa: float, cols: Tensor) -> Solve:
-    """A solver of factors whose last column is β: what is known of the other side's bias is taken from the values.
+def solve_with_bias(solve: Solve, kappa: float, mean: float, cols: Tensor) -> Solve:
+    """A solver of factors whose last column is β: the mean and the other side's bias are taken from the values.
 
     Args:
         solve: of the factors without.
         kappa: κ.
+        mean: μ.
         cols: b′, where the columns start.
     """
 
     def both(data: Compressed, other: Tensor, ridge: Tensor, start: Tensor | None) -> Tensor:
-        rest = replace(data, value=data.value - kappa * other[:, -1][data.column])
+        value, known = data.value.clone(), (kappa * other[:, -1]).add_(mean)
+        for part, column in zip(value.split(PIECE), data.column.split(PIECE), strict=True):
+            part.sub_(known.index_select(0, column))
+        rest = replace(data, value=value)
         design = torch.cat([other[:, :-1], torch.full_like(other[:, :1], kappa)], 1)
         if start is None:
             start = torch.cat([other.new_zeros(len(cols), other.shape[1] - 1), cols.unsqueeze(1) / kappa], 1)

@@ -15,7 +15,7 @@ from eckart.linalg.completion import Compressed, RowSolver, alternate, entries, 
 from eckart.recovery._alternation import halves_of, initial_factor, spread
 from eckart.recovery._base import to_numpy
 from eckart.recovery._biases import BIAS_RIDGE, Biases, fit_biases, solve_with_bias
-from eckart.recovery._ratings import Observations
+from eckart.recovery._ratings import PIECE, Observations
 
 HELD_OUT = 0.1
 """Share of the observations that choose the ridge."""
@@ -92,7 +92,7 @@ class Alternation:
         kappa = (
             math.sqrt(reg / BIAS_RIDGE[options.reg_scaling]) if options._biased and not orthonormal else 0.0
         )
-        values = data.values - self.biases.mean if kappa else self._rest()
+        values = data.values if kappa else self._rest()
         halves = self._halves(values, kappa > 0, max_iter)
         solver = RowSolver(self.solver, options.cg_steps, options.sketch_factor, self.seed, options.implicit)
         solve = spread(solver, options.n_jobs)
@@ -101,7 +101,7 @@ class Alternation:
             U = torch.linalg.qr(U).Q
         if kappa:
             rows, cols = (torch.as_tensor(bias).to(like) for bias in (biases.rows, biases.cols))
-            solve = solve_with_bias(solve, kappa, cols)
+            solve = solve_with_bias(solve, kappa, biases.mean, cols)
             U = torch.cat([U, rows.unsqueeze(1) / kappa], 1)
 
         def unpack(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Biases]:
@@ -144,33 +144,37 @@ class Alternation:
 
     def _measure(self, values: np.ndarray, kappa: float) -> Callable[[Tensor, Tensor], float]:
         """The RMSE of a pair of factors on the observations; of implicit feedback on all entries, by confidence."""
-        data, like = self.data, self.like
+        data, like, implicit, mean = self.data, self.like, self.options.implicit, self.biases.mean
         rows, cols = (torch.as_tensor(index).to(like.device) for index in (data.rows, data.cols))
         target = torch.as_tensor(values).to(like)
-        repeats = None if data.repeats is None else torch.as_tensor(data.repeats).to(like)
-        extra = torch.as_tensor(data.mass().copy()).to(like) if self.options.implicit else target[:0]
+        mass = data.mass() if implicit else data.repeats
+        weight = None if mass is None else torch.as_tensor(mass.copy()).to(like)
+        total = len(values) if weight is None else float(weight.sum(dtype=torch.float64))
+        pieces = [slice(start, start + PIECE) for start in range(0, len(values), PIECE)]
 
         def measure(U: Tensor, V: Tensor) -> float:
-            bias: Tensor | float = 0.0
+            own, loss = kappa * U[:, -1] + mean, 0.0
+            other = kappa * V[:, -1]
             if kappa:
-                bias = kappa * (U[:, -1].index_select(0, rows) + V[:, -1].index_select(0, cols))
                 U, V = U[:, :-1], V[:, :-1]
-            found = entries(U, V, rows, cols).add_(bias)
-            if not self.options.implicit:
-                return rms(found.sub_(target).square_(), repeats)
-            whole = ((U.mT @ U) * (V.mT @ V)).sum()
-            # c (1 − u·v)² + 0 elsewhere: the observations as they were before `Observations.confident`
-            loss = ((1 + extra) * (1 - found).square() - found.square()).sum() + whole.clamp_min(0)
-            return math.sqrt(float(loss.clamp_min(0) / (U.shape[0] * V.shape[0] + extra.sum())))
+            for part in pieces:
+                i, j = rows[part], cols[part]
+                found, each = entries(U, V, i, j), None if weight is None else weight[part]
+                if kappa:
+                    found.add_(own.index_select(0, i)).add_(other.index_select(0, j))
+                if implicit and each is not None:
+                    # c (1 − u·v)² + 0 elsewhere: the observations as they were before `Observations.confident`
+                    squares = (1 + each) * (1 - found).square() - found.square()
+                else:
+                    squares = found.sub_(target[part]).square_()
+                    squares = squares if each is None else squares.mul_(each)
+                loss += float(squares.sum())
+            if not implicit:
+                return math.sqrt(loss / total)
+            whole = float(((U.mT @ U) * (V.mT @ V)).sum())
+            return math.sqrt(max(loss + max(whole, 0.0), 0.0) / (U.shape[0] * V.shape[0] + total))
 
         return measure
-
-
-def rms(squares: Tensor, weights: Tensor | None) -> float:
-    """The root of a weighted mean."""
-    if weights is None:
-        return math.sqrt(float(squares.mean()))
-    return math.sqrt(float((squares * weights).sum() / weights.sum()))
 
 
 def choose_reg(

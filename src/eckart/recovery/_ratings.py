@@ -13,6 +13,18 @@ import torch
 from eckart.errors import InputError
 from eckart.linalg.completion import Compressed
 
+PIECE = 2**18
+"""Observations that are worked on at once, so that nothing of the size of all of them is made on the way."""
+
+
+def count(index: np.ndarray, size: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """`numpy.bincount`, which widens what it is given, in pieces."""
+    total = np.zeros(size, np.int64 if weights is None else np.float64)
+    for start in range(0, len(index), PIECE):
+        part = slice(start, start + PIECE)
+        total += np.bincount(index[part], None if weights is None else weights[part], minlength=size)
+    return total
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -27,8 +39,7 @@ class Observations:
 
     def counts(self, axis: int) -> np.ndarray:
         """Observations of each row (0) or column (1)."""
-        index, size = ((self.rows, self.shape[0]), (self.cols, self.shape[1]))[axis]
-        return np.bincount(index, self.repeats, minlength=size)
+        return count((self.rows, self.cols)[axis], self.shape[axis], self.repeats)
 
     def mass(self) -> np.ndarray:
         """The weight of each entry in a sum over observations."""
@@ -38,29 +49,29 @@ class Observations:
         self, values: np.ndarray, axis: int, kept: np.ndarray | None, like: torch.Tensor
     ) -> Compressed:
         """By row (0) or by column (1), with these values in place of the observed; only the ``kept`` entries."""
-        index, other, size = (
-            (self.rows, self.cols, self.shape[0]),
-            (self.cols, self.rows, self.shape[1]),
-        )[axis]
-        order: Any = slice(None) if axis == 0 else self.by_column()
         if kept is not None:
-            order = kept.nonzero()[0] if axis == 0 else order[kept[order]]
-        pointer = np.concatenate([[0], np.cumsum(np.bincount(index[order], minlength=size))])
-        weights = None if self.weights is None else torch.as_tensor(self.weights[order]).to(like)
-        others = torch.as_tensor(other[order]).to(like.device)
-        starts = torch.as_tensor(pointer).to(like.device)
-        return Compressed(starts, others, torch.as_tensor(values[order]).to(like), weights)
+            return self.only(kept).compress(values[kept], axis, None, like)
+        pointer, others, given = self.pointer(), self.cols, (values, self.weights)
+        if axis == 1:
+            turned = self._by_column(values)
+            pointer, others = turned.indptr, turned.indices
+            given = turned.data, None if self.weights is None else self._by_column(self.weights).data
+        weights = None if given[1] is None else torch.as_tensor(given[1]).to(like)
+        starts = torch.as_tensor(pointer.astype(np.int64, copy=False)).to(like.device)
+        return Compressed(
+            starts, torch.as_tensor(others).to(like.device), torch.as_tensor(given[0]).to(like), weights
+        )
 
-    def by_column(self) -> np.ndarray:
-        """The places of the entries in order of (column, row), by counting."""
-        places = np.arange(len(self.rows), dtype=self.rows.dtype)
-        places = sp.csr_array((places, self.cols, self.pointer()), shape=self.shape)
-        order: np.ndarray = places.tocsc().data
-        return order
+    def _by_column(self, values: np.ndarray) -> Any:
+        """The entries in order of (column, row), by counting."""
+        pointer = self.pointer()
+        if len(values) <= np.iinfo(self.cols.dtype).max:
+            pointer = pointer.astype(self.cols.dtype)  # SciPy would widen the columns to what it finds here
+        return sp.csr_array((values, self.cols, pointer), shape=self.shape).tocsc()
 
     def pointer(self) -> np.ndarray:
         """Where each row begins, and the end."""
-        return np.concatenate([[0], np.cumsum(np.bincount(self.rows, minlength=self.shape[0]))])
+        return np.concatenate([[0], np.cumsum(count(self.rows, self.shape[0]))])
 
     def some_rows(self, entries: int, random: np.random.RandomState) -> Observations:
         """Whole rows drawn at random, of about so many entries, as a matrix of their own."""

@@ -7,10 +7,6 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from eckart.arguments import check_least, check_positive
-from eckart.catalog import find_adapter
-from eckart.errors import InputError
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -19,23 +15,6 @@ if TYPE_CHECKING:
 CALIBRATION = 128
 """Training examples that the statistics of a compression see."""
 HEAL_LR = 1e-4
-FACTORS = "factors"
-"""What healing trains unless it is told an adapter: the compressed layers themselves, and the norms."""
-
-
-def check_healing(steps: int, method: str, lr: float | None) -> None:
-    """Refuse bad numbers, an adapter that is not known, and how to heal where nothing is healed.
-
-    Raises:
-        InputError: naming it.
-    """
-    check_least(0, heal=steps)
-    check_positive(heal_lr=lr)
-    if method != FACTORS:
-        find_adapter(method)
-    if not steps and (method != FACTORS or lr is not None):
-        named = f"heal_lr is {lr}" if lr is not None else f"heal_method is {method!r}"
-        raise InputError(f"{named} and heal is 0: nothing is healed: give heal, the steps, or leave it out")
 
 
 def calibration_batches(task: Task, number: int, batch_size: int) -> Iterator[dict[str, Any]]:

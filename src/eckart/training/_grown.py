@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from eckart.adapters.lora_core import CoreLoRA
@@ -37,6 +37,7 @@ class Module:
             born[: adapter.active_rank] = 0
         self.born: Int[Tensor, " r"] = born
         self.freed: Int[Tensor, " r"] = torch.where(self.counted, 0, WAITING)
+        self._trained: tuple[Tensor, int, Tensor] | None = None
 
     @property
     def room(self) -> int:
@@ -47,6 +48,14 @@ class Module:
     def counted(self) -> Bool[Tensor, " r"]:
         """The directions that make up its rank."""
         return torch.arange(len(self.born)) < self.rank
+
+    def trained(self, like: Tensor) -> Float[Tensor, " r"]:
+        """1 for each direction that trains and 0 for one that waits, beside a tensor: copied there when they change."""
+        known = self._trained
+        if known is None or known[0] is not self.born or known[1] != self.born._version:
+            known = self.born, self.born._version, (self.born != WAITING).to(like)
+            self._trained = known
+        return known[2].to(like)
 
     def per_direction(self) -> list[tuple[nn.Parameter, tuple[int, ...]]]:
         """The parameters that have slices for each direction, with the shape in which one number for each direction

@@ -221,11 +221,10 @@ class GrowthRule(Rule):
         """The mean over modules of ‖A Aᵀ − 1‖_F and ‖Bᵀ B − 1‖_F, of the directions that are not waiting."""
         terms = []
         for module in self.modules:
-            there = (module.born != WAITING).to(module.adapter.device)
-            for rows in (module.adapter.lora_A[there], module.adapter.lora_B.t()[there]):
-                gram = rows @ rows.t() - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-                # the root has no slope at zero, which is where the penalty has nothing to say
-                terms.append(torch.linalg.vector_norm(gram) if bool(gram.any()) else 0 * gram.sum())
+            for rows in (module.adapter.lora_A, module.adapter.lora_B.t()):
+                there = module.trained(rows.detach())
+                rows = there.unsqueeze(1) * rows
+                terms.append(torch.linalg.vector_norm(rows @ rows.t() - torch.diag(there)))
         return torch.stack([term.to(terms[0].device) for term in terms]).mean()
 
     def _hold(self, module: Module) -> None:

@@ -97,6 +97,7 @@ class SaRASelection(Rule):
             name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.trained.items()
         }
         self.frozen: dict[str, Tensor] = {}
+        self._count()
         starts = [
             float(adapter.get_buffer(f"{name}_start").abs().max())
             for adapter in self.layers.values()
@@ -122,16 +123,20 @@ class SaRASelection(Rule):
         if self.lambda_rank:
             self._add_penalty()
         for name, parameter in self.trained.items():
-            if parameter.grad is not None and not self.active[name].all():
+            if parameter.grad is not None and self.training[name] < parameter.numel():
                 parameter.grad *= self.active[name]
-                self.frozen[name] = parameter.detach()[~self.active[name]].clone()
+                self.frozen[name] = parameter.detach().clone()
+
+    def _count(self) -> None:
+        """How many weights of each tensor still train, read once for all steps until the next choice."""
+        self.training = {name: int(active.sum()) for name, active in self.active.items()}
 
     def _add_penalty(self) -> None:
         eligible = [
             layer
             for layer, adapter in self.layers.items()
             if adapter.layer.shape.max_rank > _LEAST_SIDE
-            and int(self.active[f"{layer}.sara_learn"].sum()) > _LEAST_CHOSEN
+            and self.training[f"{layer}.sara_learn"] > _LEAST_CHOSEN
             and adapter.sara_learn.grad is not None
         ]
         if not eligible:
@@ -150,7 +155,7 @@ class SaRASelection(Rule):
         """Put back what trains no more; the second choice at its step."""
         with torch.no_grad():
             for name, values in self.frozen.items():
-                self.trained[name][~self.active[name]] = values
+                self.trained[name].copy_(torch.where(self.active[name], self.trained[name], values))
         self.frozen = {}
         if self.turn and self.step == self.turn:
             self.select_again()
@@ -161,6 +166,7 @@ class SaRASelection(Rule):
             self.active[name] &= parameter.detach().abs() < self.bound
             if self.reset_state:
                 self.optimizer.state.pop(parameter, None)
+        self._count()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Which weights still train, θ, and the generator."""
@@ -178,5 +184,6 @@ class SaRASelection(Rule):
         )
         for name, value in self.active.items():
             value.copy_(state[name])
+        self._count()
         self.bound = float(state["bound"])
         self.generator.set_state(state["generator"].cpu())

@@ -154,10 +154,10 @@ class SNELLAAllocation(Rule):
                 (self.statistics[f"{layer}.{factor}.importance"].double()
                  * self.statistics[f"{layer}.{factor}.uncertainty"].double()).mean()
                 for factor in _FACTORS
-            ]).sum().cpu()
+            ]).sum()
             for layer in self.layers
         ]  # fmt: skip
-        scores = torch.stack(products)
+        scores = torch.stack([product.to(products[0].device) for product in products]).cpu()
         total = scores.sum()
         known = bool(torch.isfinite(total)) and float(total) > 0
         self.scores = scores / total if known else torch.full_like(scores, 1 / len(scores))

@@ -114,9 +114,9 @@ class TriAdaptLoRA(GrowthRule):
         """N of each module."""
         found = []
         for module in self.modules:
-            there = module.counted.to(module.adapter.device)
-            norm = torch.linalg.matrix_norm(module.adapter.lora_C[there][:, there].double())
-            blocks = len(set(module.born[module.counted].tolist()))
+            core = module.adapter.lora_C[: module.rank, : module.rank]
+            norm = torch.linalg.matrix_norm(core.double())
+            blocks = len(set(module.born[: module.rank].tolist()))
             found.append(norm / (blocks if self.norm_by == "blocks" else module.rank))
         return torch.stack([norm.to(found[0].device) for norm in found])
 

@@ -185,3 +185,9 @@ def test_what_is_refused_leaves_finished_blocks_and_input_alone(
     with pytest.raises(InputError, match="choose a place apart"):
         compress_model(*files, "svd", ratio=0.3, **{**arguments, "output": files[0]})
     assert (Path(files[0]) / "config.json").is_file()
+
+
+def test_healing_that_ends_in_nan_writes_nothing(files: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="lower --heal-lr"):
+        compress_model(*files, "svd", ratio=0.3, heal=2, heal_lr=1e9, output=tmp_path / "small", **OPTIONS)
+    assert not (tmp_path / "small").exists()

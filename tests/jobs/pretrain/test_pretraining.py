@@ -172,6 +172,72 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(
     assert run(steps=6, resume=True).loss == whole.loss
 
 
+def test_a_full_disk_that_torch_calls_a_broken_stream_is_told_too(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 23552 vs 23444")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        run()
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
+    with pytest.raises(InputError, match="the disk is full; free some space and run again with --resume"):
+        run(overwrite=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(run: Any, tmp_path: Path) -> None:
+    run(output=tmp_path / "other", steps=2, method="low-rank", options={"r": 2})
+    with pytest.raises(Stop):
+        run(on_step=stop_at(3))
+    there, other = (tmp_path / name / "checkpoints" / "checkpoint-2" for name in ("run", "other"))
+    kept = {name: (there / name).read_bytes() for name in ("optimizer.pt", "model.safetensors")}
+    state = torch.load(there / "optimizer.pt", weights_only=True)
+    state["state"][0]["exp_avg"] = torch.zeros(3, 5)
+    torch.save(state, tmp_path / "small.pt")
+    for name, content in (
+        ("optimizer.pt", (other / "optimizer.pt").read_bytes()),
+        ("optimizer.pt", (tmp_path / "small.pt").read_bytes()),
+        ("optimizer.pt", b"half"),
+        ("model.safetensors", (other / "model.safetensors").read_bytes()),
+    ):
+        (there / name).write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"^--resume: .*checkpoint-2 is damaged or of another model or optimiser"
+        ):
+            run(resume=True)
+        (there / name).write_bytes(kept[name])
+    assert run(resume=True).steps == 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "sltrain", "options": {"r": 99}},
+        {"method": "relora", "options": {"r": 2, "restart_every": 9}},
+        {"method": "maestro", "options": {"shrink_every": 9}},
+        {"optimizer": "trion", "optimizer_options": {"rank": 99}},
+        {"optimizer": "spectron"},
+        {"length": 100_000},
+        {"data": "/nowhere"},
+    ],
+)
+def test_what_is_refused_leaves_an_older_run_that_can_go_on(given: dict[str, Any], run: Any) -> None:
+    with pytest.raises(Stop):
+        run(on_step=stop_at(3))
+    with pytest.raises(InputError):
+        run(**given, overwrite=True)
+    assert run(resume=True).steps == 4
+
+
+def test_another_run_leaves_nothing_of_an_older_one(run: Any, tmp_path: Path) -> None:
+    run(save_steps=1)
+    run(save_steps=4, length=16, overwrite=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-4"]
+    assert json.loads((tmp_path / "run" / "pretrain.json").read_text())["length"] == 16
+
+
 def test_ranks_that_maestro_drops_are_not_written(run: Any, tmp_path: Path) -> None:
     options = {"gp_lambda": 0.0, "threshold": 0.4, "shrink_every": 2}
     report = run(method="maestro", options=options, per_layer=True, clip=0, bf16=True, cuts=[0.5, 0.85])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from eckart.files import disk_is_full
 from eckart.jobs.adapt.checkpoints import KeepWhole, last_whole
 from eckart.jobs.adapt.job import Job
 from eckart.jobs.adapt.reports import reporters
@@ -143,7 +143,7 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except RuntimeError as error:  # all that torch.save says of a full disk
-        if "iostream error" in str(error) and shutil.disk_usage(checkpoints).free < 2**20:
+        if disk_is_full(error, checkpoints):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints)) from error
         raise
     if follow.state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -10,17 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eckart.arguments import check_least
+from eckart.arguments import check_least, check_positive
+from eckart.catalog import find_adapter
 from eckart.compression._asked import check_size, find_compressor
 from eckart.errors import InputError
 from eckart.files import check_output
 from eckart.tasks.asked import check_asked
 from eckart.tasks.smaller import (
     CALIBRATION,
-    FACTORS,
     HEAL_LR,
     calibration_batches,
-    check_healing,
     train_factors,
 )
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from eckart.tasks.task import Task
 
 METRICS = "metrics.json"
+FACTORS = "factors"
+"""What healing trains unless it is told an adapter: the compressed layers themselves, and the norms."""
 OnStep = Callable[[int, int], None]
 
 
@@ -135,6 +137,8 @@ def compress_model(
     if heal:
         small = _heal(small, task, found, heal, heal_method, heal_lr, batch_size, seed, on_step)
         scores["healed"] = asdict(evaluate(small, task, task.test, size))
+        if not math.isfinite(scores["healed"]["score"]):
+            raise FloatingPointError("the healed model answers NaN on the test split: lower --heal-lr")
     if merge:
         make_dense(small)
     metrics = _metrics(task, found, scores, seconds, heal, heal_method if heal else None)
@@ -143,6 +147,21 @@ def compress_model(
     save(small, directory, overwrite=overwrite, tokenizer=task.processor, about=_about(metrics), files=files)
     shutil.rmtree(partial, ignore_errors=True)
     return metrics
+
+
+def check_healing(steps: int, method: str, lr: float | None) -> None:
+    """Refuse bad numbers, an adapter that is not known, and how to heal where nothing is healed.
+
+    Raises:
+        InputError: naming it.
+    """
+    check_least(0, heal=steps)
+    check_positive(heal_lr=lr)
+    if method != FACTORS:
+        find_adapter(method)
+    if not steps and (method != FACTORS or lr is not None):
+        named = f"heal_lr is {lr}" if lr is not None else f"heal_method is {method!r}"
+        raise InputError(f"{named} and heal is 0: nothing is healed: give heal, the steps, or leave it out")
 
 
 def _check_partial(partial: Path, *, resume: bool, overwrite: bool) -> None:

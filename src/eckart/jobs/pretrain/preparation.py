@@ -38,12 +38,13 @@ class Prepared:
     splits: dict[str, TokenStore]
 
 
-def prepare(given: Mapping[str, Any], directory: Path) -> Prepared:
+def prepare(given: Mapping[str, Any], directory: Path, *, fresh: bool = False) -> Prepared:
     """Encode the corpus unless that was done, and open its splits.
 
     Args:
         given: the arguments of `pretrain`.
         directory: of the run.
+        fresh: another run begins here: encode again, and once that is done remove an older run's checkpoints.
 
     Raises:
         InputError: a corpus or tokenizer that cannot be used, a split shorter than one sequence.
@@ -52,16 +53,20 @@ def prepare(given: Mapping[str, Any], directory: Path) -> Prepared:
     from filelock import FileLock
     from transformers import AutoTokenizer
 
-    with PartialState().main_process_first():
+    state = PartialState()
+    with state.main_process_first():
         directory.mkdir(parents=True, exist_ok=True)
         with FileLock(directory / ".tokens.lock"):  # of several processes the first encodes, the others wait
-            if not (directory / TOKENS / "corpus.json").is_file():
+            there = (directory / TOKENS / "corpus.json").is_file()
+            if not there or (fresh and state.is_main_process):
                 with atomic_directory(directory / TOKENS, overwrite=True) as temporary:
                     tokenizer = _tokenizer(given)
                     tokenizer.save_pretrained(temporary)
                     encode(documents(given["data"], given["column"]), tokenizer, temporary)
                     for split in SPLITS:
                         TokenStore(temporary / f"{split}.safetensors", given["length"])
+                    if fresh:
+                        begin(given, directory)
     tokenizer = AutoTokenizer.from_pretrained(directory / TOKENS)
     splits = {s: TokenStore(directory / TOKENS / f"{s}.safetensors", given["length"]) for s in SPLITS}
     return Prepared(tokenizer, read_stored(directory / TOKENS), splits)
@@ -85,9 +90,9 @@ def _tokenizer(given: Mapping[str, Any]) -> Any:
 
 
 def begin(given: Mapping[str, Any], directory: Path) -> None:
-    """Write what run this is, and remove what an older one left."""
-    for name in (TOKENS, RUNS):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    """Write what run this is, and remove the checkpoints of an older one."""
+    (directory / ABOUT).unlink(missing_ok=True)
+    shutil.rmtree(directory / RUNS, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_write(directory / ABOUT) as temporary:
         temporary.write_text(json.dumps(_identity(given), indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.errors import InputError
-from eckart.files import atomic_directory, atomic_write, check_output
+from eckart.files import atomic_directory, atomic_write, check_output, disk_is_full
 from eckart.jobs.repeat import CONFIG, pretrain_options, write_config
 
 LOG, METRICS, MODEL = "log.csv", "metrics.json", "model"
@@ -134,8 +133,8 @@ def pretrain(
         check_output(directory, overwrite=overwrite)
     try:
         return _run(given, directory, resume, on_step)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if disk_is_full(error, directory):
             raise InputError(
                 f"--output {directory}: the disk is full; free some space and run again with --resume"
             ) from error
@@ -191,10 +190,17 @@ def _run(
     on_step: Callable[[int, int], None] | None,
 ) -> Pretrained:
     from eckart.jobs.pretrain.architectures import check_arch, config_of
-    from eckart.jobs.pretrain.preparation import RUNS, begin, check_same, prepare
+    from eckart.jobs.pretrain.preparation import ABOUT, RUNS, begin, check_same, prepare
     from eckart.jobs.pretrain.regimes import check_cuts, finish, regime_of, write_cuts
     from eckart.jobs.pretrain.sharding import check_trainer, gathered, shard
-    from eckart.jobs.pretrain.training import build, check_optimizer, last_whole, optimizer_of, trainer_of
+    from eckart.jobs.pretrain.training import (
+        build,
+        check_optimizer,
+        last_whole,
+        optimizer_of,
+        rehearse,
+        trainer_of,
+    )
     from eckart.tasks.optimizers import check_resumable
 
     check_optimizer(given["optimizer"])
@@ -205,20 +211,24 @@ def _run(
         raise InputError(
             f"--fsdp with --method {given['method']}: its factors change as wholes; leave it out"
         )
+    if regime is not None:
+        regime.check_length(given["steps"])
+    names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
+    of_optimizer = [given[name] for name in names]
+    rehearse(config_of(given["arch"], 1, given["length"], 0), given["method"], of_layers, of_optimizer)
     if resume:
         check_resumable(given["optimizer"])
         check_same(given, directory)
-    elif _first():
+    elif _first() and not (directory / ABOUT).is_file():
         begin(given, directory)
-    prepared = prepare(given, directory)
+    prepared = prepare(given, directory, fresh=not resume)
     ids = prepared.tokenizer
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
     make = partial(build, config, given["method"], given["seed"], of_layers)
     model = make()
     if given["fsdp"]:
         shard(model)
-    names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
-    optimizer = optimizer_of(model, *(given[name] for name in names))
+    optimizer = optimizer_of(model, *of_optimizer)
     trainer = trainer_of(given, directory / RUNS, model, optimizer, prepared.splits, on_step, regime)
     if given["fsdp"]:
         check_trainer(trainer)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.files import atomic_write
 from eckart.jobs.pretrain.regimes import Regime
 from eckart.layers import ReLoRA, convert
@@ -51,6 +51,21 @@ def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Mo
     set_seed(seed)
     model: nn.Module = AutoModelForCausalLM.from_config(config)
     return model if method == FULL else convert(model, method, seed=seed, **options)
+
+
+def rehearse(config: Any, method: str, of_layers: dict[str, Any], of_optimizer: list[Any]) -> None:
+    """Make model and optimiser without memory, so that what they refuse is refused before anything is written.
+
+    Args:
+        config: of a model of the same layers.
+        method, of_layers: as `build` takes them.
+        of_optimizer: the arguments of `optimizer_of` after the model.
+
+    Raises:
+        InputError: as `build` and `optimizer_of`.
+    """
+    with torch.device("meta"):
+        optimizer_of(build(config, method, 0, of_layers), *of_optimizer)
 
 
 def check_optimizer(name: str) -> None:
@@ -148,6 +163,18 @@ class Pace(TrainerCallback):
             )
 
 
+@contextmanager
+def _of_this_run(checkpoint: str | None) -> Iterator[None]:
+    """What goes wrong while a checkpoint is read, in one line."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"--resume: {checkpoint} is damaged or of another model or optimiser ({first_line(error)}); remove it to "
+            "go on from the one before it, or start the run again"
+        ) from error
+
+
 class Pretrainer(Trainer):
     """A Trainer that knows its pace and its type of mixed precision."""
 
@@ -160,6 +187,31 @@ class Pretrainer(Trainer):
         if isinstance(self.regime, ReLoRA) and "learning_rate" in logs:
             logs["learning_rate"] *= self.regime.share(self.state.global_step - 1)
         super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _of_this_run(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """What transformers only warns of: weights of other names."""
+        trained: Any = self.model
+        named = dict(trained.named_parameters(remove_duplicate=False))
+        loaded = {id(p) for name, p in named.items() if name not in load_result.missing_keys}
+        lost = [name for name, p in named.items() if id(p) not in loaded]
+        if lost or load_result.unexpected_keys:
+            raise InputError(
+                f"it has no {lost[0]}" if lost else f"{load_result.unexpected_keys[0]} is not known"
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _of_this_run(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            for p, state in inner_optimizer(self).state.items():
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if name in state and state[name].shape != p.shape:
+                        raise InputError(
+                            f"{name} is {tuple(state[name].shape)}, its parameter {tuple(p.shape)}"
+                        )
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
