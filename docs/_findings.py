@@ -9,6 +9,9 @@ from _tables.curves import FULL, HEAD_ONLY, LORA, arms
 from _tables.lora_fair import FEDIT, RIDGE, chosen, points
 from _tables.s4d import fashion
 
+LEAST = 0.01
+"""Nats by which who learns is ahead of the head alone."""
+
 
 def span(values: list[float], digits: int = 2) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
@@ -35,10 +38,10 @@ def curves() -> list[str]:
     better, worse = (
         sum(sign * r["difference"] > r["half of the 95 % interval"] for r in gaps) for sign in (-1, 1)
     )
-    steps = rows("curves", part="run")[0]["steps"]
+    steps, learnt = rows("curves", part="run")[0]["steps"], sum(gain < -LEAST for gain in gains)
     return [
-        f"After {steps} steps {sum(gain < 0 for gain in gains)} of {len(done)} adapters and rules have a lower loss "
-        f"than the head alone; three seeds tell {better} of them from LoRA as better, {worse} as worse "
+        f"After {steps} steps {learnt} of {len(done)} adapters and rules have a loss more "
+        f"than {LEAST} below the head alone's; three seeds tell {better} of them from LoRA as better, {worse} as worse "
         "([curves](curves.md))."
     ]
 
