@@ -48,9 +48,9 @@ def random_words(
         device: where to make them; the values do not depend on it.
     """
     if device is None or device.type == "cpu":
-        words = np.empty(count, np.uint32)
-        _fill_words(words, np.empty(min(count, len(_LOW)), np.uint32), key, start)
-        return torch.from_numpy(words.view(np.int32))
+        made = np.empty(count, np.uint32)
+        _fill_words(made, np.empty(min(count, len(_LOW)), np.uint32), key, start)
+        return torch.from_numpy(made.view(np.int32))
     words = torch.arange(count, dtype=torch.int32, device=device).add_(_wrap(start + key))
     shifted = torch.empty_like(words)
 
