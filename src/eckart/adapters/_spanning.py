@@ -34,8 +34,8 @@ class SpanningAdapter(LowRankAdapter):
         return 0
 
     def spans(self) -> bool:
-        """Whether B diag(c) A is the frozen weight up to rounding, compared once for each weight and its factors,
-        and the model trains: elsewhere ΔW = 0 leaves the very bits of the frozen layer's output."""
+        """Whether the model trains and B diag(c) A is the frozen weight up to rounding, compared once for each weight
+        and its factors. In evaluation ΔW = 0 leaves the very bits of the frozen layer's output."""
         if not self.training:
             return False
         frozen, (a, c, b) = self.layer.base_weight, self.decomposition()
