@@ -191,16 +191,16 @@ def pretraining() -> list[str]:
         row("code-model", part="test split", model=name)["bits a byte"]
         for name in ("eckart stdlib-code, float16", "trigram, Kneser-Ney", "unigram")
     )
-    paired = [r for r in rows("structured-pretraining", part="paired") if r["arm"] != r["against"]]
-    updates = rows("structured-pretraining", part="run")[0]["steps"][-1]
+    first = rows("structured-pretraining", part="run")[0]
+    paired = rows("structured-pretraining", part="paired", against=first["arm"])
     told = ", ".join(
         f"{r['arm']} {signed(r['difference'], 3)} ± {r['half of the 95 % interval']:.3f}" for r in paired
     )
     return [
         f"The embedded code model needs {ours:.2f} bits a byte of files it has not seen, trigrams {trigram:.2f}, "
         f"unigrams {unigram:.2f} ([code model](code-model.md)).",
-        f"After {updates} updates the loss of tiny code models minus that of a full one, of equal size but for "
-        f"the last: {told}: too short a training to tell more than which starts fast "
+        f"After {first['steps'][-1]} updates the loss of tiny code models minus that of a full one "
+        f"(width 64, AdamW): {told}: too short a training to tell more than which starts fast "
         "([structured pretraining](structured-pretraining.md)).",
     ]
 
