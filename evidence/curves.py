@@ -1,4 +1,4 @@
-"""That each adapter and rule trains: validation loss step by step beside LoRA's, at an equal budget.
+"""Whether each adapter and rule trains: validation loss step by step beside LoRA's, at an equal budget.
 
 MiniLM on the built-in docstrings, 0.5 % of the model's parameters. Each arm's rate is better than a third of it and
 than three times it, by the loss on the validation split at the end of a run of one seed; the search begins at the
