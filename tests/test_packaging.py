@@ -37,9 +37,9 @@ def test_the_known_good_set_meets_every_requirement(requirement: Requirement) ->
 
 
 NOT_AT_THEIR_LOWEST = {"torch": "no older build without CUDA was at hand"}
-APART = {"docs", "clients", "baselines", "demo-lm", "evaluate"}
+APART = {"docs", "clients", "baselines", "demo-lm", "evaluate", "lm-eval"}
 """Extras that `all` leaves out: for developers, with other licences, compiled for minutes (llama-cpp-python), or of use
-with a network alone (evaluate)."""
+with a network above all (evaluate, lm-eval)."""
 NOT_RUN = {r for extra in APART for r in EXTRAS[extra]}
 
 
