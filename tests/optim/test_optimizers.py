@@ -129,7 +129,7 @@ def test_state_bytes_are_counted_before_the_first_step(make: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
 def test_state_bytes_are_the_formula(shape: tuple[int, int]) -> None:
-    p, (rows, columns), r = torch.zeros(shape), shape, 5
+    p, (rows, columns), r = torch.zeros(shape, requires_grad=True), shape, 5
     moments = 4 * 2 * 20 * r
     for options, wanted in (
         ({}, moments + 4 * r),
