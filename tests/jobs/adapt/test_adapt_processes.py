@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import WORDS, save_bert, save_gpt2, save_reviews
+from tiny_models import WORDS, save_gpt2
 from two_processes import launch
 
 from eckart.errors import InputError
@@ -48,38 +48,10 @@ def work(arguments: dict[str, Any]) -> None:
     assert metrics["last_step"] == arguments["steps"]
 
 
-def both(tmp_path: Path, given: dict[str, Any], kill_at: int | None = None) -> None:
-    """The same run by one process and by two, which are killed on the way and started again."""
+def test_two_end_with_the_adapter_of_one_after_a_kill(tmp_path: Path) -> None:
+    """Answers are of unequal length: the loss is the mean over the tokens of the whole batch, however many each has."""
     from eckart.jobs.adapt.finetuning import finetune
 
-    one = finetune(**given, output=tmp_path / "one")
-    two = {**given, "output": str(tmp_path / "two")}
-    if kill_at is not None:
-        with pytest.raises(AssertionError):
-            launch(__file__, json.dumps({**two, "kill_at": kill_at}))
-        assert not (tmp_path / "two" / "metrics.json").exists()
-        two["resume"] = True
-    launch(__file__, json.dumps(two))
-    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert metrics["resumed_at_step"] == (0 if kill_at is None else 4)
-    assert metrics["kept_step"] == one["kept_step"]
-    assert metrics["test"]["score"] == pytest.approx(one["test"]["score"], abs=1e-4)
-    losses, wanted = ([loss for _, loss in told["losses"]] for told in (metrics, one))
-    assert losses == pytest.approx(wanted, abs=1e-3)
-    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
-    assert a.keys() == b.keys() and any(value.abs().max() > 1e-3 for value in a.values())
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4)
-
-
-def test_classes_and_a_kill(tmp_path: Path) -> None:
-    model = save_bert(tmp_path / "bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    data = save_reviews(tmp_path / "reviews.csv")
-    both(tmp_path, {**GIVEN, "model": str(model), "data": str(data)}, kill_at=5)
-
-
-def test_answers_of_unequal_length(tmp_path: Path) -> None:
-    """The loss is the mean over the answer tokens of the whole batch, however many each process has."""
     rows = [
         {"prompt": " ".join(WORDS[i % 5 : i % 5 + 3]), "completion": " ".join(WORDS[: 1 + 2 * (i % 4)])}
         for i in range(40)
@@ -90,7 +62,22 @@ def test_answers_of_unequal_length(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
     (model / "config.json").write_text(json.dumps(config))
-    both(tmp_path, {**GIVEN, "model": str(model), "data": str(data), "kind": "chat", "steps": 2})
+    given = {**GIVEN, "model": str(model), "data": str(data), "kind": "chat"}
+    one = finetune(**given, output=tmp_path / "one")
+    two = {**given, "output": str(tmp_path / "two")}
+    with pytest.raises(AssertionError):
+        launch(__file__, json.dumps({**two, "kill_at": 5}))
+    assert not (tmp_path / "two" / "metrics.json").exists()
+    launch(__file__, json.dumps({**two, "resume": True}))
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["resumed_at_step"] == 4 and metrics["kept_step"] == one["kept_step"]
+    assert metrics["test"]["score"] == pytest.approx(one["test"]["score"], abs=1e-4)
+    losses, wanted = ([loss for _, loss in told["losses"]] for told in (metrics, one))
+    assert losses == pytest.approx(wanted, abs=1e-3)
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert a.keys() == b.keys() and any(value.abs().max() > 1e-3 for value in a.values())
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4)
 
 
 def test_what_they_cannot_do_together(monkeypatch: pytest.MonkeyPatch) -> None:
