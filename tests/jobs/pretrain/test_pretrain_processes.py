@@ -106,6 +106,7 @@ def test_per_layer_steps_are_refused_in_several_processes(
     from eckart.errors import InputError
     from eckart.jobs.pretrain.pretraining import pretrain
 
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="--per-layer in several processes"):
         pretrain(output=tmp_path / "run", data=str(corpus), per_layer=True, clip=0)

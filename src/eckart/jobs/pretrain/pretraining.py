@@ -16,6 +16,7 @@ from typing import Any
 from eckart.errors import InputError
 from eckart.files import atomic_directory, atomic_write, check_output, disk_is_full
 from eckart.jobs.repeat import CONFIG, pretrain_options, write_config
+from eckart.processes import is_first, world
 
 LOG, METRICS, MODEL = "log.csv", "metrics.json", "model"
 
@@ -129,7 +130,7 @@ def pretrain(
     given["tokenizer"] = None if tokenizer is None else str(tokenizer)
     directory = Path(output)
     _check(given, resume)
-    if not resume and _first():
+    if not resume and is_first():
         check_output(directory, overwrite=overwrite)
     try:
         return _run(given, directory, resume, on_step)
@@ -169,18 +170,10 @@ def _check(given: Mapping[str, Any], resume: bool) -> None:
         raise InputError(
             "--per-layer with --method relora: its rates are set before a step, too late inside the backward pass"
         )
-    if given["per_layer"] and _world() > 1:
+    if given["per_layer"] and world() > 1:
         raise InputError(
             "--per-layer in several processes: a step would come before the gradients are averaged"
         )
-
-
-def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _first() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _run(
@@ -219,7 +212,7 @@ def _run(
     if resume:
         check_resumable(given["optimizer"])
         check_same(given, directory)
-    elif _first() and not (directory / ABOUT).is_file():
+    elif is_first() and not (directory / ABOUT).is_file():
         begin(given, directory)
     prepared = prepare(given, directory, fresh=not resume)
     ids = prepared.tokenizer
@@ -267,7 +260,7 @@ def _report(given: Mapping[str, Any], trainer: Any, prepared: Any) -> Pretrained
         parameters=sum(numbers),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         steps=steps,
-        tokens=steps * given["batch"] * given["accumulate"] * given["length"] * _world(),
+        tokens=steps * given["batch"] * given["accumulate"] * given["length"] * world(),
         tokens_per_second=trainer.pace.tokens_per_second,
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
