@@ -97,7 +97,8 @@ def answer(judgement: Judgement) -> str:
     shown = f"{metric.name} {metric.show(best.score)}"
     if best.collapsed:
         trivial = board[board["method"] == TRIVIAL]["label"].iloc[0]
-        steps = f"about {2 * best.steps:.0f} steps" if math.isfinite(best.steps) else "more steps"
+        most = float(board["steps"].max())
+        steps = f"about {2 * most:.0f} steps" if most > 0 else "more steps"
         return (
             f"{NOT_YET} no method does better than {trivial}; {steps} a run, or larger learning rates, "
             "would settle whether one can."
