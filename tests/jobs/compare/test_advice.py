@@ -158,7 +158,9 @@ def test_collapse() -> None:
     assert told[0].startswith("Not enough data yet: no method does better than TRIVIAL; about 120 steps")
     results, examples = study({"head-only": 0.95, "lora": 0.94}, flips=0.0, trivial=0.95)
     results.loc[results["method"] == "head-only", "steps"] = 0
-    assert "about 120 steps a run" in answer(judge(results, examples)), "nothing was trained in the best of them"
+    assert "about 120 steps a run" in answer(judge(results, examples)), (
+        "nothing was trained in the best of them"
+    )
     one = said(BASE | {"svfit": 0.85, "nola": 0.5})
     assert one[0].startswith("Use SVFIT")
     assert "Collapsed, since no better than TRIVIAL: NOLA." in one

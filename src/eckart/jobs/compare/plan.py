@@ -36,8 +36,9 @@ TUNE_SHARE = 1 / 2
 KEPT = 1 / 3
 """Share of the methods that goes on to the next round of tuning."""
 FEW = 3
-MOST_TIME = 1 / 25
-"""Share of the time that a final run of a method may take: a few seeds of a few methods must fit."""
+MOST_TIME = 1 / 30
+"""Share of the time that a final run of a method may take, by the pace of its tuning: a few seeds of a few methods must
+fit, each with the scoring of the test split, a fifth to a half as long again on the embedded data."""
 EXTENSIONS = 3
 """Learning rates tried beyond the given ones, at most."""
 FLOOR_STEPS = 6
