@@ -290,6 +290,26 @@ def pruned_memory() -> str:
     return f"\n{markdown(head, lines)}\n1 × {rows[0]['tokens']} tokens a step.\n\n"
 
 
+def pruned_quality() -> str:
+    """What training on pruned bases costs in quality."""
+    found = result("loram_smollm2", "benchmarks")
+    keys = ("no adapter", "small", "recovered")
+    lines = [
+        (f"{r['ratio']:g}", r["align steps"], f"{r['small M']:.0f} M", *(f"{r[key]:.3f}" for key in keys))
+        for r in found["rows"]
+    ]
+    head = (
+        "ratio",
+        "align steps",
+        "trained base",
+        "whole model without",
+        "pruned with adapter",
+        "whole with it",
+    )
+    steps = found["rows"][0]["steps"]
+    return f"\n{markdown(head, lines)}\nBits per token, {steps} steps, one seed. {machine(found)}\n"
+
+
 def compressing(text: str) -> str:
     """The page of `eckart compress` with what was measured."""
     for mark, block in (("ladder", ladder()), ("speed", speeds()), ("cost", costs())):
@@ -320,7 +340,9 @@ def render() -> dict[Path, str]:
         dct: between(dct.read_text("utf-8"), "steps", optimizer_steps("DCTAdamW")),
         trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),
-        pruning: between(pruning.read_text("utf-8"), "memory", pruned_memory()),
+        pruning: between(
+            between(pruning.read_text("utf-8"), "memory", pruned_memory()), "quality", pruned_quality()
+        ),
         **shown,
         ROOT / "docs/methods/index.md": INDEX_HEAD + tables("../", "##") + COMBINED + combined(),
         **{ROOT / f"docs/evidence/{name}.md": with_figures(name) for name in PAGES},
