@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -205,13 +204,16 @@ class LowRankAdapter(Adapter):
     @property
     def is_plain(self) -> bool:
         """Whether the branch is the product of the input with the two factors, and nothing else."""
-        own = (getattr(type(self), name) for name in ("project", "expand", "forward"))
-        ours = (LowRankAdapter.project, LowRankAdapter.expand, LowRankAdapter.forward)
-        return self.layer.op.kind == "linear" and all(map(operator.is_, own, ours))
+        return self._ends_plainly and type(self).project is LowRankAdapter.project
+
+    @property
+    def _ends_plainly(self) -> bool:
+        """Whether the branch of a linear layer is the product of what `project` gives, and nothing else."""
+        own = type(self).expand is LowRankAdapter.expand and type(self).forward is LowRankAdapter.forward
+        return own and self.layer.op.kind == "linear"
 
     def add_to(self, y: Tensor, x: Tensor, scaling: float) -> Tensor:
-        plain = type(self).expand is LowRankAdapter.expand and type(self).forward is LowRankAdapter.forward
-        if not plain or self.layer.op.kind != "linear" or y.dim() != 2:
+        if not self._ends_plainly or y.dim() != 2:
             return super().add_to(y, x, scaling)
         h, b_t = self.project(x)
         if y.dtype != h.dtype:

@@ -262,8 +262,7 @@ def load_task(
             model, else all-MiniLM-L6-v2.
         data: see `eckart.data.read.read_data`; None is the docstrings of the standard library.
         kind: one of `eckart.tasks.options.KINDS`, or "auto": images, labels, conversations, or text alone decide it.
-        text_column: column of the text, or two joined by a comma; found by its name when None.
-        label_column: column of the labels; found by its name when None.
+        text_column, label_column: of the text (or two, joined by a comma), of the labels; found by name when None.
         sep, columns, encoding: how a text file is written: between its fields, their names where it has no header.
         max_length: tokens a text is cut to, and the length of a block in language modelling.
         limits: at most so many examples (or blocks of text) of a split, e.g. ``{"train": 4000}``; each label stays.
@@ -332,7 +331,8 @@ def load_task(
     if class_weights is not None:
         read.notes.append(weigh(base.model, read.labels or [], read.splits["train"].labels or []))
     general = None if also is None else read_general(also, encoded.processor, max_length, read.notes)
-    harness = lm_eval and load_harness(lm_eval, lm_eval_limit, encoded.processor, kind == "chat")
+    asked = (lm_eval_limit, encoded.processor, kind == "chat")
+    harness = None if lm_eval is None else load_harness(lm_eval, *asked)
     content = [weights, read.digest(), kind, max_length, sorted((limits or {}).items()), seed]
     content += [recipe] if recipe else []
     content += [] if general is None else [general.sha256]
@@ -346,5 +346,5 @@ def load_task(
         max_length=max_length,
         memory=memory,
         general=general,
-        harness=harness or None,
+        harness=harness,
     )

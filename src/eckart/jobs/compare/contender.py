@@ -12,13 +12,21 @@ from eckart.jobs.compare.names import ADAMW, AT, FULL
 from eckart.jobs.compare.peft_methods import METHODS, PREFIX
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from torch import nn
 
     from eckart.adapters._method import MethodConfig
     from eckart.tasks.task import Task
     from eckart.tasks.trainer import Recipe
     from eckart.training import Rule
+
+
+def checkpoint_bytes(model: PeftModel) -> int:
+    """Bytes of a checkpoint with adapter and head."""
+    from peft import get_peft_model_state_dict
+
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in saved)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from eckart.errors import InputError
-from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contender import Contender, checkpoint_bytes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,10 +39,7 @@ class Pruned(Contender):
         return loram.recover_into(cast("PeftModel", whole), cast("PeftModel", model), pruning)
 
     def costs(self, model: nn.Module, task: Task, prepared: float) -> dict[str, float]:
-        from peft import get_peft_model_state_dict
-
-        saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
-        return {"saved_bytes": sum(tensor.numel() * tensor.element_size() for tensor in saved)}
+        return {"saved_bytes": checkpoint_bytes(cast("PeftModel", model))}
 
     def check_rules(self, task: Task) -> None:
         """Refuse a model that cannot be pruned so, or whose layers are then narrower than the ranks.

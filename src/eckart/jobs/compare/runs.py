@@ -12,11 +12,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from eckart.jobs.compare.contender import Contender
+from eckart.jobs.compare.contender import Contender, checkpoint_bytes
 from eckart.jobs.compare.examples import SCORES, pack
 from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.plan import FINAL
@@ -196,13 +196,11 @@ class Runner:
         """Numbers trained in the method and in the head, and the bytes of a checkpoint with both."""
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         head = sum(p.numel() for name, p in trained if in_head(name, self.task.head_modules))
-        saved = [p for _, p in trained]
-        if isinstance(model, PeftModel):
-            saved = list(get_peft_model_state_dict(model, save_embedding_layers=False).values())
+        plain = sum(p.numel() * p.element_size() for _, p in trained)
         return {
             "trainable_parameters": sum(p.numel() for _, p in trained) - head,
             "head_parameters": head,
-            "saved_bytes": sum(tensor.numel() * tensor.element_size() for tensor in saved),
+            "saved_bytes": checkpoint_bytes(model) if isinstance(model, PeftModel) else plain,
         }
 
     def _floor(self, run: Run, result: Result) -> None:

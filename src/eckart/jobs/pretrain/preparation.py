@@ -23,6 +23,7 @@ from eckart.jobs.pretrain.corpus import (
     split_of,
     train_tokenizer,
 )
+from eckart.processes import shared
 
 ABOUT, TOKENS, RUNS = "pretrain.json", "tokens", "checkpoints"
 FOR_TOKENIZER = 20_000
@@ -39,7 +40,7 @@ class Prepared:
 
 
 def prepare(given: Mapping[str, Any], directory: Path, *, fresh: bool = False) -> Prepared:
-    """Encode the corpus unless that was done, and open its splits.
+    """Encode the corpus unless that was done, of several processes in the first, and open its splits.
 
     Args:
         given: the arguments of `pretrain`.
@@ -49,27 +50,30 @@ def prepare(given: Mapping[str, Any], directory: Path, *, fresh: bool = False) -
     Raises:
         InputError: a corpus or tokenizer that cannot be used, a split shorter than one sequence.
     """
-    from accelerate import PartialState  # type: ignore[import-untyped]
-    from filelock import FileLock
     from transformers import AutoTokenizer
 
-    state = PartialState()
-    with state.main_process_first():
-        directory.mkdir(parents=True, exist_ok=True)
-        with FileLock(directory / ".tokens.lock"):  # of several processes the first encodes, the others wait
-            there = (directory / TOKENS / "corpus.json").is_file()
-            if not there or (fresh and state.is_main_process):
-                with atomic_directory(directory / TOKENS, overwrite=True) as temporary:
-                    tokenizer = _tokenizer(given)
-                    tokenizer.save_pretrained(temporary)
-                    encode(documents(given["data"], given["column"]), tokenizer, temporary)
-                    for split in SPLITS:
-                        TokenStore(temporary / f"{split}.safetensors", given["length"])
-                    if fresh:
-                        begin(given, directory)
+    shared(lambda: _store(given, directory, fresh))
     tokenizer = AutoTokenizer.from_pretrained(directory / TOKENS)
     splits = {s: TokenStore(directory / TOKENS / f"{s}.safetensors", given["length"]) for s in SPLITS}
     return Prepared(tokenizer, read_stored(directory / TOKENS), splits)
+
+
+def _store(given: Mapping[str, Any], directory: Path, fresh: bool) -> None:
+    """Put tokenizer and tokens in their place unless they are there; of several commands at once the others wait."""
+    from filelock import FileLock
+
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / ".tokens.lock"):
+        if not fresh and (directory / TOKENS / "corpus.json").is_file():
+            return
+        with atomic_directory(directory / TOKENS, overwrite=True) as temporary:
+            tokenizer = _tokenizer(given)
+            tokenizer.save_pretrained(temporary)
+            encode(documents(given["data"], given["column"]), tokenizer, temporary)
+            for split in SPLITS:
+                TokenStore(temporary / f"{split}.safetensors", given["length"])
+            if fresh:
+                begin(given, directory)
 
 
 def _tokenizer(given: Mapping[str, Any]) -> Any:
