@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from eckart.quiet import quiet
+from eckart.quiet import quiet, short_collections
 
 
 @pytest.mark.parametrize("bars", [True, False])
@@ -30,3 +31,14 @@ def test_inside_and_afterwards(bars: bool, caplog: pytest.LogCaptureFixture) -> 
         assert [record.message for record in caplog.records] == ["shown"]
     finally:
         (transformers_logging.enable_progress_bar if there else transformers_logging.disable_progress_bar)()
+
+
+def test_collections_leave_out_what_is_loaded_and_only_once() -> None:
+    gc.unfreeze()
+    with pytest.raises(KeyError), short_collections():
+        assert (frozen := gc.get_freeze_count()) > 0
+        with short_collections():
+            assert gc.get_freeze_count() == frozen
+        assert gc.get_freeze_count() == frozen
+        raise KeyError
+    assert gc.get_freeze_count() == 0

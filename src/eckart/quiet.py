@@ -1,7 +1,8 @@
-"""Other libraries kept off the screen."""
+"""Other libraries kept off the screen, and out of the garbage collector's way."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import warnings
@@ -29,3 +30,20 @@ def quiet() -> Iterator[None]:
             logging.disable(disabled)
             if transformers is not None and bars:
                 transformers.enable_progress_bar()
+
+
+@contextmanager
+def short_collections() -> Iterator[None]:
+    """Leave what is already loaded out of garbage collections, which each training forces: a tenth of the time of each.
+
+    Where something is left out already, by whoever called, nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -23,7 +21,7 @@ from eckart.jobs.compare.names import TRIVIAL
 from eckart.jobs.compare.plan import FINAL, FLOOR, TUNE, Plan, Records
 from eckart.jobs.compare.progress import Progress, Scoreboard
 from eckart.jobs.compare.study import Claim, Outcome, Run, Study
-from eckart.quiet import quiet
+from eckart.quiet import quiet, short_collections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,17 +38,6 @@ RANK_COLUMNS = ["run_id", "layer", "rank"]
 
 class OutOfTime(BaseException):
     """The time is up in the middle of a run: no failure of the run, which is free again."""
-
-
-@contextmanager
-def _short_collections() -> Iterator[None]:
-    """Leave what is already loaded out of garbage collections, which each run forces: a tenth of the time of each."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class Jury:
@@ -143,7 +130,7 @@ class Race:
 
         self.runner.on_step, done = on_step, False
         try:
-            with self.progress, quiet(), _short_collections():
+            with self.progress, quiet(), short_collections():
                 self._show(self.study.records(), FLOOR)
                 done = self.study.work(
                     self.plan, self._execute, fits=fits, after=self._after, waiting=self._wait

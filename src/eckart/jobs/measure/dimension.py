@@ -27,7 +27,7 @@ from eckart.jobs.compare.names import FULL, HEAD_ONLY, LABELS
 from eckart.jobs.compare.presets import EMBEDDED, OWN
 from eckart.jobs.earlier import check_same, read_earlier
 from eckart.jobs.measure.dimension_runs import RUNS, Arm, Bank
-from eckart.quiet import quiet
+from eckart.quiet import quiet, short_collections
 from eckart.tasks.asked import check_asked
 from eckart.tasks.options import TaskOptions, beyond_data
 
@@ -140,7 +140,7 @@ def measure_dimension(
     with locked(directory):
         _begin(directory, identity, overwrite)
         bank = Bank(directory, Runner(task, batch_size, ""), steps, seeds, on_run or (lambda *_: None))
-        with quiet():
+        with quiet(), short_collections():
             bank.fill(arms)
         found = _found(task, bank, arms, share, of)
         told = {**found, "sentence": sentence(found)}
