@@ -1,8 +1,9 @@
 """Low-rank, SLTrain, LOST and Spectron against full rank: loss curves of tiny code models of equal size.
 
-Every arm is a Llama on the source of Python's standard library; all but the last have the parameters of the first,
+Every arm is a Llama on the source of Python's standard library; all but two have the parameters of the first,
 a full model of a smaller width. Each arm's rate is the best of a grid that grows until its best is inside, by the
-validation loss of a shorter run; then three seeds each, which see the same sequences in the same order in all arms.
+validation loss of a shorter run; for Trion so is the share of the rate at which AdamW moves what is no hidden matrix.
+Then three seeds each, which see the same sequences in the same order in all arms.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ STEP = math.sqrt(10)
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training: width, layers and optimiser, and the middle of its grid of rates."""
+    """One way of training: width, layers and optimiser, and the middles of its grids."""
 
     name: str
     width: int
@@ -50,10 +51,19 @@ class Arm:
     optimizer: str = "adamw"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     middle: float = 3e-3
+    share: float | None = None
 
     def told(self) -> dict[str, Any]:
         """What of it is in each of its rows, so that a later run knows whether they are of the same arm."""
-        return {"arm": self.name, **{k: v for k, v in asdict(self).items() if k not in ("name", "middle")}}
+        hidden = ("name", "middle", "share")
+        return {"arm": self.name, **{k: v for k, v in asdict(self).items() if k not in hidden}}
+
+    def shared(self, i: int) -> Arm:
+        """This arm with the i-th share of the grid, or itself where there is none."""
+        if self.share is None:
+            return self
+        given = {**self.optimizer_options, "adamw_scale": self.share * STEP**i}
+        return replace(self, optimizer_options=given, share=None)
 
 
 NARROW_NAME, WIDE_NAME = f"full, width {NARROW}", f"full, width {WIDTH}"
@@ -71,8 +81,11 @@ ARMS = (
     Arm("LOST", WIDTH, "lost", {"r": 19, "sparsity": 0.03}),
     Arm("ReLoRA", WIDTH, "relora", {"r": 21, "rewarm": 8}),
     Arm(f"DCTAdamW, width {NARROW}", NARROW, optimizer="dct-adamw", optimizer_options=DCT),
-    Arm(f"Trion, width {NARROW}", NARROW, optimizer="trion", optimizer_options=QUARTER, middle=1e-2),
+    Arm(
+        f"Trion, width {NARROW}", NARROW, optimizer="trion", optimizer_options=QUARTER, middle=3e-2, share=0.3
+    ),
     Arm(f"GaLore, width {NARROW}", NARROW, optimizer="galore", optimizer_options=GALORE, middle=1e-2),
+    Arm(f"Muon, width {NARROW}", NARROW, optimizer="muon", middle=1e-2),
 )
 
 
@@ -183,23 +196,33 @@ class Record:
         return self.rows[-1]
 
 
-def tune(arm: Arm, steps: int, data: Prepared, record: Record) -> float:
-    """The best rate, inside of those that were tried."""
-    tried: set[int] = set()
+def inside(score: Callable[[int], float]) -> int:
+    """Where the score is least, inside of what was tried."""
+    tried = {i: score(i) for i in (-1, 0, 1)}
+    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)) and len(tried) < 9:
+        further = best - 1 if best == min(tried) else best + 1
+        tried[further] = score(further)
+    return best
 
-    def score(i: int) -> float:
-        tried.add(i)
+
+def tune(arm: Arm, steps: int, data: Prepared, record: Record) -> tuple[Arm, float]:
+    """The arm with the best share, and the best rate for it; neither is the outermost that was tried."""
+
+    def score(one: Arm, i: int) -> float:
         lr = arm.middle * STEP**i
-        wanted = {"part": "rates", **arm.told(), "updates": steps, "lr": lr}
-        found = record.row(wanted, lambda: {"validation": train(arm, lr, steps, 0, data, [steps])[1][-1]})
+        wanted = {"part": "rates", **one.told(), "updates": steps, "lr": lr}
+        found = record.row(wanted, lambda: {"validation": train(one, lr, steps, 0, data, [steps])[1][-1]})
         return float(found["validation"])
 
-    for i in (-1, 0, 1):
-        score(i)
-    while (best := min(tried, key=score)) in (min(tried), max(tried)) and len(tried) < 9:
-        score(best - 1)
-        score(best + 1)
-    return arm.middle * STEP**best
+    def rate(one: Arm) -> int:
+        return inside(lambda i: score(one, i))
+
+    def best_of(share: int) -> float:
+        one = arm.shared(share)
+        return score(one, rate(one))
+
+    chosen = arm if arm.share is None else arm.shared(inside(best_of))
+    return chosen, arm.middle * STEP ** rate(chosen)
 
 
 def final(arm: Arm, lr: float, steps: int, seed: int, data: Prepared, record: Record) -> dict[str, Any]:
@@ -235,12 +258,13 @@ def run(options: argparse.Namespace) -> Rows:
     record = Record([row for row in kept(SLUG) if row["part"] != "paired"] if options.resume else [])
     wanted: Rows = []
     for arm in ARMS:
-        lr = tune(arm, options.tuning_steps, data, record)
-        done = [final(arm, lr, options.steps, seed, data, record) for seed in range(options.seeds)]
+        chosen, lr = tune(arm, options.tuning_steps, data, record)
+        done = [final(chosen, lr, options.steps, seed, data, record) for seed in range(options.seeds)]
         table([{k: r[k] for k in ("arm", "lr", "seed", "test", "seconds")} for r in done])
-        tried = {"part": "rates", **arm.told(), "updates": options.tuning_steps}
+        tried = {"part": "rates", "arm": arm.name, "updates": options.tuning_steps}
         wanted += sorted(
-            (row for row in record.rows if tried.items() <= row.items()), key=lambda row: row["lr"]
+            (row for row in record.rows if tried.items() <= row.items()),
+            key=lambda row: (row["optimizer_options"].get("adamw_scale", 0), row["lr"]),
         )
         wanted += done
     return [*wanted, *paired(wanted)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from statistics import mean
 
 from _rows import Blocks, Row, listed, machine, result, rows, signed, table
@@ -22,11 +23,12 @@ def blocks() -> Blocks:
         gaps = (_gap(pairs.get((arm, against))) for against in baselines)
         seconds = f"{mean(r['seconds'] for r in found):.0f}"
         test = f"{mean(r['test'] for r in found):.3f}"
-        scores.append((arm, f"{first['parameters']:,}", f"{first['lr']:.2g}", test, *gaps, seconds))
+        scores.append((arm, f"{first['parameters']:,}", _rates(first), test, *gaps, seconds))
         means = map(mean, zip(*(r["validation"] for r in found), strict=True))
         curves.append((arm, *(f"{value:.3f}" for value in means)))
-        tried = rows(SLUG, part="rates", arm=arm)
-        rates.append((arm, ", ".join(f"{r['lr']:.2g}: {r['validation']:.3f}" for r in tried)))
+        for share, tried in groupby(rows(SLUG, part="rates", arm=arm), key=_share):
+            name = arm if share is None else f"{arm}, AdamW's share {share:.2g}"
+            rates.append((name, ", ".join(f"{r['lr']:.2g}: {r['validation']:.3f}" for r in tried)))
     against = (f"minus that of {name}" for name in baselines)
     head = ("arm", "parameters", "rate", "test loss", *against, "seconds of a run")
     length = f"{runs[0]['steps'][-1]} updates, rates tried for {rows(SLUG, part='rates')[0]['updates']}.\n"
@@ -36,6 +38,17 @@ def blocks() -> Blocks:
         "curves": table(("arm", *(str(step) for step in runs[0]["steps"])), curves),
         "rates": table(("arm", "rate: validation loss"), rates),
     }
+
+
+def _share(row: Row) -> float | None:
+    """Of the rate, at which AdamW moves what is no hidden matrix, where it was tuned."""
+    found: float | None = row["optimizer_options"].get("adamw_scale")
+    return found
+
+
+def _rates(run: Row) -> str:
+    lr, share = run["lr"], _share(run)
+    return f"{lr:.2g}" if share is None else f"{lr:.2g}, AdamW's {lr * share:.2g}"
 
 
 def _gap(pair: Row | None) -> str:
