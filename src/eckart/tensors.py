@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from eckart.errors import InputError, first_line
 from eckart.files import atomic_write
@@ -79,3 +79,41 @@ def load_state(path: str | Path, shown: str) -> tuple[dict[str, Tensor], int]:
             return state, int((file.metadata() or {}).get("step", 0))
     except (SafetensorError, OSError) as error:
         raise InputError(f"the state {path} of {shown} cannot be read ({error})") from None
+
+
+class Stateful:
+    """What acts while a model trains and is resumed from a file that holds its tensors and its step.
+
+    Attributes:
+        slug: its name in files and messages.
+        step: how many steps it has seen.
+    """
+
+    slug: ClassVar[str]
+    step: int
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs, as tensors."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from there, once attached to a model of the same shapes.
+
+        Raises:
+            InputError: the state is of another model or other options.
+        """
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Write the state and the step, whole or not at all."""
+        save_state(path, self.state_dict(), self.step)
+
+    def load(self, path: str | Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or a damaged one; as `load_state_dict`.
+        """
+        state, step = load_state(path, self.slug)
+        self.load_state_dict(state)
+        self.step = step

@@ -13,10 +13,9 @@ Source: Horváth et al., ICML 2024, arXiv:2308.14929.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -25,11 +24,11 @@ from torch.optim import SGD, Optimizer
 
 from eckart.errors import InputError
 from eckart.layers._maestro import MaestroLayer
-from eckart.tensors import load_state, save_state
+from eckart.tensors import Stateful
 
 
 @dataclass
-class OrderedDropout:
+class OrderedDropout(Stateful):
     """Orders the ranks of a model's Maestro layers by importance, and drops those that are not needed.
 
     Lifecycle:
@@ -244,7 +243,7 @@ class OrderedDropout:
             "ranks": torch.tensor(self._ranks),
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from there, once attached and the model is loaded.
 
         Raises:
@@ -259,20 +258,6 @@ class OrderedDropout:
         self._generator.set_state(state["generator"])
         self._sweep, self._position = state["sweep"], int(state["position"])
         self._use(state["drawn"].tolist())
-
-    def save(self, path: str | Path) -> None:
-        """Write the state and the step, whole or not at all."""
-        save_state(path, self.state_dict(), self.step)
-
-    def load(self, path: str | Path) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: no such file, a damaged one, or the state of another model.
-        """
-        state, step = load_state(path, "maestro")
-        self.load_state_dict(state)
-        self.step = step
 
 
 def maestro_layers(model: nn.Module) -> dict[str, MaestroLayer]:

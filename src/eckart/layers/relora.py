@@ -15,7 +15,6 @@ arXiv:2307.05695.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -30,7 +29,7 @@ from eckart.arguments import check_attributes, checked
 from eckart.errors import InputError
 from eckart.layers._structured import Key, StructuredLinear, check_rank, register_layer
 from eckart.linalg.random import seeded_generator
-from eckart.tensors import load_state, save_state
+from eckart.tensors import Stateful
 
 
 @register_layer("relora")
@@ -145,7 +144,7 @@ class ReLoRALinear(StructuredLinear):
 
 
 @dataclass
-class ReLoRA:
+class ReLoRA(Stateful):
     """Decides what of a model's `ReLoRALinear` layers trains, and restarts their factors.
 
     Lifecycle:
@@ -299,7 +298,7 @@ class ReLoRA:
         """When it restarts; all else is in the model and the optimiser, or follows from the step."""
         return {"lengths": torch.tensor([self._every, self._warm, self._rewarm])}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Compare with the options of this one, once attached.
 
         Raises:
@@ -312,19 +311,8 @@ class ReLoRA:
                 f"are {here}: give the same"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write the state and the step, whole or not at all."""
-        save_state(path, self.state_dict(), self.step)
-
     def load(self, path: str | Path) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: no such file, a damaged one, or the state of other options.
-        """
-        state, step = load_state(path, "relora")
-        self.load_state_dict(state)
-        self.step = step
+        super().load(path)
         self._arrange()
 
 

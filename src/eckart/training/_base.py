@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from eckart.adapters import AdaptedWeight, Adapter, walk
 from eckart.arguments import hint
 from eckart.errors import InputError
 from eckart.registry import entry
-from eckart.tensors import load_state, save_state
+from eckart.tensors import Stateful
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -24,7 +23,7 @@ R = TypeVar("R", bound="type[Rule]")
 
 
 @dataclass
-class Rule:
+class Rule(Stateful):
     """A rule that acts while adapters train. It is attached to one model and its optimiser and acts by their hooks,
     so that it works in any loop.
 
@@ -170,20 +169,6 @@ class Rule:
         """
         if state:
             raise InputError(f"the state of {self.slug} holds {min(state)}, which it has no use for")
-
-    def save(self, path: str | Path) -> None:
-        """Write the state and the step, whole or not at all."""
-        save_state(path, self.state_dict(), self.step)
-
-    def load(self, path: str | Path) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: no such file, or a damaged one; as `load_state_dict`.
-        """
-        state, step = load_state(path, f"rule {self.slug}")
-        self.load_state_dict(state)
-        self.step = step
 
     def callback(self) -> TrainerCallback:
         """The rule as a callback of transformers' Trainer, which attaches it, saves its state with each checkpoint and
