@@ -10,6 +10,7 @@ the version of Python and the machine.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import platform
@@ -35,10 +36,10 @@ RECIPE: dict[str, Any] = {
     "data": "stdlib",
     "vocabulary": 4096,
     "length": 256,
-    "steps": 2200,
+    "steps": 3300,
     "batch": 8,
     "optimizer": "muon",
-    "lr": 1e-2,
+    "lr": 3e-3,
     "weight_decay": 0.1,
     "bf16": True,
     "eval_steps": 550,
@@ -54,6 +55,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", default="stdlib-code", metavar="DIR", help="where to train; stdlib-code")
     parser.add_argument("--install", action="store_true", help="make it the embedded model")
     parser.add_argument("--smollm", action="store_true", help="measure SmolLM2-135M too")
+    parser.add_argument(
+        "--tried",
+        nargs="*",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="of shorter runs of eckart pretrain; what they tell of optimiser and rate is kept",
+    )
 
 
 def half(run: Path, target: Path) -> Any:
@@ -134,6 +143,14 @@ def rows_of(model: Any, tokenizer: Any, run: Path, with_smollm: bool) -> Iterato
         yield {"part": "passages", "model": name, "bits a byte": value, "passages": len(texts)}
 
 
+def tried(directory: Path) -> dict[str, Any]:
+    """What a shorter run tells: its last loss on the validation split, nats a token."""
+    given = json.loads((directory / "pretrain.json").read_text("utf-8"))
+    with open(directory / "log.csv", newline="", encoding="utf-8") as file:
+        losses = [float(row["eval_loss"]) for row in csv.DictReader(file) if row["eval_loss"]]
+    return {"part": "tried", **{key: given[key] for key in ("optimizer", "lr", "steps")}, "loss": losses[-1]}
+
+
 def card(rows: Rows) -> str:
     """README.md of the model."""
     (corpus,) = (row for row in rows if row["part"] == "corpus")
@@ -176,8 +193,8 @@ Source files of the standard library (licence: PSF-2.0), without test suites, ve
 ## Training
 
 {run["steps"]:,} updates of {RECIPE["batch"]} sequences of {RECIPE["length"]} tokens ({run["tokens"]:,} tokens),
-Muon (AdamW for embeddings and norms, at the same rate), bfloat16: {minutes:.0f} minutes of training on {run["threads"]}
-cores of a CPU. `log.csv` holds the losses. To repeat it:
+Muon (AdamW for embeddings and norms, at the same rate), bfloat16: {minutes:.0f} minutes of training with {run["threads"]}
+thread(s) of a CPU. `log.csv` holds the losses. To repeat it:
 
 ```bash
 eckart pretrain {recipe} --output run
@@ -211,4 +228,4 @@ def run(options: argparse.Namespace) -> Rows:
         (temporary / "README.md").write_text(card(rows), "utf-8")
         shutil.copyfile(directory / "log.csv", temporary / "log.csv")
     table([{name: row[name] for name in ("part", "model", "bits a byte")} for row in rows if "model" in row])
-    return rows
+    return [*rows, *map(tried, options.tried)]

@@ -16,8 +16,13 @@ def blocks() -> Blocks:
         for part in ("test split", "passages")
     ]
     head = ("model", "bits a byte")
+    tried = [
+        (r["steps"], r["optimizer"], f"{r['lr']:g}", f"{r['loss']:.3f}")
+        for r in rows("code-model", part="tried")
+    ]
     return {
         "corpus": table(("split", "files", "bytes", "tokens"), sizes) + f"\nOf Python {corpus['python']}.\n",
         "scores": table(head, scored[0]) + "\n" + machine(result("code-model")),
         "passages": table(head, scored[1]),
+        "tried": table(("updates", "optimiser", "rate", "validation loss"), tried),
     }
