@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eckart.adapters import SALTConfig, regularization, salt
+from eckart.adapters import SALTConfig, _kept, regularization
 from eckart.errors import InputError
 
 DOUBLE = torch.float64
@@ -199,8 +199,8 @@ def test_other_singular_vectors_are_refused(tmp_path: Path, monkeypatch: pytest.
         u[:, -2:], vh[-2:] = u[:, -2:] @ q, q.T @ vh[-2:]
         return type(svd)(u, s, vh)
 
-    original = salt.canonical_svd
-    monkeypatch.setattr(salt, "canonical_svd", lambda weight: turned(original(weight)))
+    original = _kept.leading_svd
+    monkeypatch.setattr(_kept, "leading_svd", lambda weight, r: turned(original(weight, r)))
     with pytest.raises(InputError, match=r"singular vectors of layer (up|down).*save_basis=True"):
         PeftModel.from_pretrained(seeded(MLP), tmp_path / "lean")
     assert torch.equal(PeftModel.from_pretrained(seeded(MLP), tmp_path / "whole")(x), outputs)

@@ -22,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._diagonal import own
+from eckart.adapters._kept import frozen_svd
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.adapters._spanning import SpanningAdapter
 from eckart.errors import InputError
-from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
+from eckart.linalg.svd import DIGEST_TOLERANCE
 
 
 @register_adapter(
@@ -114,11 +114,10 @@ class SALT(SpanningAdapter):
         super().__init__(layer)
         self.relu = self.recompute = config.relu
         self.r, rho = config.rank(layer.shape), config.trailing_rank(layer.shape)
-        u, s, vh = canonical_svd(weight)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        u, s, vh, digest = frozen_svd(weight, layer.shape.max_rank, shared=not config.save_basis)
         for name, value in {"U": u, "S": s, "Vt": vh}.items():
-            self.register_buffer(name, own(value, dtype, weight.device), persistent=config.save_basis)
-        self.register_buffer("digest", basis_digest(u, vh).to(weight.device))
+            self.register_buffer(name, value, persistent=config.save_basis)
+        self.register_buffer("digest", digest.clone())
         self.trainable_scale_A = nn.Parameter(torch.ones_like(self.S[: self.r]))
         self.trainable_shift_B = nn.Parameter(torch.zeros_like(self.S[: self.r]))
         rest, generator = s.numel() - self.r, layer.generator("trainable_X")
