@@ -188,7 +188,8 @@ class SALT(SpanningAdapter):
             return through + core, folded + core
         through = tokens * (2 * k * (shape.in_features + shape.out_features) + 3 * (k - self.r) ** 2)
         core, product = k * (k - self.r) ** 2, shape.out_features * k * shape.in_features
-        return through, self.with_span(tokens, self.fold_cost(tokens) + 3 * (core + product))
+        times = 2 if self.spans() else 3  # where W₀ + ΔW is made again in the backward pass
+        return through, self.with_span(tokens, self.fold_cost(tokens) + times * (core + product))
 
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
