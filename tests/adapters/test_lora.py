@@ -7,8 +7,8 @@ import math
 import peft
 import pytest
 import torch
-from adapter_cases import MLP, adapted, host, inputs, layers, rows, seeded
-from torch import nn
+from adapter_cases import MLP, Host, adapted, host, inputs, layers, rows, seeded
+from torch import Tensor, nn
 
 from eckart.adapters import LoRAConfig
 from eckart.errors import InputError
@@ -85,3 +85,20 @@ def test_default_rank_is_lowered_on_a_small_layer() -> None:
     model = adapted("lora", host("linear-tall"))
     assert layers(model)[0].eckart_adapters["default"].lora_A.shape == (6, 6)
     assert LoRAConfig().r is None
+
+
+@pytest.mark.parametrize(("r", "copied"), [(15, True), (16, False)])
+def test_few_columns_of_b_are_multiplied_as_rows(r: int, copied: bool) -> None:
+    """The shape in which the products of both passes are fast; ten times at r = 3."""
+    model = adapted(
+        "lora", seeded(lambda: Host(nn.Linear(20, 24))), r=r, route="factored", init_weights=False
+    )
+    [layer] = layers(model)
+    adapter, x = layer.eckart_adapters["default"], rows(width=20)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(x).sum().backward()
+    factors = [t for t in saved if t.shape == (r, 24)]
+    assert [t.is_contiguous() for t in factors] == [copied]
+    expected = x.sum(0) @ adapter.lora_A.detach().t() * adapter.scale
+    torch.testing.assert_close(adapter.lora_B.grad, expected.expand(24, r))

@@ -68,6 +68,33 @@ def test_a_frozen_product_less_is_counted(slug: str) -> None:
 
 
 @every_method
+def test_many_inputs_meet_the_sum_instead_of_its_factors(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built once, kept and used, which costs less than two products for each input; the numbers stay."""
+    model, layer = one_layer(slug, (9, 9))
+    layer.set_scale("default", 0.7)
+    adapter, x = layer.eckart_adapters["default"], rows(500, width=9, dtype=DOUBLE)
+    costs = [(adapter.multiply_adds(n)[1], adapter.span_cost(n)) for n in (1, 500)]
+    assert costs[0][0] == costs[0][1] and costs[1][0] < costs[1][1]
+    found, slopes = step(model, x)
+    passed: list[int] = []
+    original = type(adapter).core
+
+    def core(self: Any, h: Tensor, scaling: float) -> Tensor:
+        passed.append(len(h))
+        return original(self, h, scaling)
+
+    monkeypatch.setattr(type(adapter), "core", core)
+    step(model, x)
+    step(model, x[:2])
+    assert passed == [2]
+    monkeypatch.setattr(EckartLayer, "_by_method", lambda *_: None)
+    expected, of_sum = step(model, x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    for name, slope in slopes.items():
+        torch.testing.assert_close(slope, of_sum[name], rtol=1e-9, atol=1e-10)
+
+
+@every_method
 def test_another_weight_is_not_mistaken_for_that_of_the_factors(slug: str) -> None:
     model, layer = one_layer(slug)
     adapter, weight = layer.eckart_adapters["default"], layer.base_layer.weight

@@ -137,9 +137,17 @@ class AdapterConfig(MethodConfig):
 
     def pattern(self, shape: LayerShape) -> int | None:
         """What `rank_pattern` says for a layer, or for a matrix or its whole stack; None where it says nothing."""
-        patterns = self.rank_pattern or {}
+        if not (patterns := self.rank_pattern):
+            return None
         keys = (find_pattern(patterns, name) for name in (shape.name, shape.target) if name)
         return next((patterns[key] for key in keys if key is not None), None)
+
+    def alike(self, shapes: Sequence[LayerShape]) -> list[tuple[LayerShape, int]]:
+        """One layer for each shape and `pattern`, and how many such layers there are."""
+        found: dict[object, list[LayerShape]] = {}
+        for shape in shapes:
+            found.setdefault((shape.weight, self.pattern(shape)), []).append(shape)
+        return [(same[0], len(same)) for same in found.values()]
 
     def check(self, shape: LayerShape) -> None:
         """Refuse a layer this config cannot adapt; called for every layer before any is changed.

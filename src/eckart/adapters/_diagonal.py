@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,8 +46,3 @@ class DiagonalAdapter(SpanningAdapter):
     @property
     def factor_rank(self) -> int:
         return self.basis()[0].shape[0]
-
-
-def own(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A contiguous copy that keeps nothing else alive."""
-    return tensor.to(device, dtype).clone(memory_format=torch.contiguous_format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from eckart.adapters._base import LowRankAdapter
 from eckart.adapters._layers import LayerContext
@@ -65,6 +65,8 @@ class SpanningAdapter(LowRankAdapter):
     ) -> Tensor | None:
         if not self.spans():
             return None
+        if self.multiply_adds(len(x))[1] < self.span_cost(len(x)):
+            return nn.functional.linear(x, self.fold(weight, scaling), bias)
         a, _, b = self.decomposition()
         h = self.core(x @ a.t(), scaling)
         return h @ b.t() if bias is None else torch.addmm(bias, h, b.t())
@@ -75,9 +77,13 @@ class SpanningAdapter(LowRankAdapter):
 
     def with_span(self, tokens: int, folded: int) -> int:
         """What the folded route costs, where the factors may stand for the frozen weight."""
-        shape = self.layer.shape
         if self.layer.op.kind != "linear" or not self.spans():
             return folded
+        return min(folded, self.span_cost(tokens))
+
+    def span_cost(self, tokens: int) -> int:
+        """Multiply–adds of a training step through the factors beyond the frozen layer's."""
+        shape = self.layer.shape
         products = 2 * tokens * shape.max_rank * (shape.in_features + shape.out_features)
         frozen = 2 * tokens * shape.out_features * shape.in_features
-        return min(folded, products + self.core_cost(tokens) - frozen)
+        return products + self.core_cost(tokens) - frozen

@@ -106,10 +106,11 @@ class BoneConfig(AdapterConfig):
 
     def knob_values(self, shapes: Sequence[LayerShape]) -> Iterable[int]:
         values = range(1, max(shape.max_rank for shape in shapes) + 1)
-        return [r for r in values if all(self._suits(s, replace(self, r=r).rank(s)) for s in shapes)]
+        kinds = [shape for shape, _ in self.alike(shapes)]
+        return [r for r in values if all(self._suits(s, replace(self, r=r).rank(s)) for s in kinds)]
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
-        return sum(math.prod(self.block(shape)) for shape in shapes)
+        return sum(count * math.prod(self.block(shape)) for shape, count in self.alike(shapes))
 
     def block(self, shape: LayerShape) -> tuple[int, ...]:
         """Shape of ``miss_block`` for one layer."""

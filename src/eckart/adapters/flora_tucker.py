@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.adapters._base import LowRankAdapter
+from eckart.adapters._base import LowRankAdapter, in_rows
 from eckart.adapters._config import AdapterConfig
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
@@ -154,7 +154,7 @@ class FLoRATucker(LowRankAdapter):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The first two stages, in → r_in → r_out, and P₁ᵀ."""
-        op, p0, small = self.layer.op, self.param_0.t(), self.kernel()
+        op, p0, small = self.layer.op, in_rows(self.param_0.t()), self.kernel()
         if x.is_floating_point():
             p0, small = p0.to(x.dtype), small.to(x.dtype)
         if op.kind != "conv":

@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._diagonal import DiagonalAdapter, own
+from eckart.adapters._diagonal import DiagonalAdapter
+from eckart.adapters._kept import kept, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
@@ -101,10 +102,15 @@ class LoLDU(DiagonalAdapter):
         r = config.rank(layer.shape)
         self.init_method = config.init_method
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        pivots = row_order(wide)[:r].to(torch.int32)
+
+        def make() -> tuple[Tensor, ...]:
+            pivots = row_order(wide)[:r].to(torch.int32)
+            return pivots, *_factors(wide, pivots)
+
+        pivots, *factors = kept(weight, make, "ldu", r, shared=not config.save_basis)
         self.register_buffer("pivots", pivots.clone())
-        for name, value in self._frozen(wide, pivots).items():
-            self.register_buffer(name, own(value, wide.dtype, wide.device), persistent=config.save_basis)
+        for name, value in self._frozen(*factors).items():
+            self.register_buffer(name, value, persistent=config.save_basis)
         self.vector_z = nn.Parameter(torch.zeros_like(self.vector_z0))
         self.scale0 = 1.0 if config.lora_alpha is None else config.lora_alpha / r
         scale = (
@@ -143,13 +149,19 @@ class LoLDU(DiagonalAdapter):
             )
         weight = self.layer.base_weight().detach()
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        for name, value in self._frozen(wide, pivots).items():
+        for name, value in self._frozen(*_factors(wide, pivots)).items():
             setattr(self, name, value.to(getattr(self, name)))
 
-    def _frozen(self, weight: Float[Tensor, "out in"], pivots: Int[Tensor, " r"]) -> dict[str, Tensor]:
-        b, d, a = ldu(weight, pivots)
+    def _frozen(
+        self, b: Float[Tensor, "out r"], d: Float[Tensor, " r"], a: Float[Tensor, "r in"]
+    ) -> dict[str, Tensor]:
         z0 = _start(d, self.init_method, self.layer.generator("vector_z"))
-        return {"lora_A": a, "lora_B": b, "vector_z0": z0}
+        return {"lora_A": a, "lora_B": b, "vector_z0": z0.contiguous()}
+
+
+def _factors(weight: Float[Tensor, "out in"], pivots: Int[Tensor, " r"]) -> Sequence[Tensor]:
+    """B, d and A, each in memory of its own."""
+    return [own(t, weight.dtype, weight.device) for t in ldu(weight, pivots)]
 
 
 def _start(d: Float[Tensor, " r"], method: InitMethod, generator: torch.Generator) -> Float[Tensor, " r"]:

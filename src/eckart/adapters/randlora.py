@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, get_args
@@ -99,12 +98,9 @@ class RandLoRAConfig(AdapterConfig):
 
     def trainable_parameters(self, shapes: Sequence[LayerShape]) -> int:
         """Σ n (r + m)."""
-        counted = Counter((s.weight, self.pattern(s)) for s in shapes)
-        alike = {(s.weight, self.pattern(s)): s for s in shapes}
         return sum(
-            n * self.bases(s) * (self.rank(s) + s.max_rank)
-            for key, s in alike.items()
-            for n in (counted[key],)
+            count * self.bases(shape) * (self.rank(shape) + shape.max_rank)
+            for shape, count in self.alike(shapes)
         )
 
     def saved_bytes(self, shapes: Sequence[LayerShape]) -> int:

@@ -22,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._diagonal import own
+from eckart.adapters._kept import frozen_svd
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.adapters._spanning import SpanningAdapter
 from eckart.errors import InputError
-from eckart.linalg.svd import DIGEST_TOLERANCE, basis_digest, canonical_svd
+from eckart.linalg.svd import DIGEST_TOLERANCE
 
 
 @register_adapter(
@@ -114,11 +114,10 @@ class SALT(SpanningAdapter):
         super().__init__(layer)
         self.relu = self.recompute = config.relu
         self.r, rho = config.rank(layer.shape), config.trailing_rank(layer.shape)
-        u, s, vh = canonical_svd(weight)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        u, s, vh, digest = frozen_svd(weight, layer.shape.max_rank, shared=not config.save_basis)
         for name, value in {"U": u, "S": s, "Vt": vh}.items():
-            self.register_buffer(name, own(value, dtype, weight.device), persistent=config.save_basis)
-        self.register_buffer("digest", basis_digest(u, vh).to(weight.device))
+            self.register_buffer(name, value, persistent=config.save_basis)
+        self.register_buffer("digest", digest.clone())
         self.trainable_scale_A = nn.Parameter(torch.ones_like(self.S[: self.r]))
         self.trainable_shift_B = nn.Parameter(torch.zeros_like(self.S[: self.r]))
         rest, generator = s.numel() - self.r, layer.generator("trainable_X")
@@ -153,10 +152,8 @@ class SALT(SpanningAdapter):
         r, s, vt = self.r, self.S.to(self.dtype), self.Vt.to(self.dtype)
         h = self.layer.op.apply(x, vt.to(x.dtype) if x.is_floating_point() else vt)
         head = _clamp((self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B, s[:r])
-        rest: Tensor = _Core.apply(h[..., r:], self.trainable_X, self.trainable_Y, s[r:], None)  # type: ignore[no-untyped-call]
-        return torch.cat([(h[..., :r] * head.to(h.dtype)).to(rest.dtype), rest], -1), self.U.to(
-            self.dtype
-        ).t()
+        h = _Core.apply(h, head, self.trainable_X, self.trainable_Y, s[r:], None)  # type: ignore[no-untyped-call]
+        return h, self.U.to(self.dtype).t()
 
     def decomposition(self) -> tuple[Float[Tensor, "k in"], Float[Tensor, " k"], Float[Tensor, "out k"]]:
         return self.Vt, self.S, self.U
@@ -168,8 +165,9 @@ class SALT(SpanningAdapter):
     def core(self, h: Float[Tensor, "tokens k"], scaling: float) -> Float[Tensor, "tokens k"]:
         r, s = self.r, self.S
         head = s[:r] + scaling * _clamp((self.trainable_scale_A - 1) * s[:r] + self.trainable_shift_B, s[:r])
-        rest: Tensor = _Core.apply(h[:, r:], self.trainable_X, self.trainable_Y, s[r:], scaling)  # type: ignore[no-untyped-call]
-        return torch.cat([h[:, :r] * head, rest], -1)
+        given = h, head, self.trainable_X, self.trainable_Y, s[r:], scaling
+        through: Tensor = _Core.apply(*given)  # type: ignore[no-untyped-call]
+        return through
 
     def core_cost(self, tokens: int) -> int:
         return 3 * tokens * (self.S.numel() - self.r) ** 2
@@ -190,7 +188,8 @@ class SALT(SpanningAdapter):
             return through + core, folded + core
         through = tokens * (2 * k * (shape.in_features + shape.out_features) + 3 * (k - self.r) ** 2)
         core, product = k * (k - self.r) ** 2, shape.out_features * k * shape.in_features
-        return through, self.with_span(tokens, self.fold_cost(tokens) + 3 * (core + product))
+        times = 2 if self.spans() else 3  # where W₀ + ΔW is made again in the backward pass
+        return through, self.with_span(tokens, self.fold_cost(tokens) + times * (core + product))
 
     def regularization(self) -> Float[Tensor, ""]:
         """The authors' penalty of one layer, ‖α ⊙ S_r + β − S_r‖₂ + ‖X Y‖_F."""
@@ -216,27 +215,34 @@ class SALT(SpanningAdapter):
 
 
 class _Core(torch.autograd.Function):
-    """h Cᵀ with C = ReLU(diag(s) + X Y) − diag(s) or, given a scaling, diag(s) + scaling · C, which is formed again in
-    the backward pass."""
+    """h times diag(head) in its first columns and times Cᵀ in the others, with C = ReLU(diag(s) + X Y) − diag(s) or,
+    given a scaling, diag(s) + scaling · C, which is formed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:
-        ctx.save_for_backward(h, x, y, s)
+    def forward(
+        ctx: Any, h: Tensor, head: Tensor, x: Tensor, y: Tensor, s: Tensor, scaling: float | None
+    ) -> Tensor:
+        ctx.save_for_backward(h, head, x, y, s)
         ctx.scaling = scaling
-        return h @ _core(_sum(x, y, s, scaling), s, scaling).t().to(h.dtype)
+        first, rest = h.split([len(head), len(s)], -1)
+        rest = rest @ _core(_sum(x, y, s, scaling), s, scaling).t().to(h.dtype)
+        return torch.cat([(first * head.to(h.dtype)).to(rest.dtype), rest], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (h, x, y, s), (g,) = ctx.saved_tensors, gradients
+        (h, head, x, y, s), (g,) = ctx.saved_tensors, gradients
         total = _sum(x, y, s, ctx.scaling)
-        of_core = (g.flatten(0, -2).t() @ h.to(g.dtype).flatten(0, -2)).to(x.dtype)
+        (h_first, h_rest), (g_first, g_rest) = (t.split([len(head), len(s)], -1) for t in (h, g))
+        of_core = (g_rest.flatten(0, -2).t() @ h_rest.to(g.dtype).flatten(0, -2)).to(x.dtype)
         if ctx.scaling is None:
             of_core.masked_fill_(total <= torch.diag(-s), 0)
         else:
             of_core = torch.ops.aten.threshold_backward(of_core, total, 0)
             of_core = of_core if ctx.scaling == 1 else of_core.mul_(ctx.scaling)
-        of_h = (g @ _core(total, s, ctx.scaling).to(g.dtype)).to(h.dtype)
-        return of_h, of_core @ y.t(), x.t() @ of_core, None, None
+        of_rest = g_rest @ _core(total, s, ctx.scaling).to(g.dtype)
+        of_h = torch.cat([(g_first * head.to(g.dtype)).to(of_rest.dtype), of_rest], -1).to(h.dtype)
+        of_head = (g_first * h_first.to(g.dtype)).flatten(0, -2).sum(0).to(head.dtype)
+        return of_h, of_head, of_core @ y.t(), x.t() @ of_core, None, None
 
 
 def _sum(x: Tensor, y: Tensor, s: Tensor, scaling: float | None) -> Tensor:

@@ -19,11 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.adapters._config import AdapterConfig
-from eckart.adapters._diagonal import DiagonalAdapter, own
+from eckart.adapters._diagonal import DiagonalAdapter
+from eckart.adapters._kept import frozen_svd, own
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
-from eckart.linalg.svd import canonical_svd, leading_svd, rank_for_energy
+from eckart.linalg.svd import rank_for_energy
 
 
 @register_adapter(
@@ -126,21 +127,22 @@ class SVFit(DiagonalAdapter):
         super().__init__(layer)
         self.param, self.nonneg = config.param, config.nonneg
         leading = config.select == "top" and config.energy is None
-        u, s, vh = leading_svd(weight, config.rank(layer.shape)) if leading else canonical_svd(weight)
+        r = config.rank(layer.shape) if leading else layer.shape.max_rank
+        u, s, vh, _ = frozen_svd(weight, r, shared=not config.save_basis)
         if config.energy is not None and config.pattern(layer.shape) is None:
             config._ranks[layer.shape.name] = rank_for_energy(s, config.energy, config.energy_norm)
         r, falling = config.rank(layer.shape), torch.arange(s.numel())
-        order = {
-            "top": falling,
-            "bottom": falling.flip(0),
-            "random": torch.randperm(s.numel(), generator=layer.generator("select")),
-        }[config.select]
-        kept = order[:r].sort().values.to(s.device)
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        frozen = {"svfit_U": u[:, kept], "svfit_Vh": vh[kept], "svfit_s0": s[kept]}
-        for name, value in frozen.items():
-            self.register_buffer(name, own(value, dtype, weight.device), persistent=config.save_basis)
-        self.svfit_s = nn.Parameter(torch.zeros(r, dtype=dtype, device=weight.device))
+        if r < s.numel():
+            order = {
+                "top": falling,
+                "bottom": falling.flip(0),
+                "random": torch.randperm(s.numel(), generator=layer.generator("select")),
+            }[config.select]
+            chosen = order[:r].sort().values.to(s.device)
+            u, s, vh = (own(t, s.dtype, s.device) for t in (u[:, chosen], s[chosen], vh[chosen]))
+        for name, value in {"svfit_U": u, "svfit_Vh": vh, "svfit_s0": s}.items():
+            self.register_buffer(name, value, persistent=config.save_basis)
+        self.svfit_s = nn.Parameter(torch.zeros_like(s))
 
     def basis(self) -> tuple[Float[Tensor, "r in"], Float[Tensor, "out r"]]:
         return self.svfit_Vh, self.svfit_U

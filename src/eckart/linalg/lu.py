@@ -33,7 +33,7 @@ def row_order(matrix: Float[Tensor, "m n"]) -> Int[Tensor, " m"]:
 
 
 def ldu(matrix: Float[Tensor, "m n"], pivots: Int[Tensor, " r"]) -> LDU:
-    """Eliminate with the given rows as pivots, in their order, one column after the other.
+    """Eliminate in float64 with the given rows as pivots, in their order, one column after the other.
 
     B diag(d) A equals W on the pivot rows and on the first r columns. Where a pivot is zero to rounding (a matrix
     of lower rank, equal or zero rows) its d, its column of B and its row of A are zero instead of NaN.
@@ -42,27 +42,36 @@ def ldu(matrix: Float[Tensor, "m n"], pivots: Int[Tensor, " r"]) -> LDU:
         matrix: float32 or float64.
         pivots: r ≤ min(m, n) row numbers, such as ``row_order(matrix)[:r]``.
     """
-    r = pivots.numel()
-    pivots = pivots.long()
-    rows = matrix[pivots]
-    floor = torch.finfo(matrix.dtype).eps * max(matrix.shape) * matrix.abs().max()
+    r, dtype = pivots.numel(), matrix.dtype
+    floor = torch.finfo(dtype).eps * max(matrix.shape) * matrix.abs().max()
+    wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
+    pivots = pivots.to(wide.device).long()
+    rows, others = wide[pivots], torch.ones(len(wide), dtype=torch.bool, device=wide.device)
+    others[pivots] = False
     lower, upper = _eliminate(rows[:, :r], floor)
     d = upper.diagonal()
     dead = d.abs() <= floor
-    upper = upper + torch.diag(dead.to(d))
-    a = torch.linalg.solve_triangular(lower, rows, upper=False, unitriangular=True).triu()
-    b = torch.linalg.solve_triangular(upper, matrix[:, :r], upper=True, left=False)
-    b[pivots] = lower
-    a = a / torch.where(dead, 1.0, d).unsqueeze(1)
+    solvable = upper + torch.diag(dead.to(d))
+    right = torch.linalg.solve_triangular(lower, rows[:, r:], upper=False, unitriangular=True)
+    a = torch.cat([upper, right], 1) / torch.where(dead, 1.0, d).unsqueeze(1)
     a[torch.arange(r), torch.arange(r)] = 1.0
-    return LDU(b.masked_fill(dead, 0.0), d.masked_fill(dead, 0.0), a.masked_fill(dead.unsqueeze(1), 0.0))
+    b = lower.new_empty(len(wide), r)
+    b[pivots] = lower
+    b[others] = torch.linalg.solve_triangular(solvable, wide[others, :r], upper=True, left=False)
+    found = b.masked_fill(dead, 0.0), d.masked_fill(dead, 0.0), a.masked_fill(dead.unsqueeze(1), 0.0)
+    return LDU(*(t.to(dtype) for t in found))
 
 
 def _eliminate(
     square: Float[Tensor, "k k"], floor: Tensor
 ) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
-    """Unit lower L and upper U with L U = square, without exchanging rows; by halves, so that products do the work."""
+    """Unit lower L and upper U with L U = square, without exchanging rows: LAPACK's, where it would exchange none,
+    or else by halves, so that products do the work."""
     k = square.shape[0]
+    found, swaps, _ = torch.linalg.lu_factor_ex(square)
+    plain = swaps.tolist() == list(range(1, k + 1))
+    if plain and bool((found.diagonal().abs() > floor).all()):
+        return torch.tril(found, -1).fill_diagonal_(1.0), found.triu()
     if k <= _BLOCK:
         upper, lower = square.clone(), torch.eye(k, dtype=square.dtype, device=square.device)
         for i in range(k - 1):

@@ -14,6 +14,8 @@ CLUSTER_GAP = 1e-8
 """Neighbouring singular values closer than this share of the largest count as equal."""
 LEAST_LEADING = 1e-3
 """Down to this share of the largest, a singular value's vectors are as exact from a Gram matrix as float32 can tell."""
+LEAST_TRAILING = 1e-10
+"""Below this share of the largest, a singular value's vectors are not found beside a Gram matrix."""
 DIGEST_UNIT = 2.0**-16
 """Resolution of `basis_digest`."""
 DIGEST_TOLERANCE = 8
@@ -26,43 +28,55 @@ def canonical_svd(matrix: Float[Tensor, "m n"]) -> SVD:
     Args:
         matrix: any real matrix without NaN or Inf.
     """
-    wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
-    return canonicalize(SVD(*torch.linalg.svd(wide, full_matrices=False)))
+    tall, turned = _tall(matrix)
+    u, s, vh = torch.linalg.svd(tall, full_matrices=False)
+    return canonicalize(SVD(vh.mT, s, u.mT) if turned else SVD(u, s, vh))
 
 
 def leading_svd(matrix: Float[Tensor, "m n"], r: int) -> SVD:
-    """The r leading triples of `canonical_svd`.
+    """The r leading triples of `canonical_svd`, to single precision where the matrix has no more.
 
-    Up to half of them are found by the eigenvectors of the smaller Gram matrix, in half the time on a CPU, where that
-    is exact to single precision: for a matrix that is not in float64 and values of at least `LEAST_LEADING` · S_1.
+    A matrix that is not in float64 is decomposed by the eigenvectors of its smaller Gram matrix, in half the time on a
+    CPU. These blur values below `LEAST_LEADING` · S_1, which are decomposed on their own, where they are a quarter of
+    all at most and none is below `LEAST_TRAILING` · S_1.
 
     Args:
         matrix: any real matrix without NaN or Inf.
         r: at most min(m, n).
     """
-    if 2 * r <= min(matrix.shape) and matrix.dtype != torch.float64 and (found := _by_gram(matrix, r)):
-        svd = canonicalize(found)
-    else:
-        svd = canonical_svd(matrix)
+    found = None if matrix.dtype == torch.float64 else _by_gram(matrix, r)
+    svd = canonical_svd(matrix) if found is None else canonicalize(found)
     return SVD(svd.U[:, :r], svd.S[:r], svd.Vh[:r])
 
 
-def _by_gram(matrix: Float[Tensor, "m n"], r: int) -> SVD | None:
-    """The leading triples, r and what is as large as the last of them; None where some are too small."""
+def _tall(matrix: Float[Tensor, "m n"]) -> tuple[Tensor, bool]:
+    """The matrix in float64 with no more columns than rows, and whether it was turned for that."""
     wide = matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
-    tall = wide if wide.shape[0] >= wide.shape[1] else wide.mT
+    turned = wide.shape[0] < wide.shape[1]
+    return wide.mT if turned else wide, turned
+
+
+def _by_gram(matrix: Float[Tensor, "m n"], r: int) -> SVD | None:
+    """The leading triples, r and what is as large as the last of them, or all; None where too many are too small."""
+    tall, turned = _tall(matrix)
     values, vectors = torch.linalg.eigh(tall.mT @ tall)
-    sizes = values.flip(0).clamp(min=0).sqrt().tolist()
-    last = r
-    while last < len(sizes) and sizes[last - 1] - sizes[last] <= CLUSTER_GAP * sizes[0]:
+    sizes, v = values.flip(0).clamp(min=0).sqrt().tolist(), vectors.flip(1)
+    last, count = r, len(sizes)
+    while last < count and sizes[last - 1] - sizes[last] <= CLUSTER_GAP * sizes[0]:
         last += 1
-    if not sizes[last - 1] > LEAST_LEADING * sizes[0]:
+    clear = sum(size > LEAST_LEADING * sizes[0] for size in sizes)
+    if clear < last and 4 * (count - clear) > count:
         return None
-    v = vectors.flip(1)[:, :last]
-    u = tall @ v
+    u = tall @ v[:, : min(last, clear)]
     s = torch.linalg.vector_norm(u, dim=0)
-    u = u / s
-    return SVD(u, s, v.mT) if tall is wide else SVD(v, s, u.mT)
+    u, v, rest = u / s, v[:, : min(last, clear)], v[:, clear:]
+    if clear < last:
+        left = tall @ rest
+        p, small, qh = torch.linalg.svd(left - u @ (u.mT @ left), full_matrices=False)
+        if not small[-1] > LEAST_TRAILING * s[0]:
+            return None
+        u, s, v = torch.cat([u, p], 1), torch.cat([s, small]), torch.cat([v, rest @ qh.mT], 1)
+    return SVD(v, s, u.mT) if turned else SVD(u, s, v.mT)
 
 
 def canonicalize(svd: SVD) -> SVD:

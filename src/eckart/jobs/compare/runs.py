@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from eckart.adapters._kept import Kept
 from eckart.jobs.compare.contender import Contender, checkpoint_bytes
 from eckart.jobs.compare.examples import SCORES, pack
 from eckart.jobs.compare.names import TRIVIAL
@@ -79,6 +80,7 @@ class Runner:
 
     Attributes:
         before: bits of a token of the task's general text by the model as it is given; None until they are needed.
+        kept: decompositions of the base's weights, which every run of a method asks for again.
     """
 
     task: Task
@@ -86,6 +88,7 @@ class Runner:
     budget: str
     on_step: Callable[[str], None] = lambda words: None
     before: float | None = field(default=None, init=False)
+    kept: Kept = field(default_factory=Kept, init=False)
 
     def do(self, run: Run, contender: Contender | None) -> Result:
         """Do a run. What goes wrong in it is recorded in its row; what goes wrong around it is raised.
@@ -147,7 +150,8 @@ class Runner:
         if general is not None and self.before is None:
             self.before = bits_of(base, general)
         start = time.perf_counter()
-        result.model = model = contender.prepare(base, self.task, seed)
+        with self.kept.in_use():
+            result.model = model = contender.prepare(base, self.task, seed)
         prepared = time.perf_counter() - start
         row |= self._sizes(model)
         if steps:
