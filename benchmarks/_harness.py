@@ -124,6 +124,12 @@ def interleave(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
+def held_mib(kind: str) -> float:
+    """What this process holds (VmRSS), or the most since the mark was last set (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024
+
+
 def machine() -> dict[str, Any]:
     """Where the numbers come from."""
     cpu = next(

@@ -20,7 +20,7 @@ from typing import Any
 from _harness import RESULTS, save, table
 
 NAME = "compression_cost"
-METHODS = "svd,welore,whitened-svd,lord,modegpt"
+METHODS = "modegpt,whitened-svd,lord,welore,svd"
 WORDS = (
     *(
         "--kind",

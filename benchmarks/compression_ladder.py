@@ -1,7 +1,7 @@
 """Perplexity of a language model with 5, 10, 20 and 30 % of its linear layers removed, by every closed-form method.
 
-All methods see the same statistics of the same calibration text; rows that are there already are kept.
-Needs a dense model on disk and text:
+All methods see the same statistics of the same calibration text, and each is held against the dense model window by
+window. Rows that are there already are kept. Needs a dense model on disk and text:
 
     python benchmarks/compression_ladder.py --model DIR --train TEXT --test TEXT
 """
@@ -9,29 +9,31 @@ Needs a dense model on disk and text:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import resource
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _harness import RESULTS, machine
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eckart.compression as compression
-from eckart.errors import InputError
 from eckart.files import atomic_write
+from eckart.jobs.compare.paired import Scores
 
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "svd": ("svd", {}),
-    "welore": ("welore", {"lrc_rule": "break_even"}),
-    "whitened-svd": ("whitened-svd", {}),
-    "lord": ("lord", {}),
-    "modegpt": ("modegpt", {}),
+METHODS: dict[str, dict[str, Any]] = {
+    "modegpt": {},
+    "whitened-svd": {},
+    "lord": {},
+    "welore": {"lrc_rule": "break_even"},
+    "svd": {},
 }
 RATIOS = (0.05, 0.1, 0.2, 0.3)
 
@@ -45,18 +47,28 @@ def windows(tokenizer: Any, text: Path, length: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: Any, ids: Tensor, batch: int = 4) -> float:
-    """exp of the mean cross entropy of all tokens but the first of each window."""
-    total = 0.0
+def bits(model: Any, ids: Tensor, batch: int = 4) -> np.ndarray:
+    """Bits per token of each window: the mean over all its tokens but the first."""
+    found = []
     for part in ids.split(batch):
         logits = model(part, use_cache=False).logits[:, :-1]
-        total += float(
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
-        )
-    return math.exp(total / (ids.shape[0] * (ids.shape[1] - 1)))
+        losses = torch.nn.functional.cross_entropy(logits.mT, part[:, 1:], reduction="none")
+        found.append(losses.double().mean(1) / math.log(2))
+    return torch.cat(found).numpy()
 
 
-def main() -> None:
+def to_dense(own: np.ndarray, dense: np.ndarray) -> dict[str, float]:
+    """By how many bits a model is worse than the dense one, paired by window, with its interval of 95 %."""
+    both = np.stack([own, dense])
+    scores = Scores(
+        both.mean(1, keepdims=True), {(0, 0): own, (1, 0): dense}, np.zeros(len(both)), fixed=(0, 1)
+    )
+    gap = scores.difference(0, 1)
+    assert gap is not None
+    return {"to_dense": gap.value, "to_dense_low": gap.low, "to_dense_high": gap.high}
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "train", "test"):
         parser.add_argument(f"--{name}", type=Path, required=True)
@@ -66,65 +78,70 @@ def main() -> None:
     parser.add_argument(
         "--statistics", type=Path, help="keep the statistics here, or use those that are here"
     )
-    parser.add_argument("--methods", default=",".join(ARMS))
-    parser.add_argument("--ratios", default=",".join(map(str, RATIOS)))
-    parser.add_argument("--name", default="compression_ladder")
-    arguments = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    calibration = windows(tokenizer, arguments.train, arguments.context, arguments.calibration)
-    test = windows(tokenizer, arguments.test, arguments.context, arguments.windows)
-    about = {
-        "context": arguments.context,
-        "calibration tokens": calibration.numel(),
-        "test tokens": test.numel(),
-    }
-    path = RESULTS / f"{arguments.name}.json"
-    earlier = json.loads(path.read_text()) if path.is_file() else {}
-    rows: list[dict[str, Any]] = earlier["rows"] if earlier.get("about") == about else []
-    done = {(row["method"], row["ratio"]) for row in rows}
+    return parser.parse_args()
 
-    def keep(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        with atomic_write(path) as temporary:
-            text = json.dumps({"machine": machine(), "about": about, "rows": rows}, indent=1)
-            temporary.write_text(text + "\n")
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    if ("dense", 0.0) not in done:
-        keep({"method": "dense", "ratio": 0.0, "removed": 0.0, "perplexity": perplexity(model, test)})
+class Ladder:
+    """The rows, each measured once.
+
+    Args:
+        options: of the script.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model = options.model
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        self.calibration = windows(tokenizer, options.train, options.context, options.calibration)
+        self.test = windows(tokenizer, options.test, options.context, options.windows)
+        sizes = {"calibration tokens": self.calibration.numel(), "test tokens": self.test.numel()}
+        self.about = {"context": options.context, **sizes}
+        self.path = RESULTS / "compression_ladder.json"
+        earlier = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
+        self.rows: list[dict[str, Any]] = earlier["rows"] if earlier.get("about") == self.about else []
+
+    def row(self, method: str, ratio: float) -> dict[str, Any] | None:
+        wanted = {"method": method, "ratio": ratio}
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def keep(self, method: str, ratio: float, model: Any, more: Mapping[str, Any]) -> None:
+        """Score a model, and write its row with those before it."""
+        found = bits(model, self.test)
+        row = {"method": method, "ratio": ratio, **more, "perplexity": 2 ** float(found.mean())}
+        if dense := self.row("dense", 0.0):
+            row |= to_dense(found, np.array(dense["bits"]))
+        self.rows.append(row | {"bits": found.tolist()})
+        print(row, flush=True)
+        told = {"machine": machine(), "about": self.about, "rows": self.rows}
+        with atomic_write(self.path) as temporary:
+            temporary.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+
+    def dense(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+
+    def run(self, place: Path) -> None:
+        """What is not there yet."""
+        if self.row("dense", 0.0) is None:
+            self.keep("dense", 0.0, self.dense(), {"removed": 0.0})
+        if not place.is_dir():
+            compression.gather(
+                self.dense(), [{"input_ids": part} for part in self.calibration.split(4)], place
+            )
+        statistics = compression.Statistics(place)
+        for ratio, (name, options) in itertools.product(RATIOS, METHODS.items()):
+            if self.row(name, ratio) is not None:
+                continue
+            small, started = self.dense(), time.process_time()
+            compression.compress(small, name, ratio=ratio, calibration=statistics, **options)
+            seconds, report = time.process_time() - started, compression.report(small)
+            assert report is not None
+            sizes = {"removed": report.removed, "parameters": report.parameters_after}
+            self.keep(name, ratio, small, {**sizes, "processor s": seconds})
+
+
+def main() -> None:
+    options = arguments()
     with tempfile.TemporaryDirectory() as place:
-        started = time.perf_counter()
-        where = arguments.statistics or Path(place, "statistics")
-        if not where.is_dir():
-            compression.gather(model, [{"input_ids": part} for part in calibration.split(4)], where)
-        statistics, gathering = compression.Statistics(where), time.perf_counter() - started
-        for ratio in map(float, arguments.ratios.split(",")):
-            for name in arguments.methods.split(","):
-                if (name, ratio) in done:
-                    continue
-                method, options = ARMS[name]
-                small = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-                started = time.perf_counter()
-                try:
-                    compression.compress(small, method, ratio=ratio, calibration=statistics, **options)
-                except InputError as error:
-                    keep({"method": name, "ratio": ratio, "refused": str(error)})
-                    continue
-                seconds = time.perf_counter() - started
-                report = compression.report(small)
-                assert report is not None
-                keep(
-                    {
-                        "method": name,
-                        "ratio": ratio,
-                        "removed": report.removed,
-                        "parameters": report.parameters_after,
-                        "perplexity": perplexity(small, test),
-                        "seconds": seconds + (gathering if name not in ("svd", "welore") else 0),
-                        "peak MiB of the process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                    }
-                )
+        Ladder(options).run(options.statistics or Path(place, "statistics"))
 
 
 if __name__ == "__main__":

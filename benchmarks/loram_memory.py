@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import save, table
+from _harness import held_mib, save, table
 from transformers import AutoModelForCausalLM
 
 from eckart.adapters import adapt
@@ -25,12 +25,6 @@ from eckart.jobs.adapt.loram import quantise
 from eckart.tasks.pretrained import find_model
 
 STEPS = 2
-
-
-def held_mib(kind: str) -> float:
-    """What this process holds (VmRSS), or the most since the mark was last set (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(kind)).split()[1]) / 1024
 
 
 def worker(place: str, tokens: int, int8: bool) -> dict[str, float]:

@@ -6,6 +6,7 @@ from statistics import mean
 
 from _rows import ROOT, listed, percent, result, row, rows, short, signed
 from _tables.curves import FULL, HEAD_ONLY, LORA, arms
+from _tables.healing import told as healed
 from _tables.lora_fair import FEDIT, RIDGE, chosen, points
 from _tables.s4d import fashion
 
@@ -239,19 +240,22 @@ def federated() -> list[str]:
 
 def compression() -> list[str]:
     (told,) = (r["advice"] for r in rows("compression") if "advice" in r)
-    speeds = {(r["arm"], r["what"]): r["x dense"] for r in rows("compression_speed", "benchmarks", ratio=0.3)}
+    at = {(r["arm"], r["what"]): r for r in rows("compression_speed", "benchmarks", ratio=0.3)}
     sliced, factored = (
-        tuple(f"{speeds[arm, what]:.2f}" for what in ("prefill", "generation"))
+        tuple(f"{at[arm, what]['x dense']:.2f}" for what in ("prefill", "generation"))
         for arm in ("modegpt", "whitened-svd")
     )
+    peaks = [at[arm, "generation"]["peak x dense"] for arm in ("modegpt", "whitened-svd")]
     slowest = min(r["x dense"] for r in rows("compression_speed", "benchmarks") if r["arm"] != "dense")
     cost = rows("compression_cost", "benchmarks")
     longest, most = (max(r[key] for r in cost) for key in ("compressing s", "peak MiB"))
     return [
         f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
+        healed(),
         f"With three tenths removed it makes {sliced[0]} (prefill) and {sliced[1]} (generation) times the dense "
-        f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors; at 10 to "
-        f"40 % nothing is below {slowest:.2f} ([speed](../commands/compress.md#speed)).",
+        f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors, from "
+        f"{peaks[0]:.2f} and {peaks[1]:.2f} of its peak memory; at 10 to 40 % nothing is below {slowest:.2f} "
+        "([speed](../commands/compress.md#speed-and-memory)).",
         f"Compressing it takes {longest:.0f} s and {most / 1024:.1f} GiB at most on one thread, of {len(cost)} methods "
         "([cost](../commands/compress.md#measured)).",
     ]

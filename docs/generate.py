@@ -10,6 +10,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import _compressing
 from _findings import findings
 from _rows import ROOT, between, machine, result, signed
 from _rows import table as markdown
@@ -162,55 +163,6 @@ def with_figures(name: str) -> str:
     return text
 
 
-def ladder() -> str:
-    """Perplexities of compressed models, from the rows of the benchmark."""
-    found = result("compression_ladder", "benchmarks")
-    lines = []
-    for row in sorted(found["rows"], key=lambda row: (row["ratio"], row["perplexity"])):
-        size, seconds = (f"{row[key]:,.0f}" if key in row else "" for key in ("parameters", "seconds"))
-        value = row["perplexity"]
-        shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
-        lines.append((row["method"], f"{row['ratio']:.0%}", f"{row['removed']:.1%}", size, shown, seconds))
-    about, machine = found["about"], found["machine"]
-    head = ("method", "asked", "removed", "parameters", "perplexity", "s")
-    tokens = f"{about['calibration tokens']:,} tokens of calibration, {about['test tokens']:,} of test"
-    threads = f"{machine['threads']} of {machine['cores']} cores of {machine['cpu']}, shared with other work"
-    return f"\n{markdown(head, lines)}\nContext {about['context']}; {tokens}; {threads}.\n\n"
-
-
-def speeds() -> str:
-    """Speeds of compressed models against the dense one, from the rows of the benchmark."""
-    found = result("compression_speed", "benchmarks")
-    rows = {(row["arm"], row["ratio"], row["what"]): row for row in found["rows"]}
-    lines = []
-    for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in found["rows"]):
-        if arm == "dense":
-            continue
-        prefill, generation = (rows[arm, ratio, what] for what in ("prefill", "generation"))
-        dense = rows["dense", ratio, "prefill"]["weight MB"]
-        bound = f"{dense / prefill['weight MB']:.2f}×"
-        times = (f"{row['x dense']:.2f}×" for row in (prefill, generation))
-        size = f"{prefill['weight MB']:.0f}"
-        lines.append((f"{ratio:.0%}", arm, f"{prefill['removed']:.1%}", size, *times, bound))
-    head = ("asked", "method", "removed", "weights, MB", "prefill", "generation", "bytes allow")
-    dense_rates = [
-        f"{rows['dense', ratio, what]['tokens/s']:,.0f}"
-        for ratio, what in ((0.3, "prefill"), (0.3, "generation"))
-    ]
-    told = f"The dense model: {dense_rates[0]} and {dense_rates[1]} tokens a second, "
-    size = f"{rows['dense', 0.3, 'prefill']['weight MB']:.0f} MB. "
-    return f"\n{markdown(head, lines)}\n{told}{size}1 thread of {found['machine']['cpu']}.\n\n"
-
-
-def costs() -> str:
-    """Time and memory of the command, from the rows of the benchmark."""
-    found = result("compression_cost", "benchmarks")
-    keys = ("compressing s", "processor s", "peak MiB")
-    lines = [(r["method"], *(f"{r[key]:,.0f}" for key in keys)) for r in found["rows"]]
-    head = ("method", "compressing, s", "whole command, s of the processor", "peak memory, MiB")
-    return f"\n{markdown(head, lines)}\n1 thread of {found['machine']['cpu']}.\n\n"
-
-
 def chosen_memory(*arms: str) -> str:
     """Peak memory of a step of some arms, by tokens."""
     found = result("chosen_weights_memory", "benchmarks")["rows"]
@@ -310,13 +262,6 @@ def pruned_quality() -> str:
     return f"\n{markdown(head, lines)}\nBits per token, {steps} steps, one seed. {machine(found)}\n"
 
 
-def compressing(text: str) -> str:
-    """The page of `eckart compress` with what was measured."""
-    for mark, block in (("ladder", ladder()), ("speed", speeds()), ("cost", costs())):
-        text = between(text, mark, block)
-    return text
-
-
 def render() -> dict[Path, str]:
     """Path → text of every generated file."""
     readme, site, index = ROOT / "README.md", ROOT / "mkdocs.yml", ROOT / "docs/evidence/index.md"
@@ -336,7 +281,7 @@ def render() -> dict[Path, str]:
         site: between(menu, "evidence", evidence()),
         index: between(index.read_text("utf-8"), "findings", findings() + "\n"),
         refused: between(between(refused.read_text("utf-8"), "ranges", ranges()), "layers", reasons()),
-        shrinking: compressing(shrinking.read_text("utf-8")),
+        shrinking: _compressing.on_page(shrinking.read_text("utf-8")),
         dct: between(dct.read_text("utf-8"), "steps", optimizer_steps("DCTAdamW")),
         trion: between(trion.read_text("utf-8"), "steps", optimizer_steps("Trion")),
         cutting: between(cutting.read_text("utf-8"), "sizes", sizes()),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, advice, difference, machine, number, result, table
+from _rows import Blocks, advice, difference, machine, number, result, rows, table
+
+SHAPES = {
+    "MoDeGPT": "modegpt",
+    "Whitened SVD": "whitened-svd",
+    "Truncated SVD": "whitened-svd",
+} | dict.fromkeys(("LoRD", "AFM"), "lord")
+"""Which arm of the benchmark of speed has layers of the same shapes."""
 
 
 def blocks() -> Blocks:
     found = result("compression")
+    speeds = {(r["arm"], r["what"]): r["x dense"] for r in rows("compression_speed", "benchmarks", ratio=0.2)}
     head = (
         *("method", "bits per token", "perplexity", "to the dense model", "to the best", "weights, MB"),
-        *("forward", "generation", "compressing, s"),
+        *("prefill", "generation"),
     )
     lines = [
         (
@@ -19,9 +27,10 @@ def blocks() -> Blocks:
             difference(r, "dense", 3),
             difference(r, "best", 3),
             number(r["saved_bytes"] and r["saved_bytes"] / 1e6, ".0f"),
-            number(r["forward_ratio"], ".2f", "×"),
-            number(r["generation_ratio"], ".2f", "×"),
-            number(r["prepare_seconds"], ".0f"),
+            *(
+                number(speeds.get((SHAPES.get(r["label"]), what)), ".2f", "×")
+                for what in ("prefill", "generation")
+            ),
         )
         for r in found["rows"]
         if r.get("score") is not None

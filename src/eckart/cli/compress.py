@@ -6,7 +6,7 @@ import sys
 from typing import Annotated
 
 from eckart.cli.command import Answer
-from eckart.cli.console import progress, table
+from eckart.cli.console import progress, table, tell_task
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
@@ -112,6 +112,7 @@ def compress(
                 merge=merge,
                 resume=resume,
                 overwrite=overwrite,
+                on_task=tell_task,
                 on_block=on_block,
                 on_step=on_step,
                 kind=kind,

@@ -26,6 +26,12 @@ def calibration_batches(task: Task, number: int, batch_size: int) -> Iterator[di
         yield {name: value for name, value in batch.items() if name != "labels"}
 
 
+def note_calibration(task: Task, number: int) -> None:
+    """Note beside the data that they hold fewer training examples than the statistics are to see."""
+    if number > (there := len(task.train)):  # type: ignore[arg-type]
+        task.data.notes.append(f"calibration sees all {there:,} training examples, {number:,} were asked for")
+
+
 def train_factors(model: nn.Module, changed: Collection[str], task: Task) -> None:
     """Let the compressed layers, the norms and the head train, and nothing else."""
     from eckart.tasks.trainer import in_head

@@ -58,6 +58,16 @@ def final(results: pd.DataFrame) -> pd.DataFrame:
     return results[results["stage"] == "final"].set_index("method")
 
 
+def test_fewer_examples_than_the_statistics_are_to_see_are_told(place: Path, tmp_path: Path) -> None:
+    def stop(task: dict[str, Any]) -> None:
+        raise KeyboardInterrupt(task["notes"])
+
+    files = str(place / "model"), str(place / "data.txt")
+    options = {**SMALL, "methods": ["svd"], "limits": {"train": 11}}
+    with pytest.raises(KeyboardInterrupt, match="calibration sees all 11 training examples, 12 were asked"):
+        compare_compression(*files, ratio=0.3, output=tmp_path / "out", on_task=stop, **options)
+
+
 def test_every_method_that_fits_is_scored_beside_the_dense_model(place: Path, compared: pd.DataFrame) -> None:
     rows = final(compared)
     failed = rows[rows["status"] == "failed"]

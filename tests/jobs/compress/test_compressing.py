@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,11 +158,26 @@ def test_the_command(files: tuple[str, str], tmp_path: Path, capsys: pytest.Capt
     ]
     output = tmp_path / "small"
     assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 0
-    assert "of the compressed layers removed" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "of the compressed layers removed" in told.out and "examples: train " in told.err
     assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 2
     words += ["--overwrite", "--json"]
     assert main(["compress", *words, "--ratio", "0.3", "--method", "svd", "--output", str(output)]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "svd"
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "told"),
+    [("whitened-svd", 13, True), ("whitened-svd", 12, False), ("pela", 13, True), ("svd", 13, False)],
+)
+def test_fewer_examples_than_the_statistics_are_to_see_are_told(
+    files: tuple[str, str], tmp_path: Path, method: str, number: int, told: bool
+) -> None:
+    seen: list[dict[str, Any]] = []
+    arguments = {**OPTIONS, "calibration": number, "limits": {"train": 12, "validation": 1, "test": 1}}
+    compress_model(*files, method, ratio=0.3, output=tmp_path / "small", on_task=seen.append, **arguments)
+    note = "calibration sees all 12 training examples, 13 were asked for"
+    assert (note in seen[0]["notes"]) is told
 
 
 def test_what_is_excluded_is_excluded_beside_the_head(files: tuple[str, str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from eckart.jobs.compare.starting import Entry, run
 from eckart.quiet import quiet
 from eckart.tasks.asked import check_asked
 from eckart.tasks.options import TaskOptions, beyond_data
-from eckart.tasks.smaller import CALIBRATION
+from eckart.tasks.smaller import CALIBRATION, note_calibration
 
 if TYPE_CHECKING:
     import os
@@ -120,6 +120,7 @@ def compare_compression(
                 f"steps is 0, and the head of this task ({heads}) is new: give steps to train it"
             )
         sizes = {"ratio": ratio, "size": budget, "calibration": calibration, "batch_size": batch_size}
+        note_calibration(task, calibration)
         everyone = compressions(task, methods, sizes, learning_rates, trials)
     if on_task is not None:
         on_task(task.describe())

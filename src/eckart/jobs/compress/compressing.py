@@ -21,6 +21,7 @@ from eckart.tasks.smaller import (
     CALIBRATION,
     HEAL_LR,
     calibration_batches,
+    note_calibration,
     train_factors,
 )
 
@@ -53,6 +54,7 @@ def compress_model(
     merge: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    on_task: Callable[[dict[str, Any]], None] | None = None,
     on_block: OnStep | None = None,
     on_step: OnStep | None = None,
     **task_options: Any,
@@ -80,6 +82,7 @@ def compress_model(
         merge: write an ordinary dense model instead, for tools that do not know eckart.
         resume: go on with the finished blocks of the same command.
         overwrite: replace what is in ``output`` and in ``<output>.partial``.
+        on_task: called with `Task.describe`, what was understood of model and data, before anything is compressed.
         on_block: called with the number of finished blocks and of all.
         on_step: likewise for the steps of healing.
         task_options: passed to `load_task`, such as ``kind``, ``text_column``, ``max_length``, ``limits``.
@@ -107,13 +110,17 @@ def compress_model(
     from eckart.tasks.scoring import evaluate, scoring_batch
     from eckart.tasks.task import load_task
 
-    asked(method, ratio, budget, options or {})
+    chosen = asked(method, ratio, budget, options or {})
     task = load_task(model, data, seed=seed, **task_options)
+    if chosen.calibrated or hasattr(chosen, "train"):
+        note_calibration(task, calibration)
     given = dict(options or {})
     own = given.pop("exclude", ())
     how = {**given, "exclude": (*task.head_modules, *([own] if isinstance(own, str) else own))}
     small = task.fresh_model(seed)
     suited(small, method, ratio, budget, how)
+    if on_task is not None:
+        on_task(task.describe())
     size = scoring_batch(task, batch_size)
     scores = {"dense": asdict(evaluate(small, task, task.test, size))}
     if not resume:

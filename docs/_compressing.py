@@ -1,0 +1,68 @@
+"""What was measured of `eckart compress`, on its page: perplexity by size, time and memory, speed of the result."""
+
+from __future__ import annotations
+
+from _rows import between, difference, machine, result, table
+
+
+def ladder() -> str:
+    """Perplexities of compressed models, from the rows of the benchmark."""
+    found = result("compression_ladder", "benchmarks")
+    lines = []
+    for row in sorted(found["rows"], key=lambda row: (row["ratio"], row["perplexity"])):
+        if row["method"] == "dense":
+            lines.append(("dense", "", "", "", f"{row['perplexity']:.1f}", "", ""))
+            continue
+        value = row["perplexity"]
+        shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
+        sizes = f"{row['removed']:.1%}", f"{row['parameters']:,}"
+        gap = difference(row, "dense", 2)
+        lines.append((row["method"], f"{row['ratio']:.0%}", *sizes, shown, gap, f"{row['processor s']:.0f}"))
+    about = found["about"]
+    head = ("method", "asked", "removed", "parameters", "perplexity", "bits above the dense model", "s")
+    tokens = f"{about['calibration tokens']:,} tokens of calibration, {about['test tokens']:,} of test"
+    told = "seconds of one thread for compressing, without the statistics"
+    return f"\n{table(head, lines)}\nContext {about['context']}; {tokens}; {told}. {machine(found)}\n"
+
+
+def speeds() -> str:
+    """Speeds and memory of compressed models against the dense one, from the rows of the benchmark."""
+    found = result("compression_speed", "benchmarks")
+    rows = {(row["arm"], row["ratio"], row["what"]): row for row in found["rows"]}
+    lines = []
+    for arm, ratio in dict.fromkeys((row["arm"], row["ratio"]) for row in found["rows"]):
+        if arm == "dense":
+            continue
+        prefill, generation = (rows[arm, ratio, what] for what in ("prefill", "generation"))
+        dense = rows["dense", ratio, "generation"]
+        share, read = dense["in products"], generation["weight MB"] / dense["weight MB"]
+        bound = f"{1 / (1 - share + share * read):.2f}×"
+        times = (f"{row['x dense']:.2f}×" for row in (prefill, generation))
+        held = f"{generation['peak MiB']:.0f} ({generation['peak x dense']:.2f}×)"
+        size = f"{generation['weight MB']:.0f} ({read:.2f}×)"
+        lines.append((f"{ratio:.0%}", arm, f"{generation['removed']:.1%}", size, held, *times, bound))
+    head = ("asked", "method", "removed", "weights, MB", "peak, MiB", "prefill", "generation", "bytes allow")
+    dense = {what: rows["dense", 0.3, what] for what in ("prefill", "generation")}
+    rates = " and ".join(f"{row['tokens/s']:,.0f}" for row in dense.values())
+    last = dense["generation"]
+    told = (
+        f"The dense model: {rates} tokens a second, {last['weight MB']:.0f} MB of weights, a peak of "
+        f"{last['peak MiB']:.0f} MiB; {last['in products']:.0%} of its time of generation are in products of matrices. "
+    )
+    return f"\n{table(head, lines)}\n{told}1 thread of {found['machine']['cpu']}.\n\n"
+
+
+def costs() -> str:
+    """Time and memory of the command, from the rows of the benchmark."""
+    found = result("compression_cost", "benchmarks")
+    keys = ("compressing s", "processor s", "peak MiB")
+    lines = [(r["method"], *(f"{r[key]:,.0f}" for key in keys)) for r in found["rows"]]
+    head = ("method", "compressing, s", "whole command, s of the processor", "peak memory, MiB")
+    return f"\n{table(head, lines)}\n1 thread of {found['machine']['cpu']}.\n\n"
+
+
+def on_page(text: str) -> str:
+    """The page of the command with what was measured."""
+    for mark, block in (("ladder", ladder()), ("speed", speeds()), ("cost", costs())):
+        text = between(text, mark, block)
+    return text
