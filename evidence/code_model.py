@@ -193,8 +193,8 @@ Source files of the standard library (licence: PSF-2.0), without test suites, ve
 ## Training
 
 {run["steps"]:,} updates of {RECIPE["batch"]} sequences of {RECIPE["length"]} tokens ({run["tokens"]:,} tokens),
-Muon (AdamW for embeddings and norms, at the same rate), bfloat16: {minutes:.0f} minutes of training with {run["threads"]}
-thread(s) of a CPU. `log.csv` holds the losses. To repeat it:
+Muon (AdamW for embeddings and norms, at the same rate), bfloat16: {minutes:.0f} minutes of training with
+{run["threads"]} thread(s) of a CPU. `log.csv` holds the losses. To repeat it:
 
 ```bash
 eckart pretrain {recipe} --output run
