@@ -6,6 +6,8 @@ Run: python benchmarks/peak_memory.py [--models minilm d1024] [--tokens 1024 409
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import resource
 import subprocess
@@ -22,6 +24,10 @@ def measure(model: str, arm_name: str, tokens: int) -> dict[str, float]:
     step = make_step(make_arm(model, ARMS[arm_name]), model, tokens)
     small = make_step(make_arm("d1024", None), "d1024", 2)  # loads the kernels and the autograd threads
     small()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what building the arm has left in the heap would be used and not counted
     with open("/proc/self/statm") as statm:
         before = int(statm.read().split()[1]) * resource.getpagesize()
     with open("/proc/self/clear_refs", "w") as clear:

@@ -25,10 +25,10 @@ def step_time() -> str:
     lines = []
     for r in found["rows"]:
         earlier = kept.get((r["model"], r["tokens"], r["arm"]), "")
-        ratios = (r["x frozen floor"], earlier, r["x PEFT"])
+        ratios = (r["x frozen floor"], r["products"], earlier, r["x PEFT"])
         shown = [f"{ratio:.2f}" if isinstance(ratio, float) else "" for ratio in ratios]
         lines.append([r["model"], r["tokens"], r["arm"], f"{r['numbers']:,}", f"{r['ms']:,.0f}", *shown])
-    head = ("model", "tokens", "arm", "numbers", "ms", "x frozen floor", "before", "x PEFT")
+    head = ("model", "tokens", "arm", "numbers", "ms", "x frozen floor", "products", "before", "x PEFT")
     return table(head, lines) + "\n" + machine(found)
 
 
@@ -40,16 +40,20 @@ AIMS = {
 
 
 def aims() -> str:
-    """Which arms are within what was aimed at, and which are not."""
+    """Which arms are within what was aimed at, and which are not, with what their products alone are."""
     lines = []
     for tokens in (256, 1024):
         for kind, (arms, bars) in AIMS.items():
-            ratios = {
-                arm: row("step_time", "benchmarks", model="minilm", tokens=tokens, arm=arm)["x frozen floor"]
-                for arm in arms
+            found = {
+                arm: row("step_time", "benchmarks", model="minilm", tokens=tokens, arm=arm) for arm in arms
             }
+            ratios = {arm: r["x frozen floor"] for arm, r in found.items()}
             within = [arm for arm, ratio in ratios.items() if round(ratio, 2) <= bars[tokens]]
-            above = [f"{arm} {ratio:.2f}" for arm, ratio in ratios.items() if arm not in within]
+            above = [
+                f"{arm} {ratio:.2f} ({found[arm]['products']:.2f})"
+                for arm, ratio in ratios.items()
+                if arm not in within
+            ]
             lines.append([tokens, kind, bars[tokens], "; ".join(within), "; ".join(above)])
     return table(("tokens", "kind", "at most", "within", "above"), lines)
 

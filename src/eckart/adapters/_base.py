@@ -270,6 +270,6 @@ class LowRankAdapter(Adapter):
 
 
 def in_rows(matrix: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
-    """The matrix, stored row by row where these are few: the products of its gradient and of its input's gradient take
-    a fraction of the time, a tenth at r = 3."""
-    return matrix.contiguous() if len(matrix) < _THIN else matrix
+    """A trained matrix, laid out row by row where these are few: the products for its gradient and its input's take a
+    fraction of the time, a tenth at r = 3."""
+    return matrix.contiguous() if len(matrix) < _THIN and matrix.requires_grad else matrix

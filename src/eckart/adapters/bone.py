@@ -30,6 +30,7 @@ from eckart.adapters._from_peft import our_key, peft_options
 from eckart.adapters._layers import LayerContext, LayerShape
 from eckart.adapters._registry import register_adapter
 from eckart.errors import InputError
+from eckart.linalg.blocks import BlockLinear
 
 Variant = Literal["miss", "mini", "shard_out", "bat", "bat-row"]
 _NARROW = 6
@@ -249,9 +250,23 @@ class Bat(Adapter):
         product = torch.bmm(weight.reshape(n, -1, r), self.miss_block).view(n, r, -1, r)
         return (product + self.miss_block.unsqueeze(2)).reshape(weight.shape)
 
+    def folded(
+        self,
+        x: Float[Tensor, "tokens in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        scaling: float,
+    ) -> Tensor | None:
+        if self.dtype != x.dtype or not weight.is_contiguous():
+            return None
+        y: Tensor = BlockLinear.apply(x, weight, self.miss_block, bias, scaling)  # type: ignore[no-untyped-call]
+        return y
+
 
 class BatRow(Bat):
     """ΔW_jc = W_jc B_c + B_c: one B for each block of inputs, ``miss_block (in/r, r, r)``."""
+
+    folded = Adapter.folded
 
     def delta_weight(self) -> Float[Tensor, "out in"]:
         n, r, _ = self.miss_block.shape

@@ -106,3 +106,31 @@ def test_a_run_under_way_when_the_time_is_up_is_left_and_free_again(
     assert json.loads((output / "compare.json").read_text())["state"] == "complete"
     assert sum(results["method"] == "lora") == 3 + 2
     assert len(set(results["run_id"])) == len(results)
+
+
+def test_the_base_is_decomposed_once_for_all_runs_of_a_method(
+    toy: ToyTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the runs give what they would have given."""
+    from eckart.adapters import _kept
+    from eckart.jobs.compare.contenders import contenders
+    from eckart.jobs.compare.plan import TUNE
+    from eckart.jobs.compare.study import Run
+
+    made: list[torch.Tensor] = []
+    original = _kept.leading_svd
+    monkeypatch.setattr(_kept, "leading_svd", lambda w, r: made.append(w) or original(w, r))
+    found = contenders(toy, "svfit", "2k", None, 3, None)
+    [svfit] = [contender for contender in found if contender.name == "svfit"]
+    runs = [
+        Run("run", {"stage": TUNE, "method": "svfit", "lr": lr, "head_lr": 1e-3, "seed": 0, "steps": 2})
+        for lr in (1e-2, 3e-2)
+    ]
+    runner = Runner(toy, 8, "2k")
+    del made[:]
+    rows = [runner.do(run, svfit).row for run in runs]
+    layers = len(made)
+    alone = Runner(toy, 8, "2k").do(runs[1], svfit).row
+    assert len(made) == 2 * layers > 0
+    assert rows[1]["validation_loss"] == alone["validation_loss"]
+    assert rows[0]["validation_loss"] != rows[1]["validation_loss"]
