@@ -55,9 +55,9 @@ def speeds() -> str:
 def costs() -> str:
     """Time and memory of the command, from the rows of the benchmark."""
     found = result("compression_cost", "benchmarks")
-    keys = ("compressing s", "processor s", "peak MiB")
+    keys = ("processor s", "peak MiB")
     lines = [(r["method"], *(f"{r[key]:,.0f}" for key in keys)) for r in found["rows"]]
-    head = ("method", "compressing, s", "whole command, s of the processor", "peak memory, MiB")
+    head = ("method", "whole command, s of the processor", "peak memory, MiB")
     return f"\n{table(head, lines)}\n1 thread of {found['machine']['cpu']}.\n\n"
 
 

@@ -248,7 +248,7 @@ def compression() -> list[str]:
     peaks = [at[arm, "generation"]["peak x dense"] for arm in ("modegpt", "whitened-svd")]
     slowest = min(r["x dense"] for r in rows("compression_speed", "benchmarks") if r["arm"] != "dense")
     cost = rows("compression_cost", "benchmarks")
-    longest, most = (max(r[key] for r in cost) for key in ("compressing s", "peak MiB"))
+    longest, most = (max(r[key] for r in cost) for key in ("processor s", "peak MiB"))
     return [
         f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
         healed(),
@@ -256,7 +256,7 @@ def compression() -> list[str]:
         f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors, from "
         f"{peaks[0]:.2f} and {peaks[1]:.2f} of its peak memory; at 10 to 40 % nothing is below {slowest:.2f} "
         "([speed](../commands/compress.md#speed-and-memory)).",
-        f"Compressing it takes {longest:.0f} s and {most / 1024:.1f} GiB at most on one thread, of {len(cost)} methods "
+        f"Compressing it takes {longest:.0f} s of one core and {most / 1024:.1f} GiB at most, of {len(cost)} methods "
         "([cost](../commands/compress.md#measured)).",
     ]
 
