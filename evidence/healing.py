@@ -1,10 +1,9 @@
 """Most of what a few steps of training give a compressed language model they give the dense one too; the order stays.
 
-A fifth, then three tenths of the linear layers' parameters are removed by three methods, all from the same
-statistics; then what was compressed, and the norms, train on text of the same kind, as `eckart compress --heal`
-trains them. The dense model's layers train as long. The learning rate of each is the best of a grid on the validation
-text, no neighbour better, with seed 0; the test text is scored with three further seeds. What is there already is
-kept.
+A fifth of the linear layers' parameters, or other shares, is removed by three methods, all from the same statistics;
+then what was compressed, and the norms, train on text of the same kind, as `eckart compress --heal` trains them. The
+dense model's layers train as long. The learning rate of each is the best of a grid on the validation text, no
+neighbour better, with seed 0; the test text is scored with three further seeds. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--statistics", type=Path, help="those that benchmarks/compression_ladder.py has kept"
     )
-    parser.add_argument("--ratios", default="0.2,0.3", help="shares that are removed, with commas")
+    parser.add_argument("--ratios", default="0.2", help="shares that are removed, with commas")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--test", type=int, default=32, help=f"blocks of {LENGTH} tokens that are scored")
 
