@@ -6,9 +6,9 @@ Run: python benchmarks/peak_memory.py [--models minilm d1024] [--tokens 1024 409
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -16,6 +16,9 @@ import warnings
 
 from _arms import ARMS
 from _harness import MODELS, make_arm, make_step, save, table
+
+MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+"""glibc gives every freed block of 64 KiB or more back at once: what it would keep differs from process to process."""
 
 
 def measure(model: str, arm_name: str, tokens: int) -> dict[str, float]:
@@ -25,9 +28,6 @@ def measure(model: str, arm_name: str, tokens: int) -> dict[str, float]:
     small = make_step(make_arm("d1024", None), "d1024", 2)  # loads the kernels and the autograd threads
     small()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # what building the arm has left in the heap would be used and not counted
     with open("/proc/self/statm") as statm:
         before = int(statm.read().split()[1]) * resource.getpagesize()
     with open("/proc/self/clear_refs", "w") as clear:
@@ -56,7 +56,9 @@ def main() -> None:
         for tokens in options.tokens:
             for arm in options.arms:
                 command = [sys.executable, __file__, "--worker", model, arm, str(tokens)]
-                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                output = subprocess.run(
+                    command, capture_output=True, text=True, check=True, env={**os.environ, **MAPPED}
+                ).stdout
                 peak = json.loads(output.splitlines()[-1])["peak_mib"]
                 rows.append({"model": model, "tokens": tokens, "arm": arm, "peak MiB": peak})
             mine = [row for row in rows if row["model"] == model and row["tokens"] == tokens]

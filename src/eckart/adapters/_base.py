@@ -219,7 +219,7 @@ class LowRankAdapter(Adapter):
         h, b_t = self.project(x)
         if y.dtype != h.dtype:
             return torch.add(y, self.expand(self._active(h, -1), b_t), alpha=scaling * self.scale)
-        return torch.addmm(y, self._active(h, -1), in_rows(b_t.to(h.dtype)), alpha=scaling * self.scale)
+        return torch.addmm(y, self._active(h, -1), b_t.to(h.dtype), alpha=scaling * self.scale)
 
     def scaled_factors(
         self, scaling: float, dtype: torch.dtype
@@ -242,14 +242,14 @@ class LowRankAdapter(Adapter):
         a = a.to(x.dtype) if x.is_floating_point() else a
         op, (_, *rest) = self.layer.op, self.layer.shape.weight
         if op.kind != "conv":
-            return op.apply(x, a), b.t()
+            return op.apply(x, a), in_rows(b.t())
         kernel = a.reshape(a.shape[0], *rest).repeat(op.groups, *(1 for _ in rest))
         return op.apply(x, kernel), b.t()
 
     def expand(self, h: Tensor, b_t: Float[Tensor, "r out"]) -> Tensor:
         """``h Bᵀ``; for a convolution a pointwise one."""
         if self.layer.op.kind != "conv":
-            return h @ in_rows(b_t.to(h.dtype))
+            return h @ b_t.to(h.dtype)
         spatial = len(self.layer.shape.weight) - 2
         convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[spatial - 1]
         kernel = b_t.t().reshape(*b_t.shape[::-1], *(1 for _ in range(spatial))).to(h.dtype)
@@ -272,4 +272,4 @@ class LowRankAdapter(Adapter):
 def in_rows(matrix: Float[Tensor, "r n"]) -> Float[Tensor, "r n"]:
     """A trained matrix, laid out row by row where these are few: the products for its gradient and its input's take a
     fraction of the time, a tenth at r = 3."""
-    return matrix.contiguous() if len(matrix) < _THIN and matrix.requires_grad else matrix
+    return matrix.contiguous() if len(matrix) < _THIN else matrix

@@ -158,7 +158,7 @@ class FLoRATucker(LowRankAdapter):
         if x.is_floating_point():
             p0, small = p0.to(x.dtype), small.to(x.dtype)
         if op.kind != "conv":
-            return op.apply(x, p0) @ small.t(), self.param_1.t()
+            return op.apply(x, p0) @ small.t(), in_rows(self.param_1.t())
         spatial = small.dim() - 2
         pointwise = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[spatial - 1]
         entry = p0.reshape(*p0.shape, *[1] * spatial).repeat(op.groups, *[1] * (spatial + 1))
