@@ -8,6 +8,7 @@ from _rows import ROOT, listed, percent, result, row, rows, short, signed
 from _tables.curves import FULL, HEAD_ONLY, LORA, arms
 from _tables.healing import told as healed
 from _tables.lora_fair import FEDIT, RIDGE, chosen, points
+from _tables.pela import told as distilled
 from _tables.s4d import fashion
 from _tables.trp import told as pruned
 
@@ -254,6 +255,7 @@ def compression() -> list[str]:
         f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
         healed(),
         pruned(),
+        distilled(),
         f"With three tenths removed it makes {sliced[0]} (prefill) and {sliced[1]} (generation) times the dense "
         f"model's tokens a second as MoDeGPT slices it, {factored[0]} and {factored[1]} in two factors, from "
         f"{peaks[0]:.2f} and {peaks[1]:.2f} of its peak memory; at 10 to 40 % nothing is below {slowest:.2f} "
