@@ -86,10 +86,12 @@ class Stateful:
 
     Attributes:
         slug: its name in files and messages.
+        kind: what stands before it in messages, such as ``"rule "``.
         step: how many steps it has seen.
     """
 
     slug: ClassVar[str]
+    kind: ClassVar[str] = ""
     step: int
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -114,6 +116,6 @@ class Stateful:
         Raises:
             InputError: no such file, or a damaged one; as `load_state_dict`.
         """
-        state, step = load_state(path, self.slug)
+        state, step = load_state(path, f"{self.kind}{self.slug}")
         self.load_state_dict(state)
         self.step = step

@@ -118,7 +118,7 @@ def test_state_in_a_file(tmp_path: Path) -> None:
     assert (other.seen, other.step) == (3, 9)
     (tmp_path / "state.safetensors").write_bytes(b"nonsense")
     for path in ("state.safetensors", "nowhere"):
-        with pytest.raises(InputError, match="of count cannot be read"):
+        with pytest.raises(InputError, match="of rule count cannot be read"):
             other.load(tmp_path / path)
     with pytest.raises(InputError, match="holds x, which it has no use for"):
         Rule().load_state_dict({"x": torch.ones(1)})

@@ -39,6 +39,7 @@ class Rule(Stateful):
 
     # What the registry tells of the rule.
     slug: ClassVar[str] = ""
+    kind: ClassVar[str] = "rule "
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     arxiv: ClassVar[str] = ""
