@@ -9,13 +9,12 @@ import argparse
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import warnings
 
 from _arms import ARMS
-from _harness import MODELS, make_arm, make_step, save, table
+from _harness import MODELS, held_mib, make_arm, make_step, save, table
 
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 """glibc gives every freed block of 64 KiB or more back at once: what it would keep differs from process to process."""
@@ -28,15 +27,12 @@ def measure(model: str, arm_name: str, tokens: int) -> dict[str, float]:
     small = make_step(make_arm("d1024", None), "d1024", 2)  # loads the kernels and the autograd threads
     small()
     gc.collect()
-    with open("/proc/self/statm") as statm:
-        before = int(statm.read().split()[1]) * resource.getpagesize()
+    before = held_mib("VmRSS")
     with open("/proc/self/clear_refs", "w") as clear:
         clear.write("5")  # resets the high-water mark
     for _ in range(3):
         step()
-    with open("/proc/self/status") as status:
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-    return {"peak_mib": (peak - before) / 2**20}
+    return {"peak_mib": held_mib("VmHWM") - before}
 
 
 def main() -> None:

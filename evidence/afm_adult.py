@@ -24,6 +24,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from eckart.compression import compress
+from evidence._grids import least
 from evidence._record import Rows
 
 NUMBERS = ["capital_gain", "capital_loss", "education_num"]
@@ -147,17 +148,11 @@ class Study:
 
     def tuned(self, make: Any) -> float:
         """The learning rate that no neighbour beats on the rows held out."""
-        tried: dict[int, float] = {}
 
-        def judged(i: int) -> float:
-            if i not in tried:
-                tried[i] = auc(make(MIDDLE * FACTOR**i), self.parts["validation"])
-            return tried[i]
+        def loss(i: int) -> float:
+            return -auc(make(MIDDLE * FACTOR**i), self.parts["validation"])
 
-        best = 0
-        while (better := max((best, best - 1, best + 1), key=judged)) != best and len(tried) < 9:
-            best = better
-        return MIDDLE * FACTOR**best
+        return MIDDLE * FACTOR ** least(loss, most=9)
 
     def run(self) -> Rows:
         """One row for each arm and seed, and the differences to the original."""

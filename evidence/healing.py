@@ -24,13 +24,14 @@ from eckart.tasks.scoring import score_examples
 from eckart.tasks.smaller import HEAL_LR, calibration_batches, train_factors
 from eckart.tasks.task import Task, load_task
 from eckart.tasks.trainer import Recipe, train_run
+from evidence._grids import least
 from evidence._record import Rows, keep, kept
 
 SLUG = "healing"
 METHODS = ("modegpt", "whitened-svd", "lord")
 """The other closed-form methods leave nothing to heal at this size: docs/evidence/compression.md."""
-FACTOR, MOST = 10**0.5, 7
-"""Ratio of neighbouring learning rates; how many are tried at most."""
+FACTOR = 10**0.5
+"""Ratio of neighbouring learning rates."""
 SEEDS = (1, 2, 3)
 LENGTH, BATCH = 128, 1
 Arm = tuple[str, float]
@@ -114,18 +115,12 @@ class Healing:
 
     def rate(self, arm: Arm) -> float:
         """The learning rate of an arm: better than its neighbours on the grid."""
-        tried: dict[int, float] = {}
 
-        def judged(i: int) -> float:
-            if i not in tried:
-                bits = self.run(arm, 0, HEAL_LR * FACTOR**i)["bits"]
-                tried[i] = math.inf if bits is None else bits
-            return tried[i]
+        def loss(i: int) -> float:
+            bits = self.run(arm, 0, HEAL_LR * FACTOR**i)["bits"]
+            return math.inf if bits is None else float(bits)
 
-        best = 1
-        while (better := min((best, best + 1, best - 1), key=judged)) != best and len(tried) < MOST:
-            best = better
-        return HEAL_LR * FACTOR**best
+        return HEAL_LR * FACTOR ** least(loss, start=1)
 
     def bits(self, arm: Arm, lr: float | None) -> np.ndarray:
         """Of each seed and block of test text, healed at this rate; one row when it is not healed (None)."""

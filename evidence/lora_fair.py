@@ -37,6 +37,7 @@ from eckart.jobs.federate.server import begin
 from eckart.tasks.heads import Base
 from eckart.tasks.scoring import score_examples
 from eckart.tasks.task import Task, load_task
+from evidence._grids import least
 from evidence._record import Rows, keep, kept
 
 
@@ -255,20 +256,14 @@ def run_of(name: str, place: str, seed: int, label: str, lr: float) -> dict[str,
 
 def tuned(name: str, place: str, label: str) -> float:
     """The learning rate of an arm: better than its neighbours on the grid."""
-    tried: dict[int, float] = {}
 
-    def judged(i: int) -> float:
-        if i not in tried:
-            try:
-                tried[i] = mean(run_of(name, place, 0, label, MIDDLE * STEP**i)["validation"])
-            except FloatingPointError:
-                tried[i] = 0.0
-        return tried[i]
+    def loss(i: int) -> float:
+        try:
+            return -mean(run_of(name, place, 0, label, MIDDLE * STEP**i)["validation"])
+        except FloatingPointError:
+            return 0.0
 
-    best = 0
-    while (better := max((best, best - 1, best + 1), key=judged)) != best and len(tried) < 7:
-        best = better
-    return MIDDLE * STEP**best
+    return MIDDLE * STEP ** least(loss)
 
 
 def paired(name: str, place: str, rows: Rows) -> Rows:

@@ -23,10 +23,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from eckart.compression import compress, report
 from eckart.tasks.pretrained import find_model
+from evidence._grids import least
 from evidence._record import Rows
 
 RATIO, STEPS, BATCH, CALIBRATION, HELD_OUT = 0.5, 24, 16, 512, 500
-MIDDLE, FACTOR, MOST = 3e-4, 10**0.5, 7
+MIDDLE, FACTOR = 3e-4, 10**0.5
 SEEDS = range(1, 4)
 DRAWS = 1000
 """Of the bootstrap."""
@@ -105,20 +106,15 @@ class Study:
 
     def tuned(self, arm: str, rows: Rows) -> float:
         """The learning rate that no neighbour beats on the pairs held out."""
-        tried: dict[int, float] = {}
 
-        def judged(i: int) -> float:
-            if i not in tried:
-                lr = MIDDLE * FACTOR**i
-                tried[i] = self.correlation(self.cosines(self.made(arm, 0, lr), "validation"), "validation")
-                rows.append({"part": "tuning", "arm": arm, "lr": lr, "correlation": tried[i]})
-                print(rows[-1], flush=True)
-            return tried[i]
+        def loss(i: int) -> float:
+            lr = MIDDLE * FACTOR**i
+            found = self.correlation(self.cosines(self.made(arm, 0, lr), "validation"), "validation")
+            rows.append({"part": "tuning", "arm": arm, "lr": lr, "correlation": found})
+            print(rows[-1], flush=True)
+            return -found
 
-        best = 0
-        while (better := max((best, best - 1, best + 1), key=judged)) != best and len(tried) < MOST:
-            best = better
-        return MIDDLE * FACTOR**best
+        return MIDDLE * FACTOR ** least(loss)
 
     def run(self) -> Rows:
         """The tuning, a row for each run, and one for each arm with its differences."""

@@ -27,6 +27,7 @@ from eckart.jobs.pretrain.preparation import Prepared, prepare
 from eckart.jobs.pretrain.regimes import regime_of
 from eckart.jobs.pretrain.training import build, optimizer_of
 from eckart.layers import ReLoRALinear
+from evidence._grids import least
 from evidence._record import Rows, keep, kept
 
 SLUG = "structured-pretraining"
@@ -196,15 +197,6 @@ class Record:
         return self.rows[-1]
 
 
-def inside(score: Callable[[int], float]) -> int:
-    """Where the score is least, inside of what was tried."""
-    tried = {i: score(i) for i in (-1, 0, 1)}
-    while (best := min(tried, key=tried.__getitem__)) in (min(tried), max(tried)) and len(tried) < 9:
-        further = best - 1 if best == min(tried) else best + 1
-        tried[further] = score(further)
-    return best
-
-
 def tune(arm: Arm, steps: int, data: Prepared, record: Record) -> tuple[Arm, float]:
     """The arm with the best share, and the best rate for it; neither is the outermost that was tried."""
 
@@ -215,13 +207,13 @@ def tune(arm: Arm, steps: int, data: Prepared, record: Record) -> tuple[Arm, flo
         return float(found["validation"])
 
     def rate(one: Arm) -> int:
-        return inside(lambda i: score(one, i))
+        return least(lambda i: score(one, i), most=9)
 
     def best_of(share: int) -> float:
         one = arm.shared(share)
         return score(one, rate(one))
 
-    chosen = arm if arm.share is None else arm.shared(inside(best_of))
+    chosen = arm if arm.share is None else arm.shared(least(best_of, most=9))
     return chosen, arm.middle * STEP ** rate(chosen)
 
 

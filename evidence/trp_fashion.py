@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from eckart.compression import TrainedRankPruning, compress
 from eckart.jobs.compare.paired import Scores
+from evidence._grids import least
 from evidence._record import Rows
 from evidence.s4d_fashion import CLASSES, Images, load
 
@@ -35,8 +36,6 @@ PLAIN, PRUNED, NUCLEAR = "plain", "TRP without the nuclear norm", "TRP"
 Options = dict[str, float]
 STARTS: Options = {"lr": 0.1, "lost": 0.1, "nuclear": 0.03}
 FACTORS: Options = {"lr": 10**0.5, "lost": 2.0, "nuclear": 10**0.5}
-MOST = 7
-"""Values of an option that are tried at most."""
 
 
 def network() -> nn.Sequential:
@@ -118,17 +117,12 @@ class Study:
 
     def tuned(self, options: Options, name: str) -> Options:
         """The options with the value of one of them that no neighbour beats."""
-        tried: set[int] = set()
 
-        def judged(i: int) -> float:
-            tried.add(i)
+        def loss(i: int) -> float:
             value = STARTS[name] * FACTORS[name] ** i
             return self.loss({**options, name: value}) if name != "lost" or value < 1 else math.inf
 
-        best = 0
-        while (better := min((best, best - 1, best + 1), key=judged)) != best and len(tried) < MOST:
-            best = better
-        return {**options, name: STARTS[name] * FACTORS[name] ** best}
+        return {**options, name: STARTS[name] * FACTORS[name] ** least(loss)}
 
     def chosen(self) -> dict[str, Options]:
         """The options of each arm."""

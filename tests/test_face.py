@@ -32,12 +32,8 @@ eckart.nothing
 
 def test_mypy_knows_the_names_and_their_types(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text(USE)
-    shared = [
-        "--config-file",
-        ROOT / "pyproject.toml",
-        "--cache-dir",
-        ROOT / ".mypy_cache",
-    ]  # with `make types`
+    # the cache is that of `make types`
+    shared = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
     command = [sys.executable, "-m", "mypy", *shared, "use.py"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     lines = [line.replace("builtins.", "") for line in told.splitlines() if line.startswith("use.py")]
