@@ -1,4 +1,4 @@
-"""Perplexity of a language model with 5, 10, 20 and 30 % of its linear layers removed, by every closed-form method.
+"""Perplexity and accuracy of a language model with 5 to 30 % of its linear layers removed, by closed-form methods.
 
 All methods see the same statistics of the same calibration text, and each is held against the dense model window by
 window. Rows that are there already are kept. Needs a dense model on disk and text:
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from _harness import RESULTS, machine
+from _paired import gap, share, told
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import eckart.compression as compression
 from eckart.files import atomic_write
-from eckart.jobs.compare.paired import Scores
 
 METHODS: dict[str, dict[str, Any]] = {
     "modegpt": {},
@@ -47,25 +47,15 @@ def windows(tokenizer: Any, text: Path, length: int, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def bits(model: Any, ids: Tensor, batch: int = 4) -> np.ndarray:
-    """Bits per token of each window: the mean over all its tokens but the first."""
-    found = []
+def scores(model: Any, ids: Tensor, batch: int = 4) -> dict[str, np.ndarray]:
+    """Of each window, over its tokens but the first: bits per token, and the share that the model finds likeliest."""
+    bits, right = [], []
     for part in ids.split(batch):
-        logits = model(part, use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.mT, part[:, 1:], reduction="none")
-        found.append(losses.double().mean(1) / math.log(2))
-    return torch.cat(found).numpy()
-
-
-def to_dense(own: np.ndarray, dense: np.ndarray) -> dict[str, float]:
-    """By how many bits a model is worse than the dense one, paired by window, with its interval of 95 %."""
-    both = np.stack([own, dense])
-    scores = Scores(
-        both.mean(1, keepdims=True), {(0, 0): own, (1, 0): dense}, np.zeros(len(both)), fixed=(0, 1)
-    )
-    gap = scores.difference(0, 1)
-    assert gap is not None
-    return {"to_dense": gap.value, "to_dense_low": gap.low, "to_dense_high": gap.high}
+        logits, wanted = model(part, use_cache=False).logits[:, :-1], part[:, 1:]
+        losses = torch.nn.functional.cross_entropy(logits.mT, wanted, reduction="none")
+        bits.append(losses.double().mean(1) / math.log(2))
+        right.append((logits.argmax(2) == wanted).double().mean(1))
+    return {"bits": torch.cat(bits).numpy(), "right": torch.cat(right).numpy()}
 
 
 def arguments() -> argparse.Namespace:
@@ -105,15 +95,17 @@ class Ladder:
 
     def keep(self, method: str, ratio: float, model: Any, more: Mapping[str, Any]) -> None:
         """Score a model, and write its row with those before it."""
-        found = bits(model, self.test)
-        row = {"method": method, "ratio": ratio, **more, "perplexity": 2 ** float(found.mean())}
+        found = scores(model, self.test)
+        row = {"method": method, "ratio": ratio, **more, "perplexity": 2 ** float(found["bits"].mean())}
+        row |= {"accuracy": float(found["right"].mean())}
         if dense := self.row("dense", 0.0):
-            row |= to_dense(found, np.array(dense["bits"]))
-        self.rows.append(row | {"bits": found.tolist()})
+            row |= told("to_dense", gap(found["bits"], np.array(dense["bits"])))
+            row |= told("kept", share(found["right"], np.array(dense["right"])))
+        self.rows.append(row | {name: values.tolist() for name, values in found.items()})
         print(row, flush=True)
-        told = {"machine": machine(), "about": self.about, "rows": self.rows}
+        everything = {"machine": machine(), "about": self.about, "rows": self.rows}
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+            temporary.write_text(json.dumps(everything, indent=1) + "\n", "utf-8")
 
     def dense(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import between, difference, machine, result, table
+from _rows import Row, between, difference, machine, result, table
 
 
 def ladder() -> str:
@@ -11,18 +11,31 @@ def ladder() -> str:
     lines = []
     for row in sorted(found["rows"], key=lambda row: (row["ratio"], row["perplexity"])):
         if row["method"] == "dense":
-            lines.append(("dense", "", "", "", f"{row['perplexity']:.1f}", "", ""))
+            lines.append(
+                ("dense", *("",) * 3, f"{row['perplexity']:.1f}", "", f"{row['accuracy']:.1%}", *("",) * 2)
+            )
             continue
         value = row["perplexity"]
         shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
         sizes = f"{row['removed']:.1%}", f"{row['parameters']:,}"
-        gap = difference(row, "dense", 2)
-        lines.append((row["method"], f"{row['ratio']:.0%}", *sizes, shown, gap, f"{row['processor s']:.0f}"))
+        right = f"{row['accuracy']:.1%}", accuracy_kept(row)
+        asked, seconds = f"{row['ratio']:.0%}", f"{row['processor s']:.0f}"
+        lines.append((row["method"], asked, *sizes, shown, difference(row, "dense", 2), *right, seconds))
     about = found["about"]
-    head = ("method", "asked", "removed", "parameters", "perplexity", "bits above the dense model", "s")
+    scores = ("perplexity", "bits above the dense model", "accuracy", "of the dense model's")
+    head = ("method", "asked", "removed", "parameters", *scores, "s")
     tokens = f"{about['calibration tokens']:,} tokens of calibration, {about['test tokens']:,} of test"
-    told = "seconds of one thread for compressing, without the statistics"
+    told = (
+        "accuracy is the share of tokens that the model finds likeliest; "
+        "seconds of one thread for compressing, without the statistics"
+    )
     return f"\n{table(head, lines)}\nContext {about['context']}; {tokens}; {told}. {machine(found)}\n"
+
+
+def accuracy_kept(row: Row) -> str:
+    """What a compressed model keeps of the dense one's accuracy, with its interval."""
+    value, low, high = (round(100 * row[f"kept{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} % ({low} to {high})"
 
 
 def speeds() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ def difference(r: Row, word: str, digits: int, scale: float = 1) -> str:
 
 def number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "–" if value is None else format(value, form) + unit
+
+
+def tried(found: Iterable[Row], score: Callable[[Row], float | None]) -> str:
+    """Learning rates, and what each gave."""
+    runs = sorted(found, key=lambda r: r["lr"])
+    return ", ".join(f"{r['lr']:.2g}: {number(score(r), '.3f')}" for r in runs)
 
 
 def advice(found: Row) -> str:

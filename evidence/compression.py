@@ -43,4 +43,4 @@ def run(options: argparse.Namespace) -> Rows:
         limits={"train": 256, "validation": 16, "test": options.test},
         output=options.output,
     )
-    return board(options.output, COLUMNS)
+    return board(options.output, COLUMNS, also=("token_accuracy",))

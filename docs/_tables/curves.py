@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import mean
 
-from _rows import ROOT, Blocks, Row, between, machine, result, rows, signed, table
+from _rows import ROOT, Blocks, Row, between, machine, result, rows, signed, table, tried
 
 from eckart.jobs.compare.names import FULL, HEAD_ONLY, LORA
 
@@ -49,15 +49,13 @@ def everything() -> str:
     return table([*head(), "trained"], lines)
 
 
-def tried() -> str:
+def rates() -> str:
     """Each arm's rates and what they gave."""
-    lines = []
-    for arm in arms():
-        found = sorted(rows("curves", part="tuning", arm=arm), key=lambda row: row["lr"])
-        told = (
-            f"{r['lr']:g}: {r['validation'][-1]:.3f}" if r["validation"] else f"{r['lr']:g}: –" for r in found
-        )
-        lines.append((runs_of(arm)[0]["label"], ", ".join(told)))
+
+    def end(run: Row) -> float | None:
+        return run["validation"][-1] if run["validation"] else None
+
+    lines = [(runs_of(arm)[0]["label"], tried(rows("curves", part="tuning", arm=arm), end)) for arm in arms()]
     return table(("method", "rate: validation loss"), lines)
 
 
@@ -87,4 +85,4 @@ def on_page(text: str, shown: list[str]) -> str:
 
 
 def blocks() -> Blocks:
-    return {"all": everything() + "\n" + machine(result("curves")), "rates": tried()}
+    return {"all": everything() + "\n" + machine(result("curves")), "rates": rates()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, difference, machine, result, rows, table
+from _rows import Blocks, difference, machine, result, rows, table, tried
 
 import eckart
 from eckart.jobs.compare.names import DENSE
@@ -43,13 +43,8 @@ def rates() -> str:
     lines = []
     for arm in rows("healing", part="paired"):
         own = rows("healing", part="run", arm=arm["arm"], ratio=arm["ratio"], seed=0)
-        told = (
-            f"{r['lr']:.2g}: {'–' if r['bits'] is None else format(r['bits'], '.3f')}"
-            for r in sorted(own, key=lambda r: r["lr"])
-        )
-        lines.append(
-            ("–" if arm["arm"] == DENSE else f"{arm['ratio']:.0%}", NAMES[arm["arm"]], ", ".join(told))
-        )
+        removed = "–" if arm["arm"] == DENSE else f"{arm['ratio']:.0%}"
+        lines.append((removed, NAMES[arm["arm"]], tried(own, lambda r: r["bits"])))
     return table(("removed", "method", "rate: bits per token on the validation text"), lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Blocks, difference, machine, number, result, rows, table
+from _rows import Blocks, difference, machine, number, result, rows, table, tried
 
 
 def blocks() -> Blocks:
@@ -21,13 +21,7 @@ def blocks() -> Blocks:
     ]
     head = ("encoder", "removed", "rank correlation", "to the dense one", "to PELA", "rate")
     rates = [
-        (
-            arm,
-            ", ".join(
-                f"{r['lr']:.2g}: {r['correlation']:.3f}"
-                for r in sorted(rows("pela-stsb", part="tuning", arm=arm), key=lambda r: r["lr"])
-            ),
-        )
+        (arm, tried(rows("pela-stsb", part="tuning", arm=arm), lambda r: r["correlation"]))
         for arm in dict.fromkeys(r["arm"] for r in rows("pela-stsb", part="tuning"))
     ]
     told = f"\nMeans of {max(map(runs.count, runs))} seeds where there is training. "

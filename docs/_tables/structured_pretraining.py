@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from statistics import mean
 
-from _rows import Blocks, Row, listed, machine, result, rows, signed, table
+from _rows import Blocks, Row, listed, machine, result, rows, signed, table, tried
 
 SLUG = "structured-pretraining"
 INTERVAL = "half of the 95 % interval"
@@ -26,9 +26,9 @@ def blocks() -> Blocks:
         scores.append((arm, f"{first['parameters']:,}", _rates(first), test, *gaps, seconds))
         means = map(mean, zip(*(r["validation"] for r in found), strict=True))
         curves.append((arm, *(f"{value:.3f}" for value in means)))
-        for share, tried in groupby(rows(SLUG, part="rates", arm=arm), key=_share):
+        for share, trials in groupby(rows(SLUG, part="rates", arm=arm), key=_share):
             name = arm if share is None else f"{arm}, AdamW's share {share:.2g}"
-            rates.append((name, ", ".join(f"{r['lr']:.2g}: {r['validation']:.3f}" for r in tried)))
+            rates.append((name, tried(trials, lambda r: r["validation"])))
     against = (f"minus that of {name}" for name in baselines)
     head = ("arm", "parameters", "rate", "test loss", *against, "seconds of a run")
     length = f"{runs[0]['steps'][-1]} updates, rates tried for {rows(SLUG, part='rates')[0]['updates']}.\n"

@@ -152,3 +152,26 @@ def test_the_trivial_predictor_looks_at_no_input(task, gpt2, corpus, embedded):
     first = -np.log2(counts / counts.sum())[np.asarray(text.test[0]["labels"])[1:]].mean()
     assert (name, len(bits), text.groups) == ("unigram", len(text.test), None)
     assert bits[0] == pytest.approx(first)
+    by_token = load_task(gpt2, corpus, max_length=16, metric="token_accuracy")
+    most_frequent = [(np.asarray(block["labels"])[1:] == counts.argmax()).mean() for block in text.test]
+    assert by_token.greater_is_better and by_token.trivial()[1].tolist() == most_frequent
+    assert 0 < max(most_frequent) < 1
+
+
+def test_text_is_scored_by_bits_and_by_its_tokens_that_are_right(gpt2, corpus):
+    task = load_task(gpt2, corpus, max_length=16)
+    model = task.fresh_model(0)
+    ids = task.collator([task.test[i] for i in range(len(task.test))])["labels"]
+    with torch.no_grad():
+        logits = model(ids).logits
+        logits[0, 3], logits[1, 5] = 0.0, 0.0
+        logits[0, 3, ids[0, 4]], logits[1, 5, ids[1, 6]], logits[2, 2, 0] = 50.0, 50.0, math.nan
+    outcomes = task.outcomes(SimpleNamespace(logits=logits), {"labels": ids})
+    right = [
+        sum(int(logits[i, t - 1].argmax()) == int(ids[i, t]) for t in range(1, 16)) for i in range(len(ids))
+    ]
+    assert outcomes[:, 1].tolist() == [15.0] * len(ids) and outcomes[:, 2].tolist() == right
+    assert right[0] >= 1 and right[1] >= 1
+    scores, also = task.scores(outcomes)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [2]
+    assert also == {"token_accuracy": pytest.approx(np.mean([r / 15 for r in right[:2] + right[3:]]))}

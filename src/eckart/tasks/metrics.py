@@ -217,6 +217,12 @@ def bits(outcomes: Outcomes) -> Each:
     return result
 
 
+def tokens_right(outcomes: Outcomes) -> Each:
+    """Of texts a third number is how many tokens are rightly said: their share; NaN where the bits are."""
+    result: np.ndarray = outcomes[:, 2] / outcomes[:, 1]
+    return np.where(np.isfinite(outcomes[:, 0]), result, math.nan)
+
+
 def ratio_of_sums(outcomes: Outcomes) -> Each:
     """The first number of all over the second, such as bits over tokens, θ = Σb / Σt, as the mean of
     θ + (bᵢ − θ tᵢ) / t̄ (its linearisation)."""

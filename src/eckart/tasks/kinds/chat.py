@@ -128,7 +128,7 @@ class Chat(Kind):
         given = [self.extract(answer) for answer in train.answers]  # type: ignore[attr-defined]
         most = max(dict.fromkeys(given), key=given.count)
         hits = [float(most is not None and self.extract(answer) == most) for answer in test.answers]  # type: ignore[attr-defined]
-        told = unigram(known, asked, model.config.vocab_size)
+        told = unigram(known, asked, model.config.vocab_size)[:, :2]
         return "unigram", np.concatenate([told, np.array(hits)[:, None]], axis=1)
 
     def example(self, train: Examples, letters: int) -> str:

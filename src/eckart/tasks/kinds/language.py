@@ -12,18 +12,21 @@ import torch.nn.functional as F
 from eckart.data.splits import PARTS, Split
 from eckart.tasks.encode import Rows, check_length, load_tokenizer, token_blocks
 from eckart.tasks.kinds.kind import Encoded, Examples, Kind, Shrink, texts_of
-from eckart.tasks.metrics import Metric, Outcomes, bits, by_name
+from eckart.tasks.metrics import Metric, Outcomes, bits, by_name, tokens_right
 from eckart.tasks.pretrained import Checkpoint
 
 
 class CausalLM(Kind):
-    """An outcome is the bits of a block, −Σ log₂ p(token | tokens before it), over its tokens but the first, and how
-    many those are."""
+    """An outcome is the bits of a block, −Σ log₂ p(token | tokens before it), over its tokens but the first, how many
+    those are, and of how many the likeliest token is the right one."""
 
     name = "causal-lm"
     reads = (False, None)
     languages = True
-    metrics = by_name(Metric("bits_per_token", each=bits, greater_is_better=False))
+    metrics = by_name(
+        Metric("bits_per_token", each=bits, greater_is_better=False),
+        Metric("token_accuracy", each=tokens_right),
+    )
 
     def outputs(self) -> list[str] | None:
         """The model's own tokens."""
@@ -53,15 +56,16 @@ class CausalLM(Kind):
         return Encoded(train, validation, test, default_data_collator, tokenizer)
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Any]) -> Outcomes:
-        """Bits and tokens of each block; NaN bits where the logits are not finite."""
-        logits, labels = outputs.logits.detach().float(), batch["labels"]
-        nats = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+        """Bits, tokens and tokens that are right of each block; NaN bits where the logits are not finite."""
+        logits, wanted = outputs.logits.detach()[:, :-1].float(), batch["labels"][:, 1:]
+        nats = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
         told = nats.double().sum(1).cpu().numpy() / math.log(2)
-        return np.stack([told, np.full(len(told), labels.shape[1] - 1.0)], axis=1)
+        right = (logits.argmax(2) == wanted).sum(1).cpu().numpy()
+        return np.stack([told, np.full(len(told), float(wanted.shape[1])), right], axis=1)
 
     def trivial(self, train: Examples, test: Examples, model: Any) -> tuple[str, Outcomes]:
         """Every token by its frequency in the train split, with one added to the count of each token of the
-        vocabulary: bits = −log₂ p(token)."""
+        vocabulary: bits = −log₂ p(token); the likeliest is the most frequent one."""
         known = [np.asarray(train[i]["labels"])[1:] for i in range(len(train))]  # type: ignore[arg-type]
         asked = [np.asarray(test[i]["labels"])[1:] for i in range(len(test))]  # type: ignore[arg-type]
         return "unigram", unigram(known, asked, model.config.vocab_size)
@@ -72,7 +76,8 @@ class CausalLM(Kind):
 
 
 def unigram(known: list[np.ndarray], asked: list[np.ndarray], vocabulary: int) -> Outcomes:
-    """Bits and tokens of each text, its tokens by their frequency in the known ones, one added to each count."""
+    """Bits, tokens and tokens that are right of each text, by how often each token is in the known ones, plus one."""
     counts = np.bincount(np.concatenate(known), minlength=vocabulary) + 1
     told = np.log2(counts.sum()) - np.log2(counts)
-    return np.array([[told[tokens].sum(), len(tokens)] for tokens in asked], dtype=float)
+    likeliest = counts.argmax()
+    return np.array([[told[ids].sum(), len(ids), (ids == likeliest).sum()] for ids in asked], dtype=float)
