@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _rows import Row, between, difference, machine, result, table
+from _rows import between, difference, machine, result, share, table
 
 
 def ladder() -> str:
@@ -18,7 +18,7 @@ def ladder() -> str:
         value = row["perplexity"]
         shown = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
         sizes = f"{row['removed']:.1%}", f"{row['parameters']:,}"
-        right = f"{row['accuracy']:.1%}", accuracy_kept(row)
+        right = f"{row['accuracy']:.1%}", share(row)
         asked, seconds = f"{row['ratio']:.0%}", f"{row['processor s']:.0f}"
         lines.append((row["method"], asked, *sizes, shown, difference(row, "dense", 2), *right, seconds))
     about = found["about"]
@@ -30,12 +30,6 @@ def ladder() -> str:
         "seconds of one thread for compressing, without the statistics"
     )
     return f"\n{table(head, lines)}\nContext {about['context']}; {tokens}; {told}. {machine(found)}\n"
-
-
-def accuracy_kept(row: Row) -> str:
-    """What a compressed model keeps of the dense one's accuracy, with its interval."""
-    value, low, high = (round(100 * row[f"kept{end}"]) for end in ("", "_low", "_high"))
-    return f"{value} % ({low} to {high})"
 
 
 def speeds() -> str:

@@ -11,6 +11,7 @@ from _tables.lora_fair import FEDIT, RIDGE, chosen, points
 from _tables.pela import told as distilled
 from _tables.s4d import fashion
 from _tables.trp import told as pruned
+from _tables.zero_shot import told as chosen_right
 
 LEAST = 0.01
 """Nats by which who learns is ahead of the head alone."""
@@ -253,6 +254,7 @@ def compression() -> list[str]:
     longest, most = (max(r[key] for r in cost) for key in ("processor s", "peak MiB"))
     return [
         f"SmolLM2 with a fifth of its linear layers removed: {told[0]} ([compressions](compression.md)).",
+        chosen_right(),
         healed(),
         pruned(),
         distilled(),

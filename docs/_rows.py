@@ -56,6 +56,12 @@ def difference(r: Row, word: str, digits: int, scale: float = 1) -> str:
     return f"{value} ({low} to {high})"
 
 
+def share(r: Row, name: str = "kept") -> str:
+    """What is kept of another arm's score, in per cent, with its interval."""
+    value, low, high = (round(100 * r[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} % ({low} to {high})"
+
+
 def number(value: float | None, form: str = ",.0f", unit: str = "") -> str:
     return "–" if value is None else format(value, form) + unit
 

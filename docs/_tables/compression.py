@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from _compressing import accuracy_kept
-from _rows import Blocks, advice, difference, machine, number, result, rows, table
+from _rows import Blocks, advice, difference, machine, number, result, rows, share, table
 
 SHAPES = {
     "MoDeGPT": "modegpt",
@@ -51,14 +50,14 @@ def verdicts() -> str:
     modegpt, lord = found["MoDeGPT"], difference(found["LoRD"], "dense", 2)
     ahead = difference(found["Whitened SVD"], "best", 2)
     ladder = rows("compression_ladder", "benchmarks", method="modegpt")
-    kept = {r["ratio"]: accuracy_kept(r) for r in ladder}
+    kept = {r["ratio"]: share(r) for r in ladder}
     lines = [
         (
             "MoDeGPT",
             "90–95 % of zero-shot accuracy at 25–30 %; ahead of factors of single matrices",
             f"{difference(modegpt, 'dense', 2)} bits above the dense model; whitened SVD {ahead} above MoDeGPT; "
             f"of the accuracy of the next token {kept[0.2]} stay, at 30 % {kept[0.3]}",
-            "the order holds; of the accuracy of the next token less stays",
+            "the order holds; [less of the accuracy stays](zero-shot.md)",
         ),
         (
             "LoRD",
