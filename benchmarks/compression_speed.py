@@ -2,7 +2,8 @@
 
 Layers have the shapes that a method gives them at a ratio, every block alike, and numbers drawn at random, which no
 kernel minds. All models live in one process and take turns, on one thread and its own clock; memory is that of a fresh
-process that loads one model from disk. Needs a dense model:
+process that loads one model from disk. The dense model takes part a second time with the weights of its blocks by
+columns, as second factors lie. Needs a dense model:
 
     python benchmarks/compression_speed.py --model smollm2
 """
@@ -10,6 +11,7 @@ process that loads one model from disk. Needs a dense model:
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import subprocess
@@ -22,12 +24,13 @@ from typing import Any
 
 import torch
 from _harness import held_mib, interleave, save, table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from eckart.compression import FactorizedLinear, LoRD, MoDeGPT, WhitenedSVD
 from eckart.compression._census import census, install, matrix_shape
+from eckart.compression._layout import by_columns
 from eckart.compression._saving import mark
 from eckart.compression._sliced import convert, take_widths
 from eckart.tasks.pretrained import find_model
@@ -63,6 +66,15 @@ def shrunk(place: str, method: Any, ratio: float) -> tuple[Any, float]:
         mark(model, method.slug, specs)
     gone = before - sum(p.numel() for p in model.parameters())
     return model.eval(), gone / outline.parameters
+
+
+def laid_by_columns(model: Any) -> Any:
+    """The same model, the weights of its blocks by columns."""
+    found = copy.deepcopy(model)
+    for layer in found.model.layers.modules():
+        if isinstance(layer, nn.Linear):
+            by_columns(layer.weight)
+    return found
 
 
 def prefill(model: Any, ids: Tensor) -> Callable[[], None]:
@@ -160,9 +172,10 @@ def main() -> None:
         return
     place = str(find_model(arguments.model, "causal-lm").directory)
     dense = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
+    whole = {"dense": (dense, 0.0), "dense, by columns": (laid_by_columns(dense), 0.0)}
     rows: list[dict[str, Any]] = []
     for ratio in map(float, arguments.ratios.split(",")):
-        models = {"dense": (dense, 0.0)} | {n: shrunk(place, make(), ratio) for n, make in ARMS.items()}
+        models = whole | {n: shrunk(place, make(), ratio) for n, make in ARMS.items()}
         rows += [{"ratio": ratio, **row} for row in compared(models, arguments.seconds)]
         save("compression_speed", rows)
     table(rows)

@@ -153,6 +153,12 @@ def test_bat_keeps_no_matrix(route: str) -> None:
     assert all(t.numel() < 32 * 48 for t in kept if t.untyped_storage().data_ptr() != frozen)
 
 
+def test_bat_folds_a_weight_that_lies_by_columns_too() -> None:
+    _, adapter, weight, _ = one_layer(r=6, variant="bat")
+    x, columns = rows(5, 18).to(DOUBLE), weight.t().contiguous().t()
+    torch.testing.assert_close(adapter.folded(x, columns, None, 2.0), adapter.folded(x, weight, None, 2.0))
+
+
 @pytest.mark.parametrize("variant", ["bat", "bat-row"])
 def test_bat_reads_the_weight_from_before_a_merge(variant: str) -> None:
     model, adapter, weight, _ = one_layer(r=6, variant=variant)

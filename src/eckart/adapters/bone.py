@@ -257,7 +257,7 @@ class Bat(Adapter):
         bias: Float[Tensor, " out"] | None,
         scaling: float,
     ) -> Tensor | None:
-        if self.dtype != x.dtype or not weight.is_contiguous():
+        if self.dtype != x.dtype:
             return None
         y: Tensor = BlockLinear.apply(x, weight, self.miss_block, bias, scaling)  # type: ignore[no-untyped-call]
         return y

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from eckart.compression._layout import by_rows, faster_by_columns
 from eckart.errors import InputError
 from eckart.linalg.whitened import Factors
 
@@ -75,6 +76,22 @@ class FactorizedLinear(CompressedLayer):
         self.act = None if act is None else ACTIVATIONS[act]()
         self.act_name = act
         self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    def train(self, mode: bool = True) -> FactorizedLinear:
+        """As every module's; what is to be trained lies by rows."""
+        super().train(mode)
+        weight = getattr(self.B, "weight", None)
+        if mode and weight is not None and weight.requires_grad:
+            by_rows(weight)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FactorizedLinear:
+        """As every module's: another dtype or device, where columns may not be faster."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        weight = getattr(self.B, "weight", None)
+        if weight is not None and not faster_by_columns(weight):
+            by_rows(weight)
+        return self
 
     @classmethod
     def of(cls, factors: Factors, like: Tensor, inner: Tensor | None = None, act: str | None = None) -> Any:

@@ -18,7 +18,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.compression._census import install
 from eckart.compression._kinds import build_layer
-from eckart.compression._layers import Spec
+from eckart.compression._layers import FactorizedLinear, Spec
+from eckart.compression._layout import by_columns
 from eckart.errors import InputError
 
 NAME = "eckart"
@@ -47,11 +48,19 @@ class EckartQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         modules = under(self.quantization_config.modules, model)
-        check_files(kwargs.get("checkpoint_files") or (), self.quantization_config.modules)
+        files = kwargs.get("checkpoint_files") or ()
+        check_files(files, self.quantization_config.modules)
+        self.from_files = bool(files)
         for name, spec in modules.items():
             dense: Any = model.get_submodule(name)
             layer = build_layer(spec, dense.weight.device, dense.weight.dtype)
             install(model, name, layer)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for layer in model.modules():
+            if isinstance(layer, FactorizedLinear):
+                by_columns(layer.B.weight, fresh=self.from_files)
         return model
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from eckart.compression._census import install, is_transposed
 from eckart.compression._kinds import build_layer
-from eckart.compression._layers import CompressedLayer, Spec
+from eckart.compression._layers import CompressedLayer, FactorizedLinear, Spec
+from eckart.compression._layout import by_columns
 from eckart.compression._report import Report
 from eckart.errors import InputError
 from eckart.escapes import cells
@@ -26,7 +27,9 @@ TABLE = "layers.csv"
 
 
 def mark(model: nn.Module, method: str, specs: Mapping[str, Spec]) -> None:
-    """Let a transformers model carry its specs in its config; plain modules need nothing."""
+    """Let a transformers model carry its specs in its config, its factors as loading would lay them; plain modules need
+    nothing.
+    """
     if not is_pretrained(model):
         return
     from eckart.compression._quantizer import EckartConfig, EckartQuantizer
@@ -35,6 +38,9 @@ def mark(model: nn.Module, method: str, specs: Mapping[str, Spec]) -> None:
     carrier: Any = model
     carrier.config.quantization_config = config
     carrier.hf_quantizer = EckartQuantizer(config)
+    for layer in model.modules():
+        if isinstance(layer, FactorizedLinear):
+            by_columns(layer.B.weight)
 
 
 def is_pretrained(model: nn.Module) -> bool:

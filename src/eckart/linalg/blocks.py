@@ -25,7 +25,7 @@ class BlockLinear(torch.autograd.Function):
         bias: Float[Tensor, " out"] | None,
         scaling: float,
     ) -> Float[Tensor, "tokens out"]:
-        """The layer's output; W frozen and contiguous."""
+        """The layer's output; W frozen."""
         ctx.save_for_backward(x, weight, blocks)
         ctx.scaling = scaling
         return nn.functional.linear(x, _changed(weight, blocks, scaling), bias)
