@@ -39,7 +39,9 @@ def test_collections_leave_out_what_is_loaded_and_only_once() -> None:
         assert (frozen := gc.get_freeze_count()) > 0
         later: list[list[object]] = [[] for _ in range(1000)]
         with short_collections():
-            assert 0 < gc.get_freeze_count() <= frozen, "what came later is left in; what was left out may have gone"
+            assert 0 < gc.get_freeze_count() <= frozen, (
+                "what came later is left in; what was left out may have gone"
+            )
         assert 0 < gc.get_freeze_count() <= frozen
         del later
         raise KeyError

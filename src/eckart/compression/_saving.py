@@ -231,7 +231,8 @@ def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Mod
         switch = BIAS_SWITCHES.get(part)
         if switch is None or not hasattr(config, switch):
             raise InputError(
-                f"layer {name} has a bias that {type(model).__name__} cannot hold: compress with center=False to merge"
+                f"layer {name} has a bias that {type(model).__name__} cannot hold: to merge, compress by a method that "
+                "adds none, such as whitened-svd or lord with center=False"
             )
         setattr(config, switch, True)
         for sibling, other in model.named_modules():

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed
-from eckart.compression._census import install, matrix_shape, weight_matrix
+from eckart.compression._census import Outline, install, matrix_shape, weight_matrix
 from eckart.compression._layers import ACTIVATIONS, FactorizedEmbedding, FactorizedLinear
 from eckart.compression._method import FactorCompressor, relative_error
 from eckart.errors import InputError
@@ -61,6 +61,14 @@ class AFM(FactorCompressor):
             raise InputError(f"act is {self.act!r}: give one of {', '.join(ACTIVATIONS)}, or None")
         if self.embedding_rank is not None and self.embedding_rank < 1:
             raise InputError(f"embedding_rank is {self.embedding_rank}: give at least 1")
+
+    def check(self, outline: Outline) -> None:
+        super().check(outline)
+        if self.embedding_rank and not any(isinstance(m, nn.Embedding) for m in outline.layers.values()):
+            raise InputError(
+                f"embedding_rank is {self.embedding_rank}: {type(outline.model).__name__} has no embedding among the "
+                "layers that are compressed: leave it out"
+            )
 
     def replace(
         self, name: str, layer: nn.Module, observed: Observed | None
