@@ -258,6 +258,20 @@ def test_labels_become_what_a_decoder_reads():
     assert compression.report(model).removed > 0.2
 
 
+@pytest.mark.parametrize("method", [*METHODS, "welore", "modegpt"])
+def test_few_tokens_and_a_block_of_zeros(method):
+    """Rank above what the tokens span, and layers that give nothing: an error is a number from 0 to 1."""
+    model = make("llama")
+    for parameter in model.model.layers[1].parameters():
+        parameter.data.zero_()
+    data = [{"input_ids": torch.tensor([[3, 9, 4]])}]
+    dense = logits(model, data[0])
+    compress(model, method, ratio=0.3, calibration=data)
+    assert all(0 <= row.error < 1 for row in compression.report(model).rows)
+    if method in ("lord", "whitened-svd", "afm"):
+        torch.testing.assert_close(logits(model, data[0]), dense, rtol=1e-4, atol=1e-4)
+
+
 def test_half_precision_stays_half():
     model, data = make("llama").bfloat16(), batches()
     compress(model, "lord", ratio=0.3, calibration=data)

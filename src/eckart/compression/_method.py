@@ -295,10 +295,15 @@ def relative_error(
 ) -> float:
     """√(E‖y − ŷ‖² / E‖y‖²) over the inputs, or ‖W − BA‖_F/‖W‖_F where there are none."""
     if moments is None:
-        change = torch.linalg.matrix_norm(weight.double() - factors.product)
-        return float(change / torch.linalg.matrix_norm(weight.double()))
+        wide = weight.double()
+        return root_share((wide - factors.product).square().sum(), wide.square().sum())
     nothing = Factors(
         weight.new_zeros(1, weight.shape[1]).double(), weight.new_zeros(len(weight), 1).double(), None
     )
     whole = output_error(weight, bias, nothing, moments)
-    return float((output_error(weight, bias, factors, moments) / whole) ** 0.5) if whole > 0 else 0.0
+    return root_share(output_error(weight, bias, factors, moments), whole)
+
+
+def root_share(lost: float | Tensor, whole: float | Tensor) -> float:
+    """√(lost/whole), and 0 where there was nothing to lose."""
+    return float(max(float(lost), 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, install, matrix_shape, weight_matrix
 from eckart.compression._layers import ACTIVATIONS, FactorizedEmbedding, FactorizedLinear
-from eckart.compression._method import FactorCompressor, relative_error
+from eckart.compression._method import FactorCompressor, relative_error, root_share
 from eckart.errors import InputError
 from eckart.linalg.moments import Moments, moments_of_table
 from eckart.linalg.whitened import Factors, output_spectrum
@@ -124,7 +124,7 @@ class AFM(FactorCompressor):
         share = counts.double() / counts.sum()
         change = (weight.double() - factors.small @ factors.up.T - factors.mean).square().sum(1) @ share
         whole = weight.double().square().sum(1) @ share
-        return new, float((change / whole) ** 0.5) if whole > 0 else 0.0
+        return new, root_share(change, whole)
 
 
 def table_factors(table: Float[Tensor, "v d"], counts: Float[Tensor, " v"], rank: int) -> TableFactors:
