@@ -187,8 +187,25 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_block(tmp_path):
         assert (place / "block-0000.safetensors").stat().st_mtime_ns == first
         assert torch.equal(logits(whole, data[0]), logits(again, data[0]))
         assert compression.report(again).rows == compression.report(whole).rows
-        with pytest.raises(InputError, match="another run"):
+        with pytest.raises(InputError, match=r"another run \(ratio 0\.3 there, 0\.4 now\): choose"):
             compress(make("llama"), method, ratio=0.4, calibration=data, resume=place)
+        with pytest.raises(InputError, match=r"another run \(data\): choose"):
+            compress(make("llama"), method, ratio=0.3, calibration=batches(padded=True), resume=place)
+        (place / "block-0000.safetensors").write_bytes(b"torn")
+        again = compress(make("llama"), method, ratio=0.3, calibration=data, resume=place)
+        assert torch.equal(logits(whole, data[0]), logits(again, data[0]))
+        (place / "plan.json").write_text("{")
+        with pytest.raises(InputError, match=r"plan\.json is damaged: choose another"):
+            compress(make("llama"), method, ratio=0.3, calibration=data, resume=place)
+
+
+def test_other_data_are_another_run_in_a_model_without_blocks_too(tmp_path):
+    one, two = (
+        [torch.randn(30, 12, generator=torch.Generator().manual_seed(s), dtype=torch.float64)] for s in (0, 1)
+    )
+    compress(Classifier(), "lord", ratio=0.3, calibration=one, resume=tmp_path)
+    with pytest.raises(InputError, match=r"another run \(data\)"):
+        compress(Classifier(), "lord", ratio=0.3, calibration=two, resume=tmp_path)
 
 
 def test_progress_counts_blocks():

@@ -292,3 +292,15 @@ def test_plain_modules_say_what_does_not_fit(tmp_path):
     assert type(fresh.first) is torch.nn.Linear
     with pytest.raises(InputError, match="no compressed model that can be read"):
         compression.load(fresh, tmp_path)
+    specs["modules"]["first"]["rank"] -= 1
+    (tmp_path / "small" / "compression.json").write_text(json.dumps(specs))
+    path = tmp_path / "small" / "model.safetensors"
+    state = load_file(path)
+    state["first.A.weight"][0, 0] = math.nan
+    save_file(state, path)
+    with pytest.raises(InputError, match=r"first\.A\.weight in model\.safetensors holds NaN"):
+        compression.load(fresh, tmp_path / "small")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="damaged, truncated or corrupt"):
+        compression.load(fresh, tmp_path / "small")
+    assert type(fresh.first) is torch.nn.Linear

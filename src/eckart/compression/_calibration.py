@@ -74,6 +74,16 @@ class Trace:
             for handle in handles:
                 handle.remove()
 
+    @property
+    def marks(self) -> list[float]:
+        """What tells these data from others, for a run that resumes."""
+        seen: list[Any] = self.hidden or [
+            list(b.values()) if isinstance(b, Mapping) else b for b in self.batches
+        ]
+        rows = [[hidden] if isinstance(hidden, Tensor) else hidden for hidden in seen]
+        masks = [mask for mask in self.masks if mask is not None]
+        return [float(x.double().sum()) for row in (*rows, masks) for x in row if isinstance(x, Tensor)]
+
     def check_called(self, names: Iterable[str]) -> None:
         """Refuse layers that the calibration data never reach; of a model that is one block, `observe` does.
 

@@ -205,7 +205,6 @@ def _plan(
 ) -> dict[str, Any]:
     """What a run is, for telling whether finished blocks are its own."""
     weights = [weight_sum(layer) for layer in outline.layers.values()]
-    data = [float(hidden.double().sum()) for hidden in trace.hidden] if trace else []
     return {
         "method": method.slug,
         "options": method.options(),
@@ -213,7 +212,7 @@ def _plan(
         "sequential": sequential,
         "layers": list(outline.layers),
         "weights": weights,
-        "data": data,
+        "data": trace.marks if trace else [],
     }
 
 

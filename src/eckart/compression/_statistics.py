@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed, Trace
 from eckart.compression._census import Outline, census, in_mode
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.files import atomic_directory
 from eckart.linalg.moments import Moments
 
@@ -57,21 +58,27 @@ class Statistics:
         self, index: int, layers: Mapping[str, nn.Module], advance: bool = True
     ) -> dict[str, Observed]:
         """The moments of these layers of a block, as `Trace.observe` gives them; there is nothing to advance."""
-        state = load_file(self.place / f"block-{index:04d}.safetensors")
+        path = self.place / f"block-{index:04d}.safetensors"
         found: dict[str, Observed] = {}
-        for name in layers:
-            leader = self.layers[name]
-            count, mean, scatter = (state[f"{leader}/{part}"] for part in ("count", "mean", "scatter"))
-            found[name] = Moments(int(count), mean, scatter)
+        try:
+            state = load_file(path)
+            for name in layers:
+                leader = self.layers[name]
+                count, mean, scatter = (state[f"{leader}/{part}"] for part in ("count", "mean", "scatter"))
+                found[name] = Moments(int(count), mean, scatter)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(
+                f"{path} is damaged ({first_line(error)}): gather the statistics again"
+            ) from None
         return found
 
     def advance(self, index: int) -> None:
         """Nothing to do: the statistics are of the dense model."""
 
     @property
-    def hidden(self) -> list[Tensor]:
+    def marks(self) -> list[float]:
         """What tells these statistics from others, for a run that resumes."""
-        return [torch.tensor(self.influence, dtype=torch.float64)]
+        return self.influence
 
 
 @torch.no_grad()
