@@ -4,11 +4,21 @@ import pytest
 import torch
 from small_models import Classifier, batches, logits, make
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
+    DebertaV2Config,
+    DebertaV2Model,
+    Dinov2Config,
+    Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Model,
 )
 
 import eckart.compression as compression
@@ -177,8 +187,25 @@ def test_a_run_that_was_stopped_goes_on_after_its_last_block(tmp_path):
         assert (place / "block-0000.safetensors").stat().st_mtime_ns == first
         assert torch.equal(logits(whole, data[0]), logits(again, data[0]))
         assert compression.report(again).rows == compression.report(whole).rows
-        with pytest.raises(InputError, match="another run"):
+        with pytest.raises(InputError, match=r"another run \(ratio 0\.3 there, 0\.4 now\): choose"):
             compress(make("llama"), method, ratio=0.4, calibration=data, resume=place)
+        with pytest.raises(InputError, match=r"another run \(data\): choose"):
+            compress(make("llama"), method, ratio=0.3, calibration=batches(padded=True), resume=place)
+        (place / "block-0000.safetensors").write_bytes(b"torn")
+        again = compress(make("llama"), method, ratio=0.3, calibration=data, resume=place)
+        assert torch.equal(logits(whole, data[0]), logits(again, data[0]))
+        (place / "plan.json").write_text("{")
+        with pytest.raises(InputError, match=r"plan\.json is damaged: choose another"):
+            compress(make("llama"), method, ratio=0.3, calibration=data, resume=place)
+
+
+def test_other_data_are_another_run_in_a_model_without_blocks_too(tmp_path):
+    one, two = (
+        [torch.randn(30, 12, generator=torch.Generator().manual_seed(s), dtype=torch.float64)] for s in (0, 1)
+    )
+    compress(Classifier(), "lord", ratio=0.3, calibration=one, resume=tmp_path)
+    with pytest.raises(InputError, match=r"another run \(data\)"):
+        compress(Classifier(), "lord", ratio=0.3, calibration=two, resume=tmp_path)
 
 
 def test_progress_counts_blocks():
@@ -192,6 +219,74 @@ def test_training_mode_and_gradients_come_back():
     compress(model, "lord", ratio=0.3, calibration=batches())
     assert model.training and all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_random_state_modes_and_flags_are_left_alone():
+    model = make("llama").train()
+    model.model.layers[0].eval()
+    model.model.layers[0].mlp.requires_grad_(False)
+    state = torch.get_rng_state()
+    compress(model, "lord", ratio=0.3, calibration=batches())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training and not model.model.layers[0].mlp.training and model.model.layers[1].training
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all(name.startswith("model.layers.0.mlp.") for name in frozen)
+    data = [{**batch, "labels": batch["input_ids"]} for batch in batches()]
+    model = make("llama").requires_grad_(False)
+    trained, plain = (
+        compress(copy.deepcopy(model), "pela", ratio=0.3, calibration=data, steps=steps) for steps in (1, 0)
+    )
+    assert all(p.grad is None and not p.requires_grad for p in trained.parameters())
+    assert not torch.equal(*(m.model.layers[0].mlp.up_proj.A.weight for m in (trained, plain)))
+
+
+def other(kind):
+    """Models that give tuples, are renamed on disk, change their width on the way, or have a decoder; and data."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    data, pixels = batches(), [{"pixel_values": torch.randn(2, 3, 16, 16)} for _ in range(2)]
+    if kind == "deberta":
+        relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+        return DebertaV2Model(DebertaV2Config(**sizes, vocab_size=61, **relative)), data
+    if kind == "dinov2":
+        return Dinov2Model(Dinov2Config(**sizes, image_size=16, patch_size=4)), pixels
+    if kind == "swin":
+        stages = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2}
+        return SwinModel(SwinConfig(**stages, image_size=16, patch_size=2)), pixels
+    config = T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, decoder_start_token_id=0)
+    return T5Model(config), [{**b, "decoder_input_ids": b["input_ids"][:, :7]} for b in data]
+
+
+@pytest.mark.parametrize("kind", ["deberta", "dinov2", "swin", "t5"])
+def test_further_architectures(kind, tmp_path):
+    model, data = other(kind)
+    compress(model.eval(), "lord", ratio=0.3, calibration=data)
+    compression.save(model, tmp_path / "small")
+    loaded = AutoModel.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        assert torch.equal(model(**data[0])[0], loaded(**data[0])[0])
+
+
+def test_labels_become_what_a_decoder_reads():
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, decoder_start_token_id=0)
+    )
+    compress(model, "lord", ratio=0.3, calibration=[{**b, "labels": b["input_ids"]} for b in batches()])
+    assert compression.report(model).removed > 0.2
+
+
+@pytest.mark.parametrize("method", [*METHODS, "welore", "modegpt"])
+def test_few_tokens_and_a_block_of_zeros(method):
+    """Rank above what the tokens span, and layers that give nothing: an error is a number from 0 to 1."""
+    model = make("llama")
+    for parameter in model.model.layers[1].parameters():
+        parameter.data.zero_()
+    data = [{"input_ids": torch.tensor([[3, 9, 4]])}]
+    dense = logits(model, data[0])
+    compress(model, method, ratio=0.3, calibration=data)
+    assert all(0 <= row.error < 1 for row in compression.report(model).rows)
+    if method in ("lord", "whitened-svd", "afm"):
+        torch.testing.assert_close(logits(model, data[0]), dense, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_stays_half():
@@ -217,4 +312,6 @@ def test_cost_is_one_pass_of_each_block_whatever_the_depth():
             layer.mlp.act_fn.register_forward_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
         compress(model, "lord", ratio=0.3, calibration=batches(number=3))
         calls[depth] = count[0]
-    assert calls[4] == 2 * calls[2]
+    assert calls == {2: 2 * 2 * 3, 4: 2 * 4 * 3}, (
+        "one pass over the batches to look at them, one for statistics"
+    )

@@ -6,10 +6,18 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from small_models import VOCABULARY, Classifier, batches, make
-from transformers import AutoModelForCausalLM
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+import eckart
 import eckart.compression as compression
 from eckart.compression import compress
 from eckart.errors import InputError
@@ -44,7 +52,7 @@ CASES = {
     "budget above": ("llama", "svd", {"budget": "120%"}, "give one between"),
     "budget below": ("llama", "svd", {"budget": "1%"}, "give one between"),
     "unknown method": ("llama", "svdd", {"ratio": 0.2}, "known are afm, lord"),
-    "unknown option": ("llama", "svd", {"ratio": 0.2, "radius": 3}, "unexpected keyword argument 'radius'"),
+    "unknown option": ("llama", "svd", {"ratio": 0.2, "radius": 3}, "svd has no option 'radius': known are"),
     "no calibration": ("llama", "lord", {"ratio": 0.2}, "lord needs calibration"),
     "no batches": ("llama", "lord", {"ratio": 0.2, "calibration": []}, "no batches"),
     "another vocabulary": (
@@ -61,6 +69,42 @@ CASES = {
     "welore out of reach": ("llama", "welore", {"ratio": 0.99}, "even t = 1 reaches"),
     "everything excluded": ("llama", "svd", {"ratio": 0.2, "exclude": [".*"]}, "has no layer to compress"),
     "exclude": ("llama", "svd", {"ratio": 0.2, "exclude": ["q_proj", "("]}, r"exclude '\(' is no regular"),
+    "exclude nothing": (
+        "llama",
+        "svd",
+        {"ratio": 0.2, "exclude": "q_prj"},
+        "exclude 'q_prj' matches no module",
+    ),
+    "exclude no words": ("llama", "svd", {"ratio": 0.2, "exclude": [3]}, r"exclude is \[3\]: give regular"),
+    "a ratio in words": ("llama", "svd", {"ratio": "0.2"}, "ratio is '0.2'"),
+    "ranks of no layer": ("llama", "svd", {"ranks": {"nope": 4}}, "ranks names 'nope'"),
+    "ranks without names": ("llama", "svd", {"ranks": [4]}, r"ranks is \[4\]: give a mapping"),
+    "a rank that is none": (
+        "llama",
+        "svd",
+        {"ranks": {"q_proj": math.nan}},
+        "ranks of 'q_proj': rank is nan",
+    ),
+    "a table that is not there": (
+        "llama",
+        "afm",
+        {"ratio": 0.3, "embedding_rank": 4, "calibration": DATA},
+        "has no embedding among",
+    ),
+    "one batch": ("llama", "lord", {"ratio": 0.2, "calibration": DATA[0]}, "calibration is a dict"),
+    "texts": (
+        "llama",
+        "lord",
+        {"ratio": 0.2, "calibration": ["some text"]},
+        r"batch 0 \(str\) holds no tensor",
+    ),
+    "inputs of another model": (
+        "llama",
+        "lord",
+        {"ratio": 0.2, "calibration": batches("vit")},
+        "batch 0 does not run through LlamaForCausalLM",
+    ),
+    "training without data": ("llama", "pela", {"ratio": 0.3, "steps": 2}, "steps is 2: pela trains on"),
     "trp without convolutions": ("llama", "trp", {"ratio": 0.2}, "has no layer to compress"),
 }
 
@@ -110,6 +154,68 @@ def test_a_layer_that_never_runs():
         compress(model, "lord", ratio=0.3, calibration=[torch.randn(30, 12, dtype=torch.float64)])
 
 
+def test_a_layer_of_a_later_block_that_never_runs():
+    model = make("llama")
+    model.model.layers[1].spare = torch.nn.Linear(32, 32)
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(InputError, match=r"layer model\.layers\.1\.spare was not called"):
+        compress(model, "lord", ratio=0.3, calibration=DATA)
+    assert [type(m) for m in model.modules()] == before
+
+
+def compiled(model):
+    return torch.compile(model)
+
+
+def with_adapter(model):
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def in_int8(model):
+    quantize_(model, Int8WeightOnlyConfig())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (compiled, "wrapped in OptimizedModule: compress model._orig_mod"),
+        (torch.nn.DataParallel, "wrapped in DataParallel: compress model.module"),
+        (with_adapter, "q_proj has an adapter: merge it first"),
+        (in_int8, "is a Int8Tensor: load"),
+        (lambda model: model.to("meta"), "is on meta: load"),
+        (lambda model: model.to(torch.float8_e4m3fn), "is of torch.float8_e4m3fn: load"),
+        (
+            lambda model: eckart.convert(model, "sltrain", r=4, sparsity=0.05),
+            "has structured layers: make it dense",
+        ),
+    ],
+    ids=["compiled", "wrapped", "adapter", "int8", "meta", "float8", "structured"],
+)
+def test_models_that_are_not_dense(change, message):
+    model = change(make("llama"))
+    with pytest.raises(InputError, match=message):
+        compress(model, "lord", ratio=0.3, calibration=DATA)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": 1.0}])
+def test_training_that_is_lost_is_no_bad_input(options):
+    with pytest.raises(FloatingPointError, match="lower lr"):
+        compress(make("llama"), "pela", ratio=0.3, steps=3, lr=1e10, calibration=DATA, **options)
+
+
+def test_training_without_blocks_to_distil():
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2)
+    )
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(
+        InputError, match=r"alpha is 1\.0: T5ForConditionalGeneration has no one list of blocks"
+    ):
+        compress(model, "pela", ratio=0.3, steps=1, calibration=DATA)
+    assert [type(m) for m in model.modules()] == before
+
+
 def test_hidden_states_that_change_between_blocks():
     model = torch.nn.Module()
     model.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(12, 12)) for _ in range(2)])
@@ -138,23 +244,38 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["rank", "missing"])
-def test_a_checkpoint_whose_ranks_do_not_match_its_tensors(tmp_path, damage):
-    compression.save(compress(make("llama"), "lord", ratio=0.3, calibration=DATA), tmp_path / "small")
-    if damage == "rank":
+SPECS_THAT_ARE_WRONG = {
+    "rank": (lambda spec: {**spec, "rank": spec["rank"] + 1}, "A.weight has shape .* its config.json says"),
+    "no rank": (lambda spec: {k: v for k, v in spec.items() if k != "rank"}, "missing .* restore the config"),
+    "a rank below 0": (lambda spec: {**spec, "rank": -1}, "is damaged .* restore the config"),
+    "a word": (lambda spec: {**spec, "radius": 3}, "'radius'.* restore the config"),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "vit"])
+@pytest.mark.parametrize("damage", [*SPECS_THAT_ARE_WRONG, "missing", "cut short"])
+def test_a_checkpoint_whose_ranks_do_not_match_its_tensors(tmp_path, damage, kind):
+    compression.save(compress(make(kind), "svd", ratio=0.3), tmp_path / "small")
+    path = tmp_path / "small" / "model.safetensors"
+    if damage in SPECS_THAT_ARE_WRONG:
+        change, message = SPECS_THAT_ARE_WRONG[damage]
         path = tmp_path / "small" / "config.json"
         config = json.loads(path.read_text())
-        config["quantization_config"]["modules"]["model.layers.0.mlp.up_proj"]["rank"] += 1
+        modules = config["quantization_config"]["modules"]
+        name = next(iter(modules))
+        modules[name] = change(modules[name])
         path.write_text(json.dumps(config))
-        message = "model.layers.0.mlp.up_proj.A.weight has shape .* its config.json says"
+    elif damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-200])
+        message = "is damaged or cut short"
     else:
-        path = tmp_path / "small" / "model.safetensors"
         state = load_file(path)
-        del state["model.layers.0.mlp.up_proj.B.weight"]
+        del state[next(key for key in state if key.endswith(".B.weight"))]
         save_file(state, path, metadata={"format": "pt"})
-        message = "model.layers.0.mlp.up_proj.B.weight is missing"
+        message = r"layers\.0\..*\.B\.weight is missing"
+    auto = AutoModelForImageClassification if kind == "vit" else AutoModelForCausalLM
     with pytest.raises(InputError, match=message):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+        auto.from_pretrained(tmp_path / "small")
 
 
 def test_plain_modules_say_what_does_not_fit(tmp_path):
@@ -171,3 +292,15 @@ def test_plain_modules_say_what_does_not_fit(tmp_path):
     assert type(fresh.first) is torch.nn.Linear
     with pytest.raises(InputError, match="no compressed model that can be read"):
         compression.load(fresh, tmp_path)
+    specs["modules"]["first"]["rank"] -= 1
+    (tmp_path / "small" / "compression.json").write_text(json.dumps(specs))
+    path = tmp_path / "small" / "model.safetensors"
+    state = load_file(path)
+    state["first.A.weight"][0, 0] = math.nan
+    save_file(state, path)
+    with pytest.raises(InputError, match=r"first\.A\.weight in model\.safetensors holds NaN"):
+        compression.load(fresh, tmp_path / "small")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="damaged, truncated or corrupt"):
+        compression.load(fresh, tmp_path / "small")
+    assert type(fresh.first) is torch.nn.Linear

@@ -1,5 +1,6 @@
 import copy
 import csv
+import pickle
 
 import pytest
 import torch
@@ -127,6 +128,12 @@ def test_int8_on_top():
         after = logits(model, data[0])
         assert not torch.equal(after, before)
         assert float((after - before).norm() / before.norm()) < 0.1
+
+
+def test_a_sliced_model_is_pickled():
+    model = compress(make("llama"), "modegpt", ratio=0.3, calibration=batches())
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again, batches()[0]), logits(model, batches()[0]))
 
 
 def test_specs_build_the_same_layers():

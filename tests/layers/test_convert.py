@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import eckart
 from eckart.errors import InputError
 from eckart.layers import LowRankLinear, convert, structured_layers, to_dense, trained_parameters
 from eckart.layers._structured import STRUCTURED, build_layer, register_layer
@@ -143,6 +146,15 @@ def test_names_choose_layers() -> None:
         ),
         ("low-rank", {"r": 2, "target_modules": "(q"}, r"target_modules='\(q': no regular expression"),
         ("low-rank", {"r": 2, "target_modules": ["norm"]}, "norm is a LlamaRMSNorm: only nn.Linear"),
+        (
+            "low-rank",
+            {"r": 2, "target_modules": ["q_proj", "w_proj"]},
+            "names 'w_proj', which no layer ends with",
+        ),
+        ("low-rank", {"r": 2, "target_modules": 3}, "target_modules=3: give a regular expression"),
+        ("low-rank", {"r": 2, "seed": "a"}, "seed is 'a': give a whole number"),
+        ("sltrain", {"r": 2, "sparsity": "0.1"}, r"sparsity='0\.1': give a share"),
+        ("lost", {"r": 2, "sparsity": None}, "sparsity=None: give a share"),
     ],
 )
 def test_refusals_leave_the_model_as_it_was(method: str, given: dict[str, Any], message: str) -> None:
@@ -151,6 +163,41 @@ def test_refusals_leave_the_model_as_it_was(method: str, given: dict[str, Any], 
     with pytest.raises(InputError, match=message):
         convert(model, method, **given)
     assert not structured_layers(model) and torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.compile, "wrapped in OptimizedModule: convert model._orig_mod"),
+        (
+            lambda model: get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])),
+            "has an adapter: merge it",
+        ),
+        (
+            lambda model: eckart.compress(model, "svd", ratio=0.3),
+            "is compressed or quantised: convert the dense",
+        ),
+    ],
+    ids=["compiled", "adapter", "compressed"],
+)
+def test_a_model_whose_linear_layers_are_parts_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        convert(change(llama()), "low-rank", r=2)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "maestro"])
+def test_the_random_state_is_left_alone_and_layers_are_not_converted_twice(method: str) -> None:
+    model, state = llama(), torch.get_rng_state()
+    convert(model, method, **METHODS.get(method, {}))
+    with pytest.raises(InputError, match="matches no layer that can be replaced"):
+        convert(model, method, **METHODS.get(method, {}))
+    to_dense(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = convert(llama(), "sltrain", r=np.int64(2), sparsity=np.float32(0.25))
+    assert {layer.spec()["r"] for layer in structured_layers(model).values()} == {2}
 
 
 def test_a_shared_weight_is_refused() -> None:

@@ -50,6 +50,18 @@ def test_centred_error_is_the_sum_of_the_values_left_out_and_the_mean_is_kept():
     torch.testing.assert_close(guess.mean(0), y.mean(0))
 
 
+def test_an_error_of_nothing_is_not_below_zero():
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(16, 12, generator=generator), torch.randn(3, 12, generator=generator)
+    moments = add_rows(no_moments(12), x)
+    factors = mimic_factors(
+        weight, None, output_spectrum(weight, moments.covariance).basis[:, :6], moments.mean
+    )
+    change = weight.double() - factors.product
+    assert float(((change @ moments.covariance) * change).sum()) < 0, "rounding of three rows in float32"
+    assert 0 <= output_error(weight, None, factors, moments) < 1e-12
+
+
 def test_errors_are_ordered_centred_uncentred_plain():
     _, weight, bias, moments = problem()
     centred = mimic_factors(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from eckart.arguments import read_budget
+from numbers import Real
+from typing import Any
+
+from eckart.arguments import plain, read_budget
 from eckart.errors import InputError
 
 COMPRESSORS = {
@@ -44,8 +47,9 @@ def check_size(ratio: float | None, budget: str | int | None) -> None:
     Raises:
         InputError: naming it.
     """
-    if ratio is not None and not (isinstance(ratio, int | float) and 0 < ratio < 1):
-        raise InputError(f"ratio is {ratio}: give the share to remove, above 0 and below 1")
+    share: Any = plain(ratio)
+    if ratio is not None and not (isinstance(share, Real) and 0 < float(share) < 1):
+        raise InputError(f"ratio is {share!r}: give the share to remove, above 0 and below 1")
     if ratio is not None and budget is not None:
         raise InputError(f"ratio ({ratio}) and budget ({budget}) are both given: leave one out")
     if budget is not None:

@@ -1,8 +1,9 @@
 """What calibration data says of a model, block by block: peak memory is the model, one block's statistics and the
 hidden states that enter that block.
 
-Lifecycle: `Trace(...)` runs the model over the data once and keeps what enters the first block; `observe(block)`
-runs one block over that and gathers its statistics; `advance(block)` puts the block's outputs in place of its inputs.
+Lifecycle: `Trace(...)` runs the model over the data once, so that what cannot be used is refused before anything is
+changed, and keeps what enters the first block; `observe(block)` runs one block over that and gathers its statistics;
+`advance(block)`, or `observe` itself if told so, puts the block's outputs in place of its inputs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eckart.compression._census import Outline, matrix_shape
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.linalg.moments import Moments, add_rows, no_moments
 
 Batch = Any
@@ -39,7 +40,7 @@ class Trace:
         influence: 1 − E cos(x_in, x_out) of each block, if it was asked for.
 
     Raises:
-        InputError: no batch, tokens outside the vocabulary, NaN.
+        InputError: no batch, one that the model does not take, tokens outside the vocabulary, NaN.
     """
 
     def __init__(self, outline: Outline, batches: Iterable[Batch], influence: bool = False) -> None:
@@ -48,22 +49,53 @@ class Trace:
         self.hidden: list[Tensor] = []
         self.masks: list[Tensor | None] = []
         self.batches: list[Batch] = []
-        self.tuples = False
+        self.called: set[str] = set()
+        self.influenced = influence
         self._angles = [[0.0, 0.0] for _ in outline.blocks]
-        for batch in _checked(outline.model, batches):
+        for batch in checked_batches(outline.model, batches):
             self.masks.append(_token_mask(batch))
             if outline.chained:
-                self._follow(batch, whole=influence or not self.hidden)
+                with self._noting_calls():
+                    self._follow(batch)
             else:
                 self.batches.append(batch)
-        if not self.masks:
-            raise InputError(
-                "calibration has no batches: give at least one, a few hundred sequences are usual"
-            )
         self.influence = [1 - total / max(count, 1.0) for total, count in self._angles]
 
-    def _follow(self, batch: Batch, whole: bool) -> None:
-        """One pass: what each block is called with, and what enters the first; blocks do nothing unless ``whole``."""
+    @contextlib.contextmanager
+    def _noting_calls(self) -> Iterator[None]:
+        """While the model runs: which of its layers are called."""
+        handles = [
+            layer.register_forward_pre_hook(lambda *_, name=name: self.called.add(name))
+            for name, layer in self.outline.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def marks(self) -> list[float]:
+        """What tells these data from others, for a run that resumes."""
+        seen: list[Any] = self.hidden or [
+            list(b.values()) if isinstance(b, Mapping) else b for b in self.batches
+        ]
+        rows = [[hidden] if isinstance(hidden, Tensor) else hidden for hidden in seen]
+        masks = [mask for mask in self.masks if mask is not None]
+        return [float(x.double().sum()) for row in (*rows, masks) for x in row if isinstance(x, Tensor)]
+
+    def check_called(self, names: Iterable[str]) -> None:
+        """Refuse layers that the calibration data never reach; of a model that is one block, `observe` does.
+
+        Raises:
+            InputError: naming the first.
+        """
+        for name in names:
+            if self.outline.chained and name not in self.called:
+                raise _not_called(name)
+
+    def _follow(self, batch: Batch) -> None:
+        """One pass: what each block is called with, and what enters the first."""
         blocks = list(self.outline.blocks.values())
         calls: list[Call] = []
         last: list[Any] = [None]
@@ -80,15 +112,13 @@ class Trace:
                         "architecture would need a calibration of its own; nothing was changed"
                     )
                 calls.append((rest, named))
-                out = forwards[index](hidden, *rest, **named) if whole else hidden
-                if whole:
-                    self.tuples = isinstance(out, tuple)
+                out = forwards[index](hidden, *rest, **named)
                 last[0] = out[0] if isinstance(out, tuple) else out
-                if whole:
+                if self.influenced:
                     self._turn(index, hidden, last[0])
                 if index == len(blocks) - 1:
                     raise _Stop
-                return (last[0],) if self.tuples and not whole else out
+                return out
 
             return forward
 
@@ -96,7 +126,7 @@ class Trace:
             for index, block in enumerate(blocks):
                 block.forward = step(index)
             with contextlib.suppress(_Stop):
-                _call(self.outline.model, batch)
+                _call(self.outline.model, batch, len(self.calls))
         finally:
             for block in blocks:
                 del block.forward
@@ -105,19 +135,28 @@ class Trace:
                 f"{len(calls)} of {len(blocks)} blocks of {type(self.outline.model).__name__} ran on the calibration "
                 "data: this architecture would need a calibration of its own; nothing was changed"
             )
-        if not bool(torch.isfinite(last[0]).all()):
+        if not bool(torch.isfinite(_rows(self.masks[-1], last[0])).all()):
             raise InputError("calibration gives NaN or Inf in the last block: check the data and the weights")
         self.calls.append(calls)
 
     def _turn(self, index: int, before: Tensor, after: Tensor) -> None:
+        if before.shape != after.shape:
+            return
         cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
         cosine = _rows(self.masks[-1], cosine, 0)
         self._angles[index][0] += float(cosine.double().sum())
         self._angles[index][1] += cosine.numel()
 
-    def observe(self, index: int, layers: Mapping[str, nn.Module]) -> dict[str, Observed]:
+    def observe(
+        self, index: int, layers: Mapping[str, nn.Module], advance: bool = False
+    ) -> dict[str, Observed]:
         """The moments of what enters these layers of a block, and how often each row of an embedding was looked up;
         layers with the same input share their moments.
+
+        Args:
+            index: of the block.
+            layers: of it, by full name.
+            advance: also put what comes out of the block in place of what goes in.
 
         Raises:
             InputError: NaN or Inf, or a layer that was never called.
@@ -148,8 +187,10 @@ class Trace:
 
         handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
         try:
-            for _ in self._run(index, mask):
+            for number, out in enumerate(self._run(index, mask)):
                 current.clear()
+                if advance and self.outline.chained:
+                    self.hidden[number] = out
         finally:
             for handle in handles:
                 handle.remove()
@@ -157,9 +198,7 @@ class Trace:
         for name in layers:
             moments = gathered.get(leaders.get(name, name))
             if (moments is None and name not in counts) or (moments is not None and moments.rows == 0):
-                raise InputError(
-                    f"layer {name} was not called on the calibration data: exclude it, or give other data"
-                )
+                raise _not_called(name)
             if moments is not None and not bool(
                 torch.isfinite(moments.mean).all() & torch.isfinite(moments.scatter).all()
             ):
@@ -178,7 +217,7 @@ class Trace:
         if not self.outline.chained:
             for number, batch in enumerate(self.batches):
                 mask[0] = self.masks[number]
-                yield _call(self.outline.model, batch)
+                yield _call(self.outline.model, batch, number)
             return
         block = list(self.outline.blocks.values())[index]
         for number, hidden in enumerate(self.hidden):
@@ -186,6 +225,10 @@ class Trace:
             rest, named = self.calls[number][index]
             out = block(hidden, *rest, **named)
             yield out[0] if isinstance(out, tuple) else out
+
+
+def _not_called(name: str) -> InputError:
+    return InputError(f"layer {name} was not called on the calibration data: exclude it, or give other data")
 
 
 def _split(hidden: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -196,12 +239,23 @@ def _split(hidden: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return hidden, named
 
 
-def _call(model: nn.Module, batch: Batch) -> Any:
-    if isinstance(batch, Mapping):
-        names = {k: v for k, v in batch.items() if k not in ("labels", "label")}
-        cached = "use_cache" in (getattr(getattr(model, "config", None), "__dict__", {}) or {})
-        return model(**names, **({"use_cache": False} if cached else {}))
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+def _call(model: nn.Module, batch: Batch, number: int) -> Any:
+    """What a model gives for a batch; labels are left out where no decoder's inputs are made of them."""
+    config = getattr(model, "config", None)
+    try:
+        if not isinstance(batch, Mapping):
+            return model(batch[0] if isinstance(batch, tuple | list) else batch)
+        labels = () if getattr(config, "is_encoder_decoder", False) else ("labels", "label")
+        named = {name: value for name, value in batch.items() if name not in labels}
+        cached = "use_cache" in (getattr(config, "__dict__", {}) or {})
+        return model(**named, **({"use_cache": False} if cached else {}))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"calibration batch {number} does not run through {type(model).__name__} ({first_line(error)}): give what "
+            "its forward takes"
+        ) from error
 
 
 def _token_mask(batch: Batch) -> Tensor | None:
@@ -216,10 +270,17 @@ def _rows(mask: Tensor | None, x: Tensor, features: int = 1) -> Tensor:
     return rows[mask.reshape(-1)] if mask is not None and places.numel() == mask.numel() else rows
 
 
-def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches on the model's device, each looked at first."""
+def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches on the model's device, each looked at first.
+
+    Raises:
+        InputError: no batch, something that is none, tokens outside the vocabulary, NaN.
+    """
+    if isinstance(batches, Mapping | Tensor | str | bytes) or not isinstance(batches, Iterable):
+        raise InputError(f"calibration is a {type(batches).__name__}: give a list or loader of batches")
     device = next(model.parameters()).device
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    number = -1
     for number, batch in enumerate(batches):
         items = (
             batch
@@ -227,6 +288,11 @@ def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
             else dict(enumerate(batch if isinstance(batch, tuple | list) else [batch]))
         )
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in items.items()}
+        if not any(isinstance(value, Tensor) for value in moved.values()):
+            raise InputError(
+                f"calibration batch {number} ({type(batch).__name__}) holds no tensor: give mappings of model inputs, "
+                "or tensors; texts are tokenized first"
+            )
         for name, value in moved.items():
             if not isinstance(value, Tensor):
                 continue
@@ -244,3 +310,5 @@ def _checked(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
                     f"{vocabulary}: use the tokenizer of this model"
                 )
         yield moved if isinstance(batch, Mapping) else tuple(moved.values())
+    if number < 0:
+        raise InputError("calibration has no batches: give at least one, a few hundred sequences are usual")

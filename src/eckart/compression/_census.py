@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,10 @@ from eckart.errors import InputError
 
 FEW_OUTPUTS = 10
 """Layers with fewer outputs are heads and gates; nothing is to be saved there."""
+
+
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+"""Classes around a model → where it is in them."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,22 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
         exclude: regular expressions that match whole names, or ends of names after a dot.
 
     Raises:
-        InputError: a model that is compressed or quantised already, NaN in a weight, or no layer left.
+        InputError: a model that is compressed or quantised already, wrapped or has adapters; NaN in a weight or none; a
+            pattern that matches nothing; no layer left.
     """
     refuse_compressed(model)
+    inside = WRAPPERS.get(type(model).__name__)
+    if inside is not None:
+        raise InputError(
+            f"the model is wrapped in {type(model).__name__}: compress model.{inside}, then wrap it again"
+        )
+    left_out = {pattern: _ending(model, pattern) for pattern in exclude}
+    for pattern, names in left_out.items():
+        if not names:
+            some = next((name for name, m in model.named_modules() if type(m) in kinds), "")
+            raise InputError(
+                f"exclude {pattern!r} matches no module of {type(model).__name__}: give names such as {some}, or ends"
+            )
     blocks = find_blocks(model)
     owners = Counter(
         id(p) for module in model.modules() for p in module._parameters.values() if p is not None
@@ -100,13 +118,14 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
             continue
         if blocks and not any(name.startswith(f"{block}.") for block in blocks):
             continue
-        if any(re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) for pattern in exclude):
+        if any(name in names for names in left_out.values()):
             continue
         if hasattr(module, "parametrizations") or "weight" not in module._parameters:
             continue
         if owners[id(module.weight)] > 1:
             shared.append(name)
             continue
+        _refuse_kind(name, module.weight)
         if not isinstance(module, nn.Embedding) and matrix_shape(module)[0] < FEW_OUTPUTS:
             continue
         layers[name] = module
@@ -122,8 +141,18 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
     return Outline(model, blocks or {"": model}, layers, tuple(shared), bool(blocks))
 
 
+def _ending(model: nn.Module, pattern: str) -> set[str]:
+    """The modules whose whole name a regular expression matches, or the end of it after a dot."""
+    whole = re.compile(pattern)
+    return {
+        name
+        for name, _ in model.named_modules(remove_duplicate=False)
+        if any(whole.fullmatch(name, start) for start in (0, *(m.end() for m in re.finditer(r"\.", name))))
+    }
+
+
 def refuse_compressed(model: nn.Module) -> None:
-    """Refuse a model that is compressed or quantised already.
+    """Refuse a model that is compressed or quantised already, or has adapters.
 
     Raises:
         InputError: naming the layer or the quantisation.
@@ -134,11 +163,36 @@ def refuse_compressed(model: nn.Module) -> None:
                 f"layer {name} is compressed already ({module.kind}, rank {getattr(module, 'rank', '?')}): start from "
                 "the dense model, or make this one dense with eckart.compression.merge"
             )
+        if hasattr(module, "base_layer"):
+            raise InputError(
+                f"layer {name} has an adapter: merge it first (merge_and_unload), then compress the model"
+            )
     config = getattr(model, "config", None)
     if getattr(config, "compressed_layers", None):
         raise InputError(f"{type(model).__name__} is compressed already: start from the dense model")
-    if getattr(config, "quantization_config", None) is not None:
+    quantisation = getattr(config, "quantization_config", None)
+    if getattr(quantisation, "quant_method", None) == "eckart-structured":
+        raise InputError(
+            "the model has structured layers: make it dense with eckart.layers.to_dense, then compress it"
+        )
+    if quantisation is not None:
         raise InputError("the model is quantised: compress it first, then quantise what comes out")
+
+
+def _refuse_kind(name: str, weight: Any) -> None:
+    """Refuse a weight that has no numbers to decompose.
+
+    Raises:
+        InputError: on meta, quantised, or in 8 bits.
+    """
+    kind = "on meta" if weight.is_meta else f"of {weight.dtype}"
+    plain = weight.is_floating_point() and weight.itemsize > 1 and not weight.is_meta
+    if type(weight.data) is not Tensor:
+        plain, kind = False, f"a {type(weight.data).__name__}"
+    if not plain:
+        raise InputError(
+            f"the weight of layer {name} is {kind}: load the model in bfloat16 or wider, compress it, then quantise"
+        )
 
 
 def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
@@ -167,6 +221,19 @@ def _output_head(model: nn.Module) -> Any:
         return get() if callable(get) else None
     except NotImplementedError:
         return None
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """A model in training or eval mode; afterwards each of its modules is in its own again, new ones in the model's."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(modes[model])
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def install(model: nn.Module, name: str, module: nn.Module) -> None:

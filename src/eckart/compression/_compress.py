@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, read_budget
+from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, hint, plain, read_budget
 from eckart.compression._asked import check_size, find_compressor
-from eckart.compression._calibration import Trace
-from eckart.compression._census import Outline, census, install
+from eckart.compression._calibration import Trace, checked_batches
+from eckart.compression._census import Outline, census, in_mode, install
 from eckart.compression._layers import Spec
 from eckart.compression._method import Compressor, LayerRow
 from eckart.compression._report import Report
@@ -69,6 +70,7 @@ def compress(
         InputError: unknown method or option, a ratio out of range or that no rank meets, calibration data that are
             missing, empty, of another vocabulary or not finite, a model that is compressed already or that the method
             does not fit. Nothing was changed.
+        FloatingPointError: the method's own training lost its loss; the model is half trained.
     """
     chosen, outline, ratio = suited(model, method, ratio, budget, options)
     if chosen.calibrated and calibration is None:
@@ -77,17 +79,14 @@ def compress(
         )
     if isinstance(calibration, Statistics) and sequential:
         raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            found = _run(
-                outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None)
-            )
-    finally:
-        model.train(was_training)
-    if calibration is not None and not isinstance(calibration, Statistics) and hasattr(chosen, "train"):
-        found = _trained(model, chosen, calibration, progress, found)
+    lessons = _lessons(model, chosen, calibration)
+    device = next(model.parameters()).device
+    cards = [device] if device.type == "cuda" else []
+    with in_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=cards):
+        found = _run(outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None))
+    if lessons:
+        losses = chosen.train(model, lessons, progress or (lambda *_: None))
+        found = dataclasses.replace(found, losses=tuple(losses))
     model.eckart_report = found  # type: ignore[assignment]
     return model
 
@@ -101,10 +100,11 @@ def asked(
         InputError: as `compress`.
     """
     maker = compressor(method)
-    try:
-        chosen = maker(**options)
-    except TypeError as error:
-        raise InputError(f"{method}: {str(error).replace('__init__() got an ', '').split('.')[-1]}") from None
+    known = [field.name for field in dataclasses.fields(maker) if field.init]
+    for name in options:
+        if name not in known:
+            raise InputError(f"{method} has no option {name!r}: {hint(name, known)}")
+    chosen = maker(**options)
     check_size(ratio, budget)
     chosen.check_size(ratio, budget)
     return chosen
@@ -123,6 +123,7 @@ def suited(
         InputError: as `compress`, but for what the calibration data bring.
     """
     chosen = asked(method, ratio, budget, options)
+    ratio = None if ratio is None else float(plain(ratio))
     outline = census(model, chosen.kinds, chosen.exclude)
     if budget is not None:
         ratio = ratio_for_budget(outline, budget)
@@ -149,6 +150,7 @@ def _run(
             trace = calibration
         else:
             trace = Trace(outline, calibration, method.influenced)
+            trace.check_called(name for b in outline.blocks for name in method.watched(b, outline))
     method.plan(outline, ratio, trace.influence if trace else [])
     finished = None
     if resume is not None:
@@ -159,16 +161,18 @@ def _run(
     for index, block in enumerate(outline.blocks):
         done = finished.load(index, method, model) if finished else None
         if done is None:
-            observed = trace.observe(index, method.watched(block, outline)) if trace else {}
+            watched = method.watched(block, outline)
+            observed = trace.observe(index, watched, advance=not sequential) if trace else {}
             tokens = tokens or next((m.rows for m in observed.values() if isinstance(m, Moments)), 0)
             done = method.compress(block, outline, observed)
             if finished:
                 finished.save(index, *done)
-        changes, block_rows = done
-        if trace and not sequential:
+        elif trace and not sequential:
             trace.advance(index)
+        changes, block_rows = done
         for name, change in changes.items():
-            install(model, name, change.module.train(model.training))
+            old = [parameter.requires_grad for parameter in model.get_submodule(name).parameters()]
+            install(model, name, change.module.train(model.training).requires_grad_(any(old)))
             specs[name] = change.spec
         if trace and sequential:
             trace.advance(index)
@@ -179,14 +183,17 @@ def _run(
     return Report(method.slug, method.options(), ratio, tuple(rows), before, _count(model), tokens, (), name)
 
 
-def _trained(
-    model: nn.Module, method: Any, calibration: Iterable[Any], progress: Any, found: Report
-) -> Report:
-    """The training that belongs to the method, if it has some."""
-    import dataclasses
-
-    losses = method.train(model, calibration, progress or (lambda *_: None))
-    return dataclasses.replace(found, losses=tuple(losses))
+def _lessons(
+    model: nn.Module, method: Compressor, calibration: Iterable[Any] | Statistics | None
+) -> list[Any]:
+    """The batches of the training that belongs to the method, if it has some; looked at before anything is changed."""
+    if not method.steps:
+        return []
+    if calibration is None or isinstance(calibration, Statistics):
+        raise InputError(
+            f"steps is {method.steps}: {method.slug} trains on calibration, give batches of model inputs"
+        )
+    return list(checked_batches(model, calibration))
 
 
 def _plan(
@@ -198,7 +205,6 @@ def _plan(
 ) -> dict[str, Any]:
     """What a run is, for telling whether finished blocks are its own."""
     weights = [weight_sum(layer) for layer in outline.layers.values()]
-    data = [float(hidden.double().sum()) for hidden in trace.hidden] if trace else []
     return {
         "method": method.slug,
         "options": method.options(),
@@ -206,7 +212,7 @@ def _plan(
         "sequential": sequential,
         "layers": list(outline.layers),
         "weights": weights,
-        "data": data,
+        "data": trace.marks if trace else [],
     }
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.arguments import check_attributes, check_pattern
+from eckart.arguments import check_attributes, check_least, check_number, check_pattern
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, matrix_shape, weight_matrix
 from eckart.compression._kinds import build_layer
@@ -71,6 +70,9 @@ class Compressor:
         check_attributes(self, type(self).__init__)
         if isinstance(self.exclude, str):
             self.exclude = (self.exclude,)
+        words = self.exclude if isinstance(self.exclude, Collection) else [None]
+        if not all(isinstance(pattern, str) for pattern in words):
+            raise InputError(f"exclude is {self.exclude!r}: give regular expressions for names of layers")
         for pattern in self.exclude:
             check_pattern("exclude", pattern)
 
@@ -105,6 +107,17 @@ class Compressor:
             ratio: share of the layers' parameters to remove; None where an option of the method says how much.
             influence: of each block, where ``influenced``.
         """
+        raise NotImplementedError
+
+    @property
+    def steps(self) -> int:
+        """Of the training that belongs to the method."""
+        return 0
+
+    def train(
+        self, model: nn.Module, batches: Sequence[Any], progress: Callable[[int, int], None]
+    ) -> list[float]:
+        """That training, of a model that `compress` has changed; the loss of each step."""
         raise NotImplementedError
 
     def watched(self, block: str, outline: Outline) -> dict[str, nn.Module]:
@@ -155,18 +168,26 @@ class FactorCompressor(Compressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (
-            ("rank", self.rank),
-            ("multiple_of", self.multiple_of),
-            *(self.ranks or {}).items(),
-        ):
-            if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
-                raise InputError(f"{name} is {value}: give a whole number of at least 1")
+        check_least(1, multiple_of=self.multiple_of)
+        if not isinstance(self.ranks or {}, Mapping):
+            raise InputError(f"ranks is {self.ranks!r}: give a mapping from ends of layer names to ranks")
+        for name, value in (self.ranks or {}).items():
+            try:
+                check_number("rank", value, "int")
+            except InputError as error:
+                raise InputError(f"ranks of {name!r}: {error}") from None
         self._planned: dict[str, int] = {}
 
     def check_size(self, ratio: float | None, budget: str | int | None) -> None:
         if self.ranks is None or any(given is not None for given in (ratio, budget, self.rank)):
             super().check_size(ratio, budget)
+
+    def check(self, outline: Outline) -> None:
+        for end in self.ranks or {}:
+            if not any(_ends(name, end) for name in outline.layers):
+                raise InputError(
+                    f"ranks names {end!r}, which no layer ends with: layers are such as {next(iter(outline.layers))}"
+                )
 
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         self._planned = {}
@@ -186,9 +207,7 @@ class FactorCompressor(Compressor):
             )
 
     def _rank(self, name: str, shape: tuple[int, int], ratio: float | None) -> int | None:
-        given = next(
-            (r for end, r in (self.ranks or {}).items() if name == end or name.endswith(f".{end}")), None
-        )
+        given = next((int(r) for end, r in (self.ranks or {}).items() if _ends(name, end)), None)
         if given is None and self.rank is None:
             return None if ratio is None else rank_for_ratio(shape, ratio, self.multiple_of)
         return min(given or self.rank or 1, *shape)
@@ -239,6 +258,11 @@ class FactorCompressor(Compressor):
         raise NotImplementedError
 
 
+def _ends(name: str, end: str) -> bool:
+    """Whether this is a layer's whole name, or the end of it after a dot."""
+    return name == end or name.endswith(f".{end}")
+
+
 def saves(shape: tuple[int, int], rank: int) -> bool:
     """Whether two factors of this rank take fewer multiply–adds than the matrix: k (in + out) < in · out."""
     return rank * sum(shape) < shape[0] * shape[1]
@@ -270,10 +294,15 @@ def relative_error(
 ) -> float:
     """√(E‖y − ŷ‖² / E‖y‖²) over the inputs, or ‖W − BA‖_F/‖W‖_F where there are none."""
     if moments is None:
-        change = torch.linalg.matrix_norm(weight.double() - factors.product)
-        return float(change / torch.linalg.matrix_norm(weight.double()))
+        wide = weight.double()
+        return root_share((wide - factors.product).square().sum(), wide.square().sum())
     nothing = Factors(
         weight.new_zeros(1, weight.shape[1]).double(), weight.new_zeros(len(weight), 1).double(), None
     )
     whole = output_error(weight, bias, nothing, moments)
-    return float((output_error(weight, bias, factors, moments) / whole) ** 0.5) if whole > 0 else 0.0
+    return root_share(output_error(weight, bias, factors, moments), whole)
+
+
+def root_share(lost: float | Tensor, whole: float | Tensor) -> float:
+    """√(lost/whole), and 0 where there was nothing to lose."""
+    return float(max(float(lost), 0.0) / whole) ** 0.5 if whole > 0 else 0.0

@@ -20,7 +20,7 @@ from eckart.compression._census import install
 from eckart.compression._kinds import build_layer
 from eckart.compression._layers import FactorizedLinear, Spec
 from eckart.compression._layout import by_columns
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 
 NAME = "eckart"
 
@@ -49,7 +49,7 @@ class EckartQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         modules = under(self.quantization_config.modules, model)
         files = kwargs.get("checkpoint_files") or ()
-        check_files(files, self.quantization_config.modules)
+        check_files(files, self.quantization_config.modules, model)
         self.from_files = bool(files)
         for name, spec in modules.items():
             dense: Any = model.get_submodule(name)
@@ -102,24 +102,37 @@ def under(modules: dict[str, Spec], model: nn.Module) -> dict[str, Spec]:
     return found
 
 
-def check_files(files: Iterable[Any], modules: dict[str, Spec]) -> None:
-    """Hold the factors in safetensors files against the specs. Files whose layers transformers renames on loading are
-    left to its own check of shapes.
+def check_files(files: Iterable[Any], modules: dict[str, Spec], model: Any) -> None:
+    """Hold the factors in safetensors files against the specs, under the names in the files and under those that
+    transformers gives them on loading.
+
+    Args:
+        files: of the checkpoint.
+        modules: name → spec.
+        model: the skeleton, which knows the renamings.
 
     Raises:
-        InputError: a factor of another rank than its spec says.
+        InputError: a factor of another rank than its spec says, or none.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+    renamings = [e for e in get_model_conversion_mapping(model) or [] if isinstance(e, WeightRenaming)]
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        if Path(file).suffix == ".safetensors":
+        if Path(file).suffix != ".safetensors":
+            continue
+        try:
             with safe_open(file, "pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118
-                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
-    renamed = not any(key.startswith(f"{name}.") for name in modules for key in shapes)
+                    shape = tuple(tensors.get_slice(key).get_shape())
+                    shapes[key] = shapes[rename_source_key(key, renamings, [])[0]] = shape
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged or cut short ({first_line(error)}): copy it again") from None
+    foreign = not any(key.startswith(f"{name}.") for name in modules for key in shapes)
     for name, spec in modules.items():
-        if renamed or "rank" not in spec:
+        if foreign or "rank" not in spec:
             continue
         expected = build_layer(spec, torch.device("meta"))
         for key, value in expected.state_dict().items():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -36,33 +37,50 @@ class Finished:
         wanted = {"fingerprint": hashlib.sha256(text.encode()).hexdigest(), "plan": plan}
         path = self.place / PLAN
         if path.is_file():
-            found = json.loads(path.read_text("utf-8"))
-            if found.get("fingerprint") != wanted["fingerprint"]:
-                raise InputError(
-                    f"resume {self.place} holds finished blocks of another run ({found.get('plan')}): choose another "
-                    "directory, or delete it"
-                )
+            self._check(path, wanted)
             return
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1, default=str) + "\n", "utf-8")
 
+    def _check(self, path: Path, wanted: Mapping[str, Any]) -> None:
+        remedy = "choose another directory, or delete it"
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            fingerprint, plan = found["fingerprint"], dict(found["plan"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"resume {self.place}: {path.name} is damaged: {remedy}") from None
+        if fingerprint == wanted["fingerprint"]:
+            return
+        now = json.loads(json.dumps(wanted["plan"], default=str))
+        told = [
+            name if isinstance(value, list) else f"{name} {plan.get(name)} there, {value} now"
+            for name, value in now.items()
+            if plan.get(name) != value
+        ]
+        raise InputError(
+            f"resume {self.place} holds finished blocks of another run ({'; '.join(told)}): {remedy}"
+        )
+
     def load(
         self, index: int, method: Compressor, model: nn.Module
     ) -> tuple[dict[str, Change], list[LayerRow]] | None:
-        """The changes of a block, or None where it is not finished."""
+        """The changes of a block, or None where it is not finished or its files are damaged."""
         tensors, table = self.place / f"block-{index:04d}.safetensors", self.place / f"block-{index:04d}.json"
         if not (tensors.is_file() and table.is_file()):
             return None
-        found, state = json.loads(table.read_text("utf-8")), load_file(tensors)
-        changes = {}
-        for name, spec in found["specs"].items():
-            module = method.rebuild(spec, model.get_submodule(name))
-            prefix = f"{name}/"
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
-            changes[name] = Change(module, spec)
-        return changes, [LayerRow(*row) for row in found["rows"]]
+        try:
+            found, state = json.loads(table.read_text("utf-8")), load_file(tensors)
+            changes = {}
+            for name, spec in found["specs"].items():
+                module = method.rebuild(spec, model.get_submodule(name))
+                prefix = f"{name}/"
+                module.load_state_dict(
+                    {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                )
+                changes[name] = Change(module, spec)
+            return changes, [LayerRow(*row) for row in found["rows"]]
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
 
     def save(self, index: int, changes: Mapping[str, Change], rows: list[LayerRow]) -> None:
         """Keep the changes of a block: the tensors first, then the table that makes them count."""

@@ -20,6 +20,7 @@ from eckart.compression._report import Report
 from eckart.errors import InputError
 from eckart.escapes import cells
 from eckart.files import atomic_directory
+from eckart.tensors import read_finite
 
 SPECS = "compression.json"
 WEIGHTS = "model.safetensors"
@@ -115,18 +116,16 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     Raises:
         InputError: files that are missing, or tensors that do not fit; the model is as it was.
     """
-    from safetensors.torch import load_file
-
     place = Path(directory)
     try:
-        specs = json.loads((place / SPECS).read_text("utf-8"))["modules"]
-        tensors = load_file(place / WEIGHTS)
-    except (OSError, ValueError, KeyError) as error:
+        specs = dict(json.loads((place / SPECS).read_text("utf-8"))["modules"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{place} holds no compressed model that can be read: {error}") from None
+    tensors = dict(read_finite(place / WEIGHTS, str(place)))
     names = dict(model.named_modules())
     layers: dict[str, CompressedLayer] = {}
     for name, spec in specs.items():
-        if name not in names:
+        if not isinstance(getattr(names.get(name), "weight", None), Tensor):
             raise InputError(
                 f"{place} factorises layer {name}, which {type(model).__name__} has not: give its own class"
             )
@@ -237,7 +236,8 @@ def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Mod
         switch = BIAS_SWITCHES.get(part)
         if switch is None or not hasattr(config, switch):
             raise InputError(
-                f"layer {name} has a bias that {type(model).__name__} cannot hold: compress with center=False to merge"
+                f"layer {name} has a bias that {type(model).__name__} cannot hold: to merge, compress by a method that "
+                "adds none, such as whitened-svd or lord with center=False"
             )
         setattr(config, switch, True)
         for sibling, other in model.named_modules():

@@ -219,7 +219,14 @@ def sliced_config(source: Any) -> type[Any]:
         "__module__": __name__,
         "__doc__": f"{source.__name__} with the widths of every layer in compressed_layers.",
     }
-    return type(f"Eckart{source.__name__}", (source,), body)
+    return _named(source, body)
+
+
+def _named(source: Any, body: dict[str, Any]) -> type[Any]:
+    """A class beside its source, found under its name here, as pickle looks for it."""
+    found = type(f"Eckart{source.__name__}", (source,), body)
+    globals()[found.__name__] = found
+    return found
 
 
 @cache
@@ -236,7 +243,7 @@ def sliced_model(source: Any) -> type[Any]:
         "config_class": sliced_config(source.config_class),
         "__doc__": f"{source.__name__} whose layers have the widths of config.compressed_layers.",
     }
-    return type(f"Eckart{source.__name__}", (source,), body)
+    return _named(source, body)
 
 
 def convert(model: Any, widths: list[dict[str, Any]]) -> None:

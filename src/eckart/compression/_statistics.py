@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed, Trace
-from eckart.compression._census import Outline, census
-from eckart.errors import InputError
+from eckart.compression._census import Outline, census, in_mode
+from eckart.errors import InputError, first_line
 from eckart.files import atomic_directory
 from eckart.linalg.moments import Moments
 
@@ -53,23 +54,31 @@ class Statistics:
                     f"the statistics in {self.place} are not of this model (layer {name}): gather them again"
                 )
 
-    def observe(self, index: int, layers: Mapping[str, nn.Module]) -> dict[str, Observed]:
-        """The moments of these layers of a block, as `Trace.observe` gives them."""
-        state = load_file(self.place / f"block-{index:04d}.safetensors")
+    def observe(
+        self, index: int, layers: Mapping[str, nn.Module], advance: bool = True
+    ) -> dict[str, Observed]:
+        """The moments of these layers of a block, as `Trace.observe` gives them; there is nothing to advance."""
+        path = self.place / f"block-{index:04d}.safetensors"
         found: dict[str, Observed] = {}
-        for name in layers:
-            leader = self.layers[name]
-            count, mean, scatter = (state[f"{leader}/{part}"] for part in ("count", "mean", "scatter"))
-            found[name] = Moments(int(count), mean, scatter)
+        try:
+            state = load_file(path)
+            for name in layers:
+                leader = self.layers[name]
+                count, mean, scatter = (state[f"{leader}/{part}"] for part in ("count", "mean", "scatter"))
+                found[name] = Moments(int(count), mean, scatter)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise InputError(
+                f"{path} is damaged ({first_line(error)}): gather the statistics again"
+            ) from None
         return found
 
     def advance(self, index: int) -> None:
         """Nothing to do: the statistics are of the dense model."""
 
     @property
-    def hidden(self) -> list[Tensor]:
+    def marks(self) -> list[float]:
         """What tells these statistics from others, for a run that resumes."""
-        return [torch.tensor(self.influence, dtype=torch.float64)]
+        return self.influence
 
 
 @torch.no_grad()
@@ -92,35 +101,30 @@ def gather(
         InputError: as `eckart.compress`, or a directory that is not empty.
     """
     outline = census(model, (nn.Linear,))
-    was_training = model.training
-    model.eval()
-    try:
-        trace = Trace(outline, batches, influence=True)
-        with atomic_directory(directory) as place:
-            leaders: dict[str, str] = {}
-            for index, block in enumerate(outline.blocks):
-                observed = trace.observe(index, outline.inside(block))
-                own: dict[int, str] = {}
-                state: dict[str, Tensor] = {}
-                for name, moments in observed.items():
-                    assert isinstance(moments, Moments)
-                    leaders[name] = own.setdefault(id(moments), name)
-                    if leaders[name] == name:
-                        parts = {
-                            "count": torch.tensor(moments.rows),
-                            "mean": moments.mean,
-                            "scatter": moments.scatter,
-                        }
-                        state |= {f"{name}/{part}": value.cpu() for part, value in parts.items()}
-                save_file(state, place / f"block-{index:04d}.safetensors")
-                trace.advance(index)
-                if progress is not None:
-                    progress(index + 1, len(outline.blocks))
-            weights = {name: weight_sum(layer) for name, layer in outline.layers.items()}
-            index_text = json.dumps({"layers": leaders, "influence": trace.influence, "weights": weights})
-            (place / INDEX).write_text(index_text + "\n", "utf-8")
-    finally:
-        model.train(was_training)
+    with in_mode(model, False), atomic_directory(directory) as place:
+        trace = Trace(outline, batches, influence=outline.chained)
+        trace.check_called(outline.layers)
+        leaders: dict[str, str] = {}
+        for index, block in enumerate(outline.blocks):
+            observed = trace.observe(index, outline.inside(block), advance=True)
+            own: dict[int, str] = {}
+            state: dict[str, Tensor] = {}
+            for name, moments in observed.items():
+                assert isinstance(moments, Moments)
+                leaders[name] = own.setdefault(id(moments), name)
+                if leaders[name] == name:
+                    parts = {
+                        "count": torch.tensor(moments.rows),
+                        "mean": moments.mean,
+                        "scatter": moments.scatter,
+                    }
+                    state |= {f"{name}/{part}": value.cpu() for part, value in parts.items()}
+            save_file(state, place / f"block-{index:04d}.safetensors")
+            if progress is not None:
+                progress(index + 1, len(outline.blocks))
+        weights = {name: weight_sum(layer) for name, layer in outline.layers.items()}
+        index_text = json.dumps({"layers": leaders, "influence": trace.influence, "weights": weights})
+        (place / INDEX).write_text(index_text + "\n", "utf-8")
     return Statistics(directory)
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed
-from eckart.compression._census import install, matrix_shape, weight_matrix
+from eckart.compression._census import Outline, install, matrix_shape, weight_matrix
 from eckart.compression._layers import ACTIVATIONS, FactorizedEmbedding, FactorizedLinear
-from eckart.compression._method import FactorCompressor, relative_error
+from eckart.compression._method import FactorCompressor, relative_error, root_share
 from eckart.errors import InputError
 from eckart.linalg.moments import Moments, moments_of_table
 from eckart.linalg.whitened import Factors, output_spectrum
@@ -61,6 +61,14 @@ class AFM(FactorCompressor):
             raise InputError(f"act is {self.act!r}: give one of {', '.join(ACTIVATIONS)}, or None")
         if self.embedding_rank is not None and self.embedding_rank < 1:
             raise InputError(f"embedding_rank is {self.embedding_rank}: give at least 1")
+
+    def check(self, outline: Outline) -> None:
+        super().check(outline)
+        if self.embedding_rank and not any(isinstance(m, nn.Embedding) for m in outline.layers.values()):
+            raise InputError(
+                f"embedding_rank is {self.embedding_rank}: {type(outline.model).__name__} has no embedding among the "
+                "layers that are compressed: leave it out"
+            )
 
     def replace(
         self, name: str, layer: nn.Module, observed: Observed | None
@@ -116,7 +124,7 @@ class AFM(FactorCompressor):
         share = counts.double() / counts.sum()
         change = (weight.double() - factors.small @ factors.up.T - factors.mean).square().sum(1) @ share
         whole = weight.double().square().sum(1) @ share
-        return new, float((change / whole) ** 0.5) if whole > 0 else 0.0
+        return new, root_share(change, whole)
 
 
 def table_factors(table: Float[Tensor, "v d"], counts: Float[Tensor, " v"], rank: int) -> TableFactors:

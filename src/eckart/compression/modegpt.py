@@ -23,7 +23,7 @@ from eckart.compression._allocation import allocate
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, matrix_shape, set_weight, weight_matrix
 from eckart.compression._layers import Spec
-from eckart.compression._method import Change, Compressor, LayerRow
+from eckart.compression._method import Change, Compressor, LayerRow, root_share
 from eckart.compression._sliced_config import FAMILIES, LLAMA, Layout
 from eckart.errors import InputError
 from eckart.linalg.heads import coordinate_scores, value_output
@@ -226,7 +226,7 @@ class MoDeGPT(Compressor):
         whole = refit_error(down, gram, kept, torch.zeros_like(refitted))
         whole = float(torch.sum((down.double() @ gram) * down.double())) or whole
         wrong = refit_error(down, moments.covariance if affine else gram, kept, refitted)
-        return new, max(wrong / whole, 0.0) ** 0.5
+        return new, root_share(wrong, whole)
 
     @torch.no_grad()
     def slice_attention(
@@ -268,7 +268,7 @@ class MoDeGPT(Compressor):
             new.o_proj.weight.copy_(torch.cat([o for group in outputs for o in group], dim=1))
         if bias is not None:
             new.o_proj.bias.copy_(bias)
-        return new, dropped, float((lost / whole).sqrt()) if float(whole) > 0 else 0.0
+        return new, dropped, root_share(lost, whole)
 
     def _slice_scores(self, query: Any, key: Any, new: Any, moments: Moments) -> float:
         """Copy the rows of queries and keys that stay; the share of energy dropped."""

@@ -11,7 +11,7 @@ Source: Guo, Wang & Kankanhalli, CVPR 2024, arXiv:2310.10700.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from eckart.compression._census import Outline, find_blocks, weight_matrix
+from eckart.compression._census import Outline, find_blocks, in_mode, weight_matrix
 from eckart.compression._layers import FactorizedLinear
 from eckart.compression._method import FactorCompressor
 from eckart.compression.svd import truncated
@@ -71,6 +71,14 @@ class PELA(FactorCompressor):
         if self.wp not in ("paper", "hinge", "fro"):
             raise InputError(f"wp is {self.wp!r}: give paper, hinge or fro")
 
+    def check(self, outline: Outline) -> None:
+        super().check(outline)
+        if self.steps and self.alpha and not outline.chained:
+            raise InputError(
+                f"alpha is {self.alpha}: {type(outline.model).__name__} has no one list of blocks whose features could "
+                "be distilled: give alpha=0"
+            )
+
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         super().plan(outline, ratio, influence)
         self.teacher = copy.deepcopy(outline.model) if self.steps else None
@@ -85,33 +93,41 @@ class PELA(FactorCompressor):
         return truncated(weight, bias, rank)
 
     def train(
-        self, model: nn.Module, batches: Iterable[Any], progress: Callable[[int, int], None]
+        self, model: nn.Module, batches: Sequence[Any], progress: Callable[[int, int], None]
     ) -> list[float]:
-        """The intermediate training of a model that `compress` has factorised; the loss of each step.
+        """The intermediate training of a model that `compress` has factorised; the loss of each step. Frozen factors
+        train in it too.
 
         Raises:
-            InputError: no batch, or a loss that is NaN.
+            FloatingPointError: a loss that is NaN.
         """
-        if self.teacher is None or self.steps == 0:
-            return []
+        assert self.teacher is not None
+        factors = [p for m in model.modules() if isinstance(m, FactorizedLinear) for p in m.parameters()]
+        frozen = [parameter for parameter in factors if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         distill = Distillation(model, self.teacher, self.alpha, self.beta, self.gamma, self.epsilon, self.wp)
         optimizer = torch.optim.AdamW(model.parameters(), self.lr, weight_decay=self.weight_decay)
         losses: list[float] = []
-        kept = list(batches)
-        if not kept:
-            raise InputError("calibration has no batches: the intermediate training needs some")
-        was_training = model.training
-        model.train()
-        for step in range(self.steps):
-            loss = distill(kept[step % len(kept)])
-            if not bool(torch.isfinite(loss)):
-                raise InputError(f"the loss of step {step} is {float(loss.detach())}: lower lr ({self.lr})")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            progress(step + 1, self.steps)
-        model.train(was_training)
+        with in_mode(model, True):
+            for step in range(self.steps):
+                loss = distill(batches[step % len(batches)])
+                if not bool(torch.isfinite(loss)):
+                    raise FloatingPointError(
+                        f"the loss of step {step} is {float(loss.detach())}: lower lr ({self.lr})"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                progress(step + 1, self.steps)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in factors):
+            raise FloatingPointError(
+                f"the last step made the factors NaN or infinite: lower lr ({self.lr}), or train in a wider type"
+            )
+        optimizer.zero_grad()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         self.teacher = None
         return losses
 

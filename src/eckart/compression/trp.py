@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from eckart.compression._calibration import Observed
 from eckart.compression._census import Outline, refuse_compressed
 from eckart.compression._convolutions import DecoupledConv2d, FactorizedConv2d
-from eckart.compression._method import Change, Compressor, LayerRow
+from eckart.compression._method import Change, Compressor, LayerRow, root_share
 from eckart.errors import InputError
 from eckart.linalg.filters import (
     FilterSVD,
@@ -111,9 +111,9 @@ class TRP(Compressor):
                 continue
             module = factorized(layer, self.scheme, rank)
             changes[name] = Change(module, module.spec)
-            lost = svd.S[:, rank:].square().sum() / svd.S.square().sum()
+            lost = root_share(svd.S[:, rank:].square().sum(), svd.S.square().sum())
             after = sum(p.numel() for p in module.parameters())
-            rows.append(LayerRow(name, module.kind, *sizes, rank, before, after, float(lost.sqrt())))
+            rows.append(LayerRow(name, module.kind, *sizes, rank, before, after, lost))
         return changes, rows
 
 

@@ -6,8 +6,10 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 import eckart.layers.lost
@@ -15,6 +17,7 @@ import eckart.layers.low_rank
 import eckart.layers.maestro
 import eckart.layers.relora
 import eckart.layers.sltrain  # noqa: F401  the classes enter the table
+from eckart.arguments import check_seed, plain
 from eckart.errors import InputError
 from eckart.layers._structured import STRUCTURED, StructuredLayer, build_layer, sides
 from eckart.linalg.random import counter_key
@@ -52,7 +55,8 @@ def convert(
         InputError: an unknown method, an option that a layer cannot have, a layer that cannot be replaced, no layer at
             all; the model is then as it was.
     """
-    cls = _method(method)
+    cls, seed = _method(method), check_seed(seed)
+    options = {name: plain(value) for name, value in options.items()}
     kinds = cls.kinds()
     found = targets(model, target_modules, kinds)
     for name, module in found.items():
@@ -60,10 +64,11 @@ def convert(
             cls.check(*sides(module), **_required(cls, options))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    made = {
-        name: kinds[type(module)].from_module(module, counter_key(method, seed, name), **options)
-        for name, module in found.items()
-    }
+    with _kept_random_state(model):
+        made = {
+            name: kinds[type(module)].from_module(module, counter_key(method, seed, name), **options)
+            for name, module in found.items()
+        }
     for name, layer in made.items():
         install(model, name, layer.train(model.get_submodule(name).training))
     remember(model)
@@ -77,15 +82,22 @@ def to_dense(model: Model) -> Model:
         InputError: a layer that is not linear; the model is then as it was.
     """
     made = {}
-    for name, layer in structured_layers(model).items():
-        try:
-            made[name] = layer.to_module()
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+    with _kept_random_state(model):
+        for name, layer in structured_layers(model).items():
+            try:
+                made[name] = layer.to_module()
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
     for name, module in made.items():
         install(model, name, module.train(model.training))
     remember(model)
     return model
+
+
+def _kept_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """PyTorch's layers draw a start when they are made, which is of no use here."""
+    device = next(model.parameters()).device
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def trained_parameters(
@@ -121,13 +133,16 @@ def targets(
         kinds: the types that the method replaces.
 
     Raises:
-        InputError: none, or one that cannot be replaced: another kind of layer, or a weight that is shared.
+        InputError: none, or one that cannot be replaced: another kind of layer, a weight that is shared, a model that
+            is compressed, quantised, wrapped or adapted.
     """
+    _refuse(model)
     matches = _matcher(target_modules)
+    inside = tuple(f"{name}." for name in structured_layers(model))
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if not matches(name):
+        if not matches(name) or name.startswith(inside):
             continue
         if type(module) not in kinds:
             if isinstance(target_modules, str | None) or any(True for _ in module.children()):
@@ -143,10 +158,38 @@ def targets(
             f"target_modules={target_modules!r} matches no layer that can be replaced: the model has "
             f"{', '.join(some) or 'none'}"
         )
+    if not isinstance(target_modules, str | None):
+        for end in target_modules:
+            if not any(_matcher([end])(name) for name in found):
+                raise InputError(f"target_modules names {end!r}, which no layer ends with: leave it out")
     return found
 
 
+def _refuse(model: nn.Module) -> None:
+    """Refuse a model whose linear layers are parts of something else.
+
+    Raises:
+        InputError: saying of what.
+    """
+    wrapped = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+    inside = wrapped.get(type(model).__name__)
+    if inside is not None:
+        raise InputError(
+            f"the model is wrapped in {type(model).__name__}: convert model.{inside}, then wrap it again"
+        )
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            raise InputError(
+                f"layer {name} has an adapter: merge it first (merge_and_unload), then convert the model"
+            )
+    quantisation = getattr(getattr(model, "config", None), "quantization_config", None)
+    if quantisation is not None and getattr(quantisation, "quant_method", None) != "eckart-structured":
+        raise InputError("the model is compressed or quantised: convert the dense model")
+
+
 def _matcher(target_modules: str | Sequence[str] | None) -> Callable[[str], bool]:
+    if not isinstance(target_modules, str | Collection | None):
+        raise InputError(f"target_modules={target_modules!r}: give a regular expression, or ends of names")
     if not isinstance(target_modules, str | None):
         ends = tuple(target_modules)
         return lambda name: any(name == end or name.endswith(f".{end}") for end in ends)

@@ -257,5 +257,5 @@ def check_share(name: str, value: float) -> None:
     Raises:
         InputError: out of range or NaN.
     """
-    if not 0 < value < 1:
-        raise InputError(f"{name}={value}: give a share above 0 and below 1")
+    if not (isinstance(value, int | float) and 0 < value < 1):
+        raise InputError(f"{name}={value!r}: give a share above 0 and below 1")

@@ -116,4 +116,4 @@ def output_error(
     for value, sign in ((bias, 1), (factors.bias, -1)):
         shift = shift if value is None else shift + sign * value.double()
     spread = torch.sum((change @ moments.covariance) * change)
-    return float(spread + shift.square().sum())
+    return float(spread.clamp_min(0) + shift.square().sum())

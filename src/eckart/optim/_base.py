@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class LowRankOptimizer(Optimizer):
         options = {k: v for k, v in arguments.items() if k not in ("self", "params", "compile", "__class__")}
         super().__init__(params, {**options, "low_rank": True})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle needs beside `torch.optim.Optimizer`'s own."""
+        return {**super().__getstate__(), "compile": self.compile}
+
     def entries(self, group: dict[str, Any], p: Tensor) -> dict[str, Entry]:
         """The state of a low-rank parameter beside its step."""
         raise NotImplementedError
@@ -64,7 +68,12 @@ class LowRankOptimizer(Optimizer):
         group = {**self.defaults, **param_group, "params": members}
         check_options(group)
         taken = {id(p) for other in self.param_groups for p in other["params"]}
-        for i, p in enumerate(members):
+        for i, member in enumerate(members):
+            p = member[1] if isinstance(member, tuple) and len(member) == 2 else member  # of named_parameters
+            if not isinstance(p, Tensor):
+                raise InputError(
+                    f"params[{i}] is a {type(p).__name__}: give parameters, or (name, parameter)"
+                )
             shape = tuple(p.shape)
             if id(p) in taken:
                 raise InputError(f"params[{i}] of shape {shape} is given twice: leave it in one group")
@@ -179,6 +188,8 @@ class LowRankOptimizer(Optimizer):
                 self.state[p][name] = value.clone().to("cpu" if name == "step" else p.device)
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+            raise InputError("the state has no 'state' and 'param_groups': give what state_dict() returned")
         groups = state_dict["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
             raise InputError(
@@ -194,7 +205,10 @@ class LowRankOptimizer(Optimizer):
             for key, p in zip(theirs["params"], ours["params"], strict=True):
                 if found := state_dict["state"].get(key):
                     wanted = {name: entry.shape for name, entry in self.state_entries(ours, p).items()}
-                    shapes = {name: tuple(value.shape) for name, value in found.items()}
+                    shapes = {
+                        name: tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                        for name, value in found.items()
+                    }
                     if shapes != wanted:
                         raise InputError(
                             f"the state of parameter {key} has the shapes {shapes}, this optimizer's {wanted}: load "

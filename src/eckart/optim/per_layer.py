@@ -33,10 +33,18 @@ class PerLayer(Together):
         given: list[Any] = list(params)
         groups = [g if isinstance(g, dict) else {"params": [g]} for g in given]
         super().__init__([make({**g, "params": [p]}) for g in groups for p in g["params"]])
+        self._attach()
+
+    def _attach(self) -> None:
         self.hooks = [
             one.param_groups[0]["params"][0].register_post_accumulate_grad_hook(self._stepper(one))
             for one in self.inner
         ]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's parameters get hooks of their own."""
+        super().__setstate__(state)
+        self._attach()
 
     @staticmethod
     def _stepper(optimizer: Optimizer) -> Callable[[Tensor], None]:

@@ -60,6 +60,10 @@ class Spectron(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model is a {type(model).__name__}: give the model itself, its factors go in pairs"
+            )
         options = {k: v for k, v in locals().items() if k not in ("self", "model", "__class__")}
         check_options({**options, "rank": None, "rank_ratio": None, "low_rank": False})
         pairs = [

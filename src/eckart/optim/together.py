@@ -37,6 +37,10 @@ class Together(Optimizer):
     def _join(self) -> None:
         self.param_groups = list(chain.from_iterable(one.param_groups for one in self.inner))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle needs beside `torch.optim.Optimizer`'s own."""
+        return {**super().__getstate__(), "inner": self.inner}
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of each; the closure's value, if there is one."""
         loss = None

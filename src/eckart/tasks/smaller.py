@@ -18,12 +18,11 @@ HEAL_LR = 1e-4
 
 
 def calibration_batches(task: Task, number: int, batch_size: int) -> Iterator[dict[str, Any]]:
-    """The first training examples, as batches without labels."""
+    """The first training examples, as batches; their labels are for methods that train."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(task.train, batch_size=batch_size, collate_fn=task.collator)
-    for batch in islice(loader, math.ceil(number / batch_size)):
-        yield {name: value for name, value in batch.items() if name != "labels"}
+    yield from islice(loader, math.ceil(number / batch_size))
 
 
 def note_calibration(task: Task, number: int) -> None:

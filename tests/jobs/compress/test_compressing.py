@@ -175,6 +175,8 @@ def test_fewer_examples_than_the_statistics_are_to_see_are_told(
 ) -> None:
     seen: list[dict[str, Any]] = []
     arguments = {**OPTIONS, "calibration": number, "limits": {"train": 12, "validation": 1, "test": 1}}
+    if method == "pela":
+        arguments["options"] = {"steps": 1, "alpha": 0}
     compress_model(*files, method, ratio=0.3, output=tmp_path / "small", on_task=seen.append, **arguments)
     note = "calibration sees all 12 training examples, 13 were asked for"
     assert (note in seen[0]["notes"]) is told

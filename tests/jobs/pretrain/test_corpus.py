@@ -46,6 +46,23 @@ def test_text_json_lines_and_parquet_are_read_in_the_order_of_their_names(tmp_pa
     assert list(documents(str(tmp_path / "a.md"))) == [("a.md", "one")]
 
 
+def test_a_file_alone_and_a_large_one_are_cut_at_line_ends(tmp_path: Path) -> None:
+    text = "".join(f"line {i}\n" for i in range(20_000))
+    (tmp_path / "a.txt").write_text(text)
+    alone = list(documents(str(tmp_path / "a.txt")))
+    assert 300 < len(alone) <= 500 and "".join(piece for _, piece in alone) == text
+    assert [name for name, _ in alone[:2]] == ["a.txt", "a.txt#1"]
+    assert all(piece.endswith("\n") for _, piece in alone)
+    assert {split_of(name) for name, _ in alone} == {"train", "validation", "test"}
+    assert list(documents(str(tmp_path))) == [("a.txt", text)], "below 1 MiB: a document"
+    long = "x" * (2**20 + 7)
+    (tmp_path / "a.txt").write_text(f"{long}\n{text}")
+    (tmp_path / "b.txt").mkdir()
+    found = list(documents(str(tmp_path)))
+    assert [name for name, _ in found] == ["a.txt", "a.txt#1"]
+    assert [piece for _, piece in found] == [long[: 2**20], f"{long[2**20 :]}\n{text}"]
+
+
 def test_documents_are_read_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
@@ -76,8 +93,14 @@ def test_columns_and_files_that_cannot_be_read_are_refused(tmp_path: Path) -> No
         list(documents(str(tmp_path)))
     with pytest.raises(InputError, match="row 0: 1 is neither text nor a list of token ids"):
         list(documents(str(tmp_path), "n"))
-    (tmp_path / "b.jsonl").write_text("[]\n")
-    with pytest.raises(InputError, match="a line is no JSON object with 'text'"):
+    (tmp_path / "c.parquet").write_bytes(b"PAR1" + b"x" * 100)
+    with pytest.raises(InputError, match=r"c\.parquet: no Parquet file, or a damaged one"):
+        list(documents(str(tmp_path / "c.parquet")))
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n\n{"text": "\\ud800"}\n')
+    with pytest.raises(InputError, match=r"c\.jsonl, row 2: no text that UTF-8 can hold"):
+        list(documents(str(tmp_path / "c.jsonl")))
+    (tmp_path / "b.jsonl").write_text('{"text": "a"}\n[]\n')
+    with pytest.raises(InputError, match=r"row 1: a line is no JSON object with 'text'"):
         list(documents(str(tmp_path / "b.jsonl")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no file there ends in \.txt"):

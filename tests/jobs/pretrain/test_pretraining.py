@@ -332,7 +332,11 @@ def test_per_layer_steps_are_the_same_steps_with_one_gradient_at_a_time(run: Any
         ({"data": "/nowhere"}, "--data /nowhere: no such file or directory"),
         ({"length": 100_000}, "shorter than one sequence of 100,000: give more text or a smaller --length"),
         ({"vocabulary": 256}, "--vocabulary 256: give at least 258"),
-        ({"tokenizer": "/nowhere"}, "--tokenizer /nowhere: "),
+        ({"tokenizer": "/nowhere"}, "--tokenizer /nowhere: no such directory"),
+        ({"steps": True}, "--steps True: give a whole number from 1 up"),
+        ({"lr": "1e-3"}, "--lr 1e-3: give a positive number"),
+        ({"weight_decay": None}, "--weight-decay None: give a positive number"),
+        ({"seed": -1}, "seed is -1: give a whole number from 0"),
     ],
 )
 def test_bad_input_is_refused(given: dict[str, Any], message: str, run: Any) -> None:
@@ -343,11 +347,31 @@ def test_bad_input_is_refused(given: dict[str, Any], message: str, run: Any) -> 
 def test_another_architecture_is_refused(corpus: Path, tmp_path: Path) -> None:
     from eckart.jobs.pretrain.pretraining import pretrain
 
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
     with pytest.raises(InputError, match="--arch gpt-9: choose one of llama-2m"):
         pretrain("gpt-9", output=tmp_path / "run", data=str(corpus))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="no config of a transformers model"):
-        pretrain(str(tmp_path / "config.json"), output=tmp_path / "run", data=str(corpus), vocabulary=300)
+    for config, message in (
+        ({}, "no config of a transformers model"),
+        ([1], "no config of a transformers model"),
+        ({"model_type": "t5"}, "t5 is no causal language model"),
+        (
+            {"model_type": "llama", "hidden_size": 15, "num_attention_heads": 2},
+            "not a multiple of the number",
+        ),
+        ({"model_type": "llama", "hidden_size": "a"}, "Field 'hidden_size' expected int"),
+        ({"model_type": "bert", **small}, "BertLMHeadModel sees the tokens that it is to predict"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=message) as caught:
+            pretrain(
+                str(tmp_path / "config.json"),
+                output=tmp_path / f"run-{len(message)}",
+                data=str(corpus),
+                vocabulary=300,
+                length=32,
+            )
+        assert "\n" not in str(caught.value)
 
 
 def test_only_the_same_run_is_resumed(run: Any, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def _trion(case, layer):
         ns_steps=hyper["ns_steps"],
         basis="dct2" if left else "dct3",
         norm=abs(hyper["norm"]),
+        weighted=hyper["norm"] < 0,
         max_shape=case.hyper["max_shape"],
     )
     if not optimizer.is_low_rank(optimizer.param_groups[0], p):

@@ -35,9 +35,9 @@ def _layer(first, second, bias=None):
 
 def _linear(case):
     given, lam = case.inputs, case.hyper["gp_lambda"]
-    start = MaestroLinear.from_linear(case.linear(given["weight"], given["bias"]))
+    start = MaestroLinear.from_linear(case.linear(given["weight"], given.get("bias")))
     torch.testing.assert_close(start.dense_weight(), given["weight"], rtol=1e-10, atol=1e-12)
-    layer = _layer(given["in_network_weight"], given["out_network_weight"], given["bias"])
+    layer = _layer(given["in_network_weight"], given["out_network_weight"], given.get("bias"))
     x = given["x"].clone().requires_grad_()
     outputs = {
         "y_all": torch.stack([layer.cut(int(r))(given["x"]) for r in given["ceil_rank"]]),
@@ -56,9 +56,10 @@ def _linear(case):
     outputs |= {
         "grad_in_network": layer.in_network.weight.grad,
         "grad_out_network": layer.out_network.weight.grad,
-        "grad_bias": layer.bias.grad,
         "grad_x": x.grad,
     }
+    if layer.bias is not None:
+        outputs["grad_bias"] = layer.bias.grad
     rule.shrink()
     rule.detach()
     small = layer.cut(layer.rank)
@@ -74,7 +75,7 @@ def _linear(case):
 
 def _convolution(case):
     given, options = case.inputs, {k: case.hyper["conv"][k] for k in ("stride", "padding")}
-    layer = MaestroConv2d.from_module(case.conv(given["conv_weight"], given["conv_bias"], **options))
+    layer = MaestroConv2d.from_module(case.conv(given["conv_weight"], given.get("conv_bias"), **options))
     return {
         "conv_u": layer.conv_u.weight,
         "conv_v": layer.conv_v.weight,

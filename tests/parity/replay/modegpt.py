@@ -29,7 +29,7 @@ def replay(case):
 
 def _layer(case):
     hyper = case.hyper
-    assert hyper["causal"] and hyper["act"].startswith("silu")
+    assert hyper["act"].endswith("gated")
     theta = (
         float(1 / case.inputs["inv_freq"][1] ** (hyper["head_dim"] / 2))
         if len(case.inputs["inv_freq"]) > 1
@@ -38,6 +38,7 @@ def _layer(case):
     config = LlamaConfig(
         hidden_size=hyper["num_heads"] * hyper["head_dim"],
         intermediate_size=hyper["intermediate"],
+        hidden_act=hyper["act"].split(",")[0],
         num_attention_heads=hyper["num_heads"],
         num_key_value_heads=hyper["num_kv_heads"],
         head_dim=hyper["head_dim"],
@@ -115,6 +116,7 @@ def _outputs(case, attention, rope, method, moments):
     angles = torch.cat([angles, angles], dim=-1)
     tables = angles.cos(), angles.sin()
     mask = torch.full((hyper["seq"], hyper["seq"]), -torch.inf, dtype=x.dtype).triu(1)[None, None]
+    mask = mask if hyper["causal"] else torch.zeros_like(mask)
     outputs = {}
     for name, qk, v in (
         ("attn.y_full", hyper["head_dim"], None),

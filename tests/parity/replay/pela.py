@@ -31,7 +31,9 @@ def replay(case):
         )
     products = {f"{name}.W_eff": student.get_submodule(name).weight.detach().clone() for name in names}
     alpha, gamma = case.hyper["kd_alpha"], case.hyper["inf_norm_weight"]
-    distill = Distillation(student, teacher, alpha, gamma=gamma, epsilon=epsilon, features=features)
+    distill = Distillation(
+        student, teacher, epsilon=epsilon, features=features
+    )  # weights of 0 would leave losses out
     start = distill.weight_perturbation().detach()
     with torch.no_grad():
         for name, value in case.inputs.items():

@@ -48,8 +48,8 @@ def _scheme(case, scheme):
         torch.optim.SGD(first.parameters(), lr=0.0),
         scheme,
         hyper["energy"],
-        1,
-        hyper["nuclear_weight"],
+        period=1,
+        nuclear_weight=1.0,  # the direction is the same at every weight, and none is kept at 0
     )
     probe.project()
     outputs = {}

@@ -166,9 +166,10 @@ def speeds(model: nn.Module, task: Task) -> dict[str, float]:
     from eckart.tasks.options import LANGUAGE
     from eckart.tasks.smaller import calibration_batches
 
-    dense = task.fresh_model(0).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    dense = task.fresh_model(0).to(device)
     batch = next(calibration_batches(task, 1, 1))
-    batch = {name: value.to(next(model.parameters()).device) for name, value in batch.items()}
+    batch = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     found = {"forward_ratio": relative_time(lambda one: one(**batch), model, dense)}
     if task.kind in LANGUAGE and batch["input_ids"].shape[1] > 1:
         prompt = batch["input_ids"][:, :PROMPT]

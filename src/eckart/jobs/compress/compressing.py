@@ -112,7 +112,7 @@ def compress_model(
 
     chosen = asked(method, ratio, budget, options or {})
     task = load_task(model, data, seed=seed, **task_options)
-    if chosen.calibrated or hasattr(chosen, "train"):
+    if chosen.calibrated or chosen.steps:
         note_calibration(task, calibration)
     given = dict(options or {})
     own = given.pop("exclude", ())

@@ -42,9 +42,10 @@ def config_of(arch: str, vocabulary: int, length: int, end: int) -> Any:
         end: id of the end token.
 
     Raises:
-        InputError: neither, or a config whose vocabulary is smaller than the tokenizer's.
+        InputError: neither, a config of no causal language model, or whose vocabulary is smaller than the tokenizer's.
     """
-    from transformers import CONFIG_MAPPING, LlamaConfig
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, LlamaConfig
 
     if arch in LLAMA:
         width, inner, blocks, heads = LLAMA[arch]
@@ -66,8 +67,14 @@ def config_of(arch: str, vocabulary: int, length: int, end: int) -> Any:
         values = json.loads(Path(arch).read_text("utf-8"))
         kind = values.pop("model_type")
         config = CONFIG_MAPPING[kind].from_dict(values)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"--arch {arch}: no config of a transformers model ({error})") from None
+    except (StrictDataclassError, ValueError) as error:
+        raise InputError(f"--arch {arch}: {' '.join(str(error).split())}") from None
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"--arch {arch}: {kind} is no causal language model; give the config of one, such as llama"
+        )
     if config.vocab_size < vocabulary:
         raise InputError(
             f"--arch {arch}: its vocabulary of {config.vocab_size} is smaller than the tokenizer's {vocabulary}"

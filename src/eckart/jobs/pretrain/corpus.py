@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from eckart.data.stdlib_source import stdlib_sources
-from eckart.errors import InputError
+from eckart.errors import InputError, first_line
 from eckart.extras import require
 from eckart.files import atomic_write
 
@@ -32,6 +32,9 @@ HELD_OUT = {"validation": 0.05, "test": 0.05}
 """Shares of the documents, dealt by the hash of their names."""
 BATCH = 256
 """Documents encoded at once."""
+PIECE, LEAST, PIECES = 2**20, 2**8, 400
+"""Characters after which a text file is cut at a line end; where one file is all there is, at least so many, for so
+many pieces."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Stored:
 def documents(data: str, column: str = "text") -> Iterator[tuple[str, str | list[int]]]:
     """Name and text of every document, in a fixed order, one at a time.
 
-    A text file is a document, a row of a Parquet or JSON-lines file is one. A column of lists holds token ids.
+    A text file is a document, or several where it is large or all there is: cut at line ends. A row of a Parquet or
+    JSON-lines file is one. A column of lists holds token ids.
 
     Args:
         data: a directory or a file, or ``"stdlib"`` for the source of Python's standard library.
@@ -67,18 +71,42 @@ def documents(data: str, column: str = "text") -> Iterator[tuple[str, str | list
     root = Path(data)
     if not root.exists():
         raise InputError(f"--data {data}: no such file or directory")
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in TEXT)
+    files = (
+        [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in TEXT and p.is_file())
+    )
     if not files:
         raise InputError(f"--data {data}: no file there ends in {', '.join(TEXT)}")
+    piece = PIECE if root.is_dir() else min(PIECE, max(LEAST, root.stat().st_size // PIECES))
     for path in files:
         name = path.name if path == root else path.relative_to(root).as_posix()
-        for part, text in _read(path, column):
+        for part, text in _read(path, column, piece):
             yield name + part, text
 
 
-def _read(path: Path, column: str) -> Iterator[tuple[str, str | list[int]]]:
+def _read(path: Path, column: str, piece: int) -> Iterator[tuple[str, str | list[int]]]:
     if path.suffix == ".parquet":
-        file = require("pyarrow.parquet", extra="compare").ParquetFile(path)
+        yield from _parquet(path, column)
+        return
+    row = 0
+    try:
+        if path.suffix != ".jsonl":
+            yield from _pieces(path, piece)
+            return
+        with path.open(encoding="utf-8") as lines:
+            for row, line in enumerate(lines):
+                if line.strip():
+                    yield f"#{row}", _checked(json.loads(line)[column], f"{path}, row {row}")
+    except UnicodeDecodeError:
+        raise InputError(f"--data {path}: not UTF-8 text") from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise InputError(f"--data {path}, row {row}: a line is no JSON object with {column!r}") from None
+
+
+def _parquet(path: Path, column: str) -> Iterator[tuple[str, str | list[int]]]:
+    reader = require("pyarrow.parquet", extra="compare").ParquetFile
+    arrow = require("pyarrow", extra="compare")
+    try:
+        file = reader(path)
         if column not in file.schema_arrow.names:
             raise InputError(
                 f"--column {column}: {path} has the columns {', '.join(file.schema_arrow.names)}"
@@ -88,23 +116,32 @@ def _read(path: Path, column: str) -> Iterator[tuple[str, str | list[int]]]:
             for value in batch.column(0).to_pylist():
                 yield f"#{row}", _checked(value, f"{path}, row {row}")
                 row += 1
-        return
-    try:
-        if path.suffix != ".jsonl":
-            yield "", path.read_text("utf-8")
-            return
-        with path.open(encoding="utf-8") as lines:
-            for row, line in enumerate(lines):
-                yield f"#{row}", _checked(json.loads(line)[column], f"{path}, row {row}")
-    except UnicodeDecodeError:
-        raise InputError(f"--data {path}: not UTF-8 text") from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise InputError(f"--data {path}: a line is no JSON object with {column!r}") from None
+    except (arrow.ArrowException, OSError) as error:
+        raise InputError(f"--data {path}: no Parquet file, or a damaged one ({first_line(error)})") from None
+
+
+def _pieces(path: Path, size: int) -> Iterator[tuple[str, str]]:
+    """The text of a file, however large, in pieces that end with a line where lines are shorter; the first piece has
+    the name of the file alone."""
+    number, held, kept = 0, 0, list[str]()
+    with path.open(encoding="utf-8") as file:
+        while line := file.readline(size):
+            kept.append(line)
+            held += len(line)
+            if held >= size:
+                yield f"#{number}" if number else "", "".join(kept)
+                number, held, kept = number + 1, 0, []
+    if kept or not number:
+        yield f"#{number}" if number else "", "".join(kept)
 
 
 def _checked(value: Any, place: str) -> str | list[int]:
     """Text as it is, and ids as whole numbers; nothing is an empty text."""
     if value is None or isinstance(value, str):
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--data {place}: no text that UTF-8 can hold ({error.reason})") from None
         return value or ""
     if not isinstance(value, list):
         raise InputError(f"--data {place}: {str(value)[:20]} is neither text nor a list of token ids")
@@ -193,6 +230,8 @@ def encode(
         for split, writer in writers.items():
             if not writer.tokens:
                 raise InputError(f"--data: no document fell to the {split} split; give more documents")
+            if not writer.bytes:
+                raise InputError(f"--data: all documents of the {split} split are empty; give some with text")
         stored = {split: writer.finish() for split, writer in writers.items()}
     finally:
         for writer in writers.values():

@@ -84,6 +84,8 @@ def _tokenizer(given: Mapping[str, Any]) -> Any:
         texts = (text for name, text in read if split_of(name) == "train" and isinstance(text, str))
         return train_tokenizer(texts, given["vocabulary"])
     path = Path(given["tokenizer"])
+    if not path.is_dir():
+        raise InputError(f"--tokenizer {path}: no such directory")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:

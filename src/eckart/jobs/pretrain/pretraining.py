@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from eckart.arguments import check_seed, plain
 from eckart.errors import InputError
 from eckart.files import atomic_directory, atomic_write, check_output, disk_is_full
 from eckart.jobs.repeat import CONFIG, pretrain_options, write_config
@@ -145,12 +146,14 @@ def pretrain(
 def _check(given: Mapping[str, Any], resume: bool) -> None:
     for name in ("length", "steps", "batch", "accumulate", "eval_steps", "save_steps", "vocabulary"):
         least = 2 if name == "length" else 1
-        if not isinstance(given[name], int) or given[name] < least:
+        if isinstance(given[name], bool) or not isinstance(given[name], int) or given[name] < least:
             raise InputError(f"--{name.replace('_', '-')} {given[name]}: give a whole number from {least} up")
     for name in ("lr", "weight_decay", "clip"):
-        value = given[name]
-        if not (0 <= value < math.inf) or (name == "lr" and value == 0):
+        value = plain(given[name])
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf or (name == "lr" and value == 0):
             raise InputError(f"--{name.replace('_', '-')} {value}: give a positive number")
+    check_seed(given["seed"])
     if given["per_layer"] and given["accumulate"] > 1:
         raise InputError(
             f"--per-layer with --accumulate {given['accumulate']}: gradients that are freed cannot be accumulated"
@@ -188,6 +191,7 @@ def _run(
     from eckart.jobs.pretrain.sharding import check_trainer, gathered, shard
     from eckart.jobs.pretrain.training import (
         build,
+        check_causal,
         check_optimizer,
         last_whole,
         optimizer_of,
@@ -219,6 +223,7 @@ def _run(
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
     make = partial(build, config, given["method"], given["seed"], of_layers)
     model = make()
+    check_causal(model, given["arch"])
     if given["fsdp"]:
         shard(model)
     optimizer = optimizer_of(model, *of_optimizer)

@@ -68,6 +68,24 @@ def rehearse(config: Any, method: str, of_layers: dict[str, Any], of_optimizer: 
         optimizer_of(build(config, method, 0, of_layers), *of_optimizer)
 
 
+@torch.no_grad()
+def check_causal(model: Any, arch: str) -> None:
+    """Refuse a model whose outputs look at tokens that come later: its loss would be that of copying.
+
+    Raises:
+        InputError: it does.
+    """
+    training = model.training
+    ids = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 2]], device=next(model.parameters()).device)
+    one, other = model.eval()(input_ids=ids).logits[:, 0]
+    model.train(training)
+    if (one - other).abs().max() > 3e-5 * one.std():
+        raise InputError(
+            f"--arch {arch}: {type(model).__name__} sees the tokens that it is to predict; give a decoder's config "
+            "(is_decoder: true)"
+        )
+
+
 def check_optimizer(name: str) -> None:
     """Refuse an optimiser that neither this package nor transformers has.
 
