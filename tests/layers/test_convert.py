@@ -195,6 +195,13 @@ def test_the_random_state_is_left_alone_and_layers_are_not_converted_twice(metho
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_what_holds_no_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="matches no layer that can be replaced: the model has none"):
+        convert(nn.Linear(40, 40), "low-rank", r=2, target_modules=".*")
+    with pytest.raises(InputError, match="model is a str: give the module itself"):
+        convert("gpt2", "low-rank", r=2)  # type: ignore[type-var]
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     model = convert(llama(), "sltrain", r=np.int64(2), sparsity=np.float32(0.25))
     assert {layer.spec()["r"] for layer in structured_layers(model).values()} == {2}

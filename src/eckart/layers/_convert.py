@@ -142,7 +142,7 @@ def targets(
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if not matches(name) or name.startswith(inside):
+        if not name or not matches(name) or name.startswith(inside):
             continue
         if type(module) not in kinds:
             if isinstance(target_modules, str | None) or any(True for _ in module.children()):
@@ -171,6 +171,8 @@ def _refuse(model: nn.Module) -> None:
     Raises:
         InputError: saying of what.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give the module itself")
     wrapped = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
     inside = wrapped.get(type(model).__name__)
     if inside is not None:
