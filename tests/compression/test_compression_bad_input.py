@@ -204,6 +204,19 @@ def test_training_that_is_lost_is_no_bad_input(options):
         compress(make("llama"), "pela", ratio=0.3, steps=3, lr=1e10, calibration=DATA, **options)
 
 
+def test_what_holds_no_layer_is_refused():
+    for model, message in (
+        ("gpt2", "model is a str: give the module itself"),
+        (torch.nn.Linear(40, 40), "Linear has no layer to compress: needed is a Linear, Embedding in it"),
+        (
+            torch.nn.Sequential(torch.nn.Embedding(90, 16, max_norm=1.0)),
+            "Sequential has no layer to compress",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            compress(model, "afm", ratio=0.3, calibration=[torch.tensor([[1, 2, 3]])])
+
+
 def test_training_without_blocks_to_distil():
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2)

@@ -13,8 +13,15 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import eckart
 from eckart.errors import InputError
@@ -193,6 +200,59 @@ def test_the_random_state_is_left_alone_and_layers_are_not_converted_twice(metho
         convert(model, method, **METHODS.get(method, {}))
     to_dense(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+DAMAGE = {
+    "sizes": (
+        lambda spec: {**spec, "in_features": spec["in_features"] + 8},
+        r"has shape .* its config\.json says",
+    ),
+    "a word": (lambda spec: {**spec, "radius": 3}, "'radius'.*restore the config"),
+    "no size": (
+        lambda spec: {k: v for k, v in spec.items() if k != "in_features"},
+        "missing 1 required.*restore the config",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("damage", [*DAMAGE, "missing", "cut short"])
+def test_a_checkpoint_that_does_not_fit_its_config_is_refused(
+    damage: str, method: str, tmp_path: Path
+) -> None:
+    convert(llama(), method, **METHODS[method]).save_pretrained(tmp_path)
+    path, message = tmp_path / "model.safetensors", "is damaged or cut short"
+    if damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "missing":
+        state, message = load_file(path), r"up_proj\..* is missing from the checkpoint"
+        del state[next(name for name in state if ".up_proj." in name)]
+        save_file(state, path, {"format": "pt"})
+    else:
+        change, message = DAMAGE[damage]
+        config = json.loads((tmp_path / "config.json").read_text())
+        modules = config["quantization_config"]["modules"]
+        name = next(name for name in modules if name.endswith("up_proj"))
+        modules[name] = change(modules[name])
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_the_backbone_and_other_heads_load_too(tmp_path: Path) -> None:
+    model = moved(convert(llama(), "sltrain", r=3, sparsity=0.1))
+    model.save_pretrained(tmp_path)
+    for auto, part in ((AutoModel, lambda m: m), (AutoModelForSequenceClassification, lambda m: m.model)):
+        loaded = part(auto.from_pretrained(tmp_path)).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(IDS)[0], model.model(IDS)[0])
+
+
+def test_what_holds_no_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="matches no layer that can be replaced: the model has none"):
+        convert(nn.Linear(40, 40), "low-rank", r=2, target_modules=".*")
+    with pytest.raises(InputError, match="model is a str: give the module itself"):
+        convert("gpt2", "low-rank", r=2)  # type: ignore[type-var]
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

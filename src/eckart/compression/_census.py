@@ -79,9 +79,9 @@ def matrix_shape(layer: nn.Module) -> tuple[int, int]:
 def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequence[str] = ()) -> Outline:
     """Find the blocks and the layers that may be replaced, without changing anything.
 
-    Left out are layers whose weight another module shares (tied embeddings), parametrised ones, subclasses with a
-    forward of their own, output heads, layers with fewer than ten outputs, and in a model with a chain of blocks
-    everything outside of it.
+    Left out are layers whose weight another module shares (tied embeddings), parametrised ones, embeddings that rescale
+    their own rows (max_norm), subclasses with a forward of their own, output heads, layers with fewer than ten outputs,
+    and in a model with a chain of blocks everything outside of it.
 
     Args:
         model: a dense model.
@@ -92,6 +92,10 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
         InputError: a model that is compressed or quantised already, wrapped or has adapters; NaN in a weight or none; a
             pattern that matches nothing; no layer left.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model is a {type(model).__name__}: give the module itself, loaded with its weights"
+        )
     refuse_compressed(model)
     inside = WRAPPERS.get(type(model).__name__)
     if inside is not None:
@@ -114,13 +118,15 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
     shared = []
     for name, module in model.named_modules(remove_duplicate=False):
         fits = type(module) in kinds or (nn.Linear in kinds and is_transposed(module))
-        if not fits or module is head or any(module is found for found in layers.values()):
+        if not fits or not name or module is head or any(module is found for found in layers.values()):
             continue
         if blocks and not any(name.startswith(f"{block}.") for block in blocks):
             continue
         if any(name in names for names in left_out.values()):
             continue
         if hasattr(module, "parametrizations") or "weight" not in module._parameters:
+            continue
+        if getattr(module, "max_norm", None) is not None:
             continue
         if owners[id(module.weight)] > 1:
             shared.append(name)
@@ -132,8 +138,8 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
     if not layers:
         wanted = ", ".join(kind.__name__ for kind in kinds)
         raise InputError(
-            f"{type(model).__name__} has no layer to compress: needed is a {wanted} whose weight is its own, with at "
-            f"least {FEW_OUTPUTS} outputs"
+            f"{type(model).__name__} has no layer to compress: needed is a {wanted} in it whose weight is its own, "
+            f"with at least {FEW_OUTPUTS} outputs"
         )
     for name, module in layers.items():
         if not bool(torch.isfinite(module.weight).all()):  # type: ignore[arg-type]

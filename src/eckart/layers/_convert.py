@@ -21,6 +21,7 @@ from eckart.arguments import check_seed, plain
 from eckart.errors import InputError
 from eckart.layers._structured import STRUCTURED, StructuredLayer, build_layer, sides
 from eckart.linalg.random import counter_key
+from eckart.tensors import places
 
 Model = TypeVar("Model", bound=nn.Module)
 HIDDEN = r".*(attn|attention|mlp).*"
@@ -142,7 +143,7 @@ def targets(
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if not matches(name) or name.startswith(inside):
+        if not name or not matches(name) or name.startswith(inside):
             continue
         if type(module) not in kinds:
             if isinstance(target_modules, str | None) or any(True for _ in module.children()):
@@ -171,6 +172,8 @@ def _refuse(model: nn.Module) -> None:
     Raises:
         InputError: saying of what.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give the module itself")
     wrapped = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
     inside = wrapped.get(type(model).__name__)
     if inside is not None:
@@ -220,11 +223,14 @@ def remember(model: nn.Module) -> None:
     config.quantization_config = StructuredConfig({name: layer.spec() for name, layer in layers.items()})
 
 
-def rebuild(model: nn.Module, modules: dict[str, dict[str, Any]]) -> None:
-    """Put the layers that specs describe into a model, to load their values."""
-    for name, spec in modules.items():
-        dense: Any = model.get_submodule(name)
-        install(model, name, build_layer(spec, dense.weight.device, dense.weight.dtype))
+def rebuild(model: nn.Module, modules: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
+    """Put the layers that specs describe into a model, to load their values; the layers by the specs' names."""
+    made: dict[str, nn.Module] = {}
+    for name, place in places(model, modules).items():
+        dense: Any = model.get_submodule(place)
+        made[name] = build_layer(modules[name], dense.weight.device, dense.weight.dtype)
+        install(model, place, made[name])
+    return made
 
 
 def _method(method: str) -> type[StructuredLayer]:

@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.layers._convert import rebuild, structured_layers, to_dense
+from eckart.tensors import check_stored
 
 NAME = "eckart-structured"
 
@@ -38,7 +39,8 @@ class StructuredQuantizer(HfQuantizer):
     quantization_config: StructuredConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        rebuild(model, self.quantization_config.modules)
+        layers = rebuild(model, self.quantization_config.modules)
+        check_stored(kwargs.get("checkpoint_files") or (), layers, model)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

@@ -208,14 +208,17 @@ def build_layer(
     """The layer that a spec describes, its values to be loaded.
 
     Raises:
-        InputError: the spec is of a method that is not known here.
+        InputError: the spec is of a method that is not known here, or none.
     """
     given = dict(spec)
     slug = given.pop("method", None)
     known = STRUCTURED | PARTS
     if slug not in known:
         raise InputError(f"structured layer {slug!r} is not known: choose one of {', '.join(known)}")
-    return known[slug](**given, device=device, dtype=dtype)
+    try:
+        return known[slug](**given, device=device, dtype=dtype)
+    except TypeError as error:
+        raise InputError(f"layer spec {spec} is damaged ({error}): restore the config") from None
 
 
 def sides(module: nn.Module) -> tuple[int, int]:
