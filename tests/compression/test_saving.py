@@ -11,7 +11,9 @@ import eckart
 import eckart.compression as compression
 from eckart.adapters._loading import load_adapted
 from eckart.compression import compress
+from eckart.compression._census import census
 from eckart.compression._kinds import KINDS, build_layer
+from eckart.compression._saving import check_mergeable
 from eckart.errors import InputError
 from eckart.tasks.heads import load_base
 from eckart.tasks.pretrained import Checkpoint
@@ -58,6 +60,11 @@ def test_a_bias_that_the_stock_class_cannot_hold():
         compression.merge(model)
     small = logits(model, data[0])
     assert small.isfinite().all()
+    for method in (compression.LoRD(), compression.AFM()):
+        with pytest.raises(InputError, match="q_proj has a bias that MistralForCausalLM cannot hold"):
+            check_mergeable(method, census(make("mistral"), (torch.nn.Linear,)))
+    for method, kind in ((compression.LoRD(center=False), "mistral"), (compression.LoRD(), "llama")):
+        check_mergeable(method, census(make(kind), (torch.nn.Linear,)))
     model = compress(make("mistral"), "lord", ratio=0.3, calibration=data, center=False)
     small = logits(model, data[0])
     torch.testing.assert_close(logits(compression.merge(model), data[0]), small, rtol=1e-4, atol=1e-4)
