@@ -9,9 +9,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, Tr
 
 import eckart
 import eckart.compression as compression
+from eckart.adapters._loading import load_adapted
 from eckart.compression import compress
+from eckart.compression._census import census
 from eckart.compression._kinds import KINDS, build_layer
+from eckart.compression._saving import check_mergeable
 from eckart.errors import InputError
+from eckart.tasks.heads import load_base
+from eckart.tasks.pretrained import Checkpoint
 
 
 def test_card_and_table(tmp_path):
@@ -55,6 +60,11 @@ def test_a_bias_that_the_stock_class_cannot_hold():
         compression.merge(model)
     small = logits(model, data[0])
     assert small.isfinite().all()
+    for method in (compression.LoRD(), compression.AFM()):
+        with pytest.raises(InputError, match="q_proj has a bias that MistralForCausalLM cannot hold"):
+            check_mergeable(method, census(make("mistral"), (torch.nn.Linear,)))
+    for method, kind in ((compression.LoRD(center=False), "mistral"), (compression.LoRD(), "llama")):
+        check_mergeable(method, census(make(kind), (torch.nn.Linear,)))
     model = compress(make("mistral"), "lord", ratio=0.3, calibration=data, center=False)
     small = logits(model, data[0])
     torch.testing.assert_close(logits(compression.merge(model), data[0]), small, rtol=1e-4, atol=1e-4)
@@ -128,6 +138,21 @@ def test_int8_on_top():
         after = logits(model, data[0])
         assert not torch.equal(after, before)
         assert float((after - before).norm() / before.norm()) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+def test_a_sliced_model_is_a_base_for_the_commands(kind, tmp_path):
+    data = batches()
+    compression.save(compress(make(kind), "modegpt", ratio=0.3, calibration=data), tmp_path / "small")
+    base = load_base(Checkpoint(tmp_path / "small", "small"), "causal-lm", None).model
+    adapted = eckart.adapt(base, "lora", r=2)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "small")
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = load_adapted(None, tmp_path / "adapter")
+    assert torch.equal(logits(again.eval(), data[0]), logits(adapted.eval(), data[0]))
 
 
 def test_a_sliced_model_is_pickled():

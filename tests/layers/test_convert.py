@@ -210,7 +210,7 @@ DAMAGE = {
     "a word": (lambda spec: {**spec, "radius": 3}, "'radius'.*restore the config"),
     "no size": (
         lambda spec: {k: v for k, v in spec.items() if k != "in_features"},
-        "missing 1 required.*restore the config",
+        "missing .*in_features.*restore the config",
     ),
 }
 

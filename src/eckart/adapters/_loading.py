@@ -96,6 +96,10 @@ def _resize(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
                 resized[known:] = rows[known:].to(resized)
 
 
+_SLICED = "eckart.compression._sliced"
+"""Where the classes of MoDeGPT's models are."""
+
+
 def _base_class(adapter: str | Path, config: dict[str, Any]) -> Any:
     import transformers
 
@@ -103,7 +107,7 @@ def _base_class(adapter: str | Path, config: dict[str, Any]) -> Any:
         return getattr(transformers, _AUTO_CLASSES[task])
     mapping = config.get("auto_mapping") or {}
     library, name = mapping.get("parent_library", ""), mapping.get("base_model_class", "")
-    if library.partition(".")[0] == "transformers":
+    if library.partition(".")[0] == "transformers" or library == _SLICED:
         return getattr(importlib.import_module(library), name)
     raise InputError(
         f"adapter {adapter} does not say which transformers class it was trained in: set task_type in its {CONFIG_NAME}"

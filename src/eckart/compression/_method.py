@@ -110,6 +110,11 @@ class Compressor:
         raise NotImplementedError
 
     @property
+    def adds_bias(self) -> bool:
+        """Whether layers without a bias get one."""
+        return False
+
+    @property
     def steps(self) -> int:
         """Of the training that belongs to the method."""
         return 0

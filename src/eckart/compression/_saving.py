@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eckart.compression._census import install, is_transposed
+from eckart.compression._census import Outline, install, is_transposed
 from eckart.compression._kinds import build_layer
 from eckart.compression._layers import CompressedLayer, FactorizedLinear, Spec
 from eckart.compression._layout import by_columns
+from eckart.compression._method import Compressor
 from eckart.compression._report import Report
 from eckart.errors import InputError
 from eckart.escapes import cells
@@ -221,6 +222,38 @@ def _transposed_as(stock: nn.Module, layer: nn.Module) -> nn.Module:
 BIAS_SWITCHES = {"self_attn": "attention_bias", "mlp": "mlp_bias"}
 
 
+def check_mergeable(chosen: Compressor, outline: Outline) -> None:
+    """Refuse to compress what could not be made dense again afterwards; nothing has been changed yet.
+
+    Raises:
+        InputError: as `merge` would.
+    """
+    act = getattr(chosen, "act", None)
+    if act is not None:
+        raise InputError(
+            f"act is {act!r}: a layer with it between its factors has no dense form, leave act out to merge"
+        )
+    if chosen.adds_bias and is_pretrained(outline.model):
+        for name, layer in outline.layers.items():
+            if type(layer) is nn.Linear and getattr(layer, "bias", None) is None:
+                _bias_switch(outline.model, name)
+
+
+def _bias_switch(model: Any, name: str) -> str:
+    """The field of a config that gives a layer a bias.
+
+    Raises:
+        InputError: it has none.
+    """
+    switch = BIAS_SWITCHES.get(name.rpartition(".")[0].rpartition(".")[2])
+    if switch is None or not hasattr(model.config, switch):
+        raise InputError(
+            f"layer {name} has a bias that {type(model).__name__} cannot hold: to merge, compress by a method that "
+            "adds none, such as whitened-svd or lord with center=False"
+        )
+    return switch
+
+
 def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Module]) -> None:
     """Make room for biases that the compressed model has and its stock class has not, where its config can.
 
@@ -233,13 +266,7 @@ def _check_biases(model: nn.Module, stock: nn.Module, dense: Mapping[str, nn.Mod
         if bias is None or getattr(stock.get_submodule(name), "bias", None) is not None:
             continue
         part = name.rpartition(".")[0].rpartition(".")[2]
-        switch = BIAS_SWITCHES.get(part)
-        if switch is None or not hasattr(config, switch):
-            raise InputError(
-                f"layer {name} has a bias that {type(model).__name__} cannot hold: to merge, compress by a method that "
-                "adds none, such as whitened-svd or lord with center=False"
-            )
-        setattr(config, switch, True)
+        setattr(config, _bias_switch(model, name), True)
         for sibling, other in model.named_modules():
             plain = isinstance(other, nn.Linear) and f".{part}." in f".{sibling}."
             if plain and sibling not in dense and other.bias is None and not _inside(sibling, dense):

@@ -62,6 +62,10 @@ class AFM(FactorCompressor):
         if self.embedding_rank is not None and self.embedding_rank < 1:
             raise InputError(f"embedding_rank is {self.embedding_rank}: give at least 1")
 
+    @property
+    def adds_bias(self) -> bool:
+        return True
+
     def check(self, outline: Outline) -> None:
         super().check(outline)
         if self.embedding_rank and not any(isinstance(m, nn.Embedding) for m in outline.layers.values()):

@@ -53,6 +53,10 @@ class LoRD(FactorCompressor):
         if self.energy is not None and self.ranks is not None:
             raise InputError(f"energy ({self.energy}) and ranks are both given: leave one out")
 
+    @property
+    def adds_bias(self) -> bool:
+        return self.center
+
     def plan(self, outline: Outline, ratio: float | None, influence: Sequence[float]) -> None:
         if self.energy is None:
             super().plan(outline, ratio, influence)

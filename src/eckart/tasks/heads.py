@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers.models.auto import modeling_auto
 
+from eckart.compression._sliced_config import PREFIX
 from eckart.errors import InputError
 from eckart.tasks.memory import fit
 from eckart.tasks.options import LANGUAGE, Memory
@@ -126,7 +127,7 @@ def load_base(
     """
     auto_class, architectures = AUTO_CLASSES[kind]
     name, model_type = checkpoint.name, checkpoint.config().get("model_type")
-    if model_type not in getattr(modeling_auto, architectures):
+    if str(model_type).removeprefix(PREFIX) not in getattr(modeling_auto, architectures):
         raise InputError(
             f"--model {name} is of type {model_type!r}, which has no {kind} model in transformers"
         )
@@ -135,7 +136,7 @@ def load_base(
         ids = dict(enumerate(labels))
         options = {"id2label": ids, "label2id": {label: i for i, label in ids.items()}}
     model, missing = load_pretrained(auto_class, checkpoint, **options)
-    if kind in LANGUAGE and _looks_ahead(model):
+    if kind in LANGUAGE and looks_ahead(model):
         raise InputError(
             f"--model {name} lets a position see later ones: it is an encoder, no causal language model; "
             "give a decoder such as GPT-2 or Llama, or a labelled data set"
@@ -209,10 +210,11 @@ def _untrained_poolers(model: Any, missing: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _looks_ahead(model: Any) -> bool:
+def looks_ahead(model: Any, length: int = 16) -> bool:
     """Whether the second half of a text changes the outputs for the first, by more than rounding."""
-    one = torch.arange(16)[None] % model.config.vocab_size
-    two = torch.cat([one[:, :8], model.config.vocab_size - 1 - one[:, 8:]], dim=1)
+    half = length // 2
+    one = torch.arange(length)[None] % model.config.vocab_size
+    two = torch.cat([one[:, :half], model.config.vocab_size - 1 - one[:, half:]], dim=1)
     with torch.no_grad():
-        first, second = (model.eval()(input_ids=ids).logits[0, :8] for ids in (one, two))
+        first, second = (model.eval()(input_ids=ids).logits[0, :half] for ids in (one, two))
     return bool((first - second).abs().max() > 1e-5 * first.abs().max())

@@ -117,6 +117,7 @@ def test_a_stopped_run_goes_on(files: tuple[str, str], tmp_path: Path) -> None:
         (["--ratio", "0.2", "--heal", "-1"], "heal is -1"),
         (["--ratio", "0.2", "--method", "trp"], "has no layer to compress: needed is a Conv2d"),
         (["--ratio", "0.2", "--option", "radius=2"], "radius"),
+        (["--ratio", "0.2", "--merge", "--method", "afm", "--option", "act=relu"], "leave act out to merge"),
         (["--ratio", "0.2", "--option", "rank=8"], "ratio (0.2) and rank (8) are both given"),
         ([], "ratio is not given"),
     ],

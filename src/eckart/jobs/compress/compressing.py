@@ -107,6 +107,7 @@ def compress_model(
     from eckart.compression import compress, report, save
     from eckart.compression import merge as make_dense
     from eckart.compression._compress import asked, suited
+    from eckart.compression._saving import check_mergeable
     from eckart.tasks.scoring import evaluate, scoring_batch
     from eckart.tasks.task import load_task
 
@@ -118,7 +119,9 @@ def compress_model(
     own = given.pop("exclude", ())
     how = {**given, "exclude": (*task.head_modules, *([own] if isinstance(own, str) else own))}
     small = task.fresh_model(seed)
-    suited(small, method, ratio, budget, how)
+    _, outline, _ = suited(small, method, ratio, budget, how)
+    if merge:
+        check_mergeable(chosen, outline)
     if on_task is not None:
         on_task(task.describe())
     size = scoring_batch(task, batch_size)

@@ -223,7 +223,7 @@ def _run(
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
     make = partial(build, config, given["method"], given["seed"], of_layers)
     model = make()
-    check_causal(model, given["arch"])
+    check_causal(model, given["arch"], given["length"])
     if given["fsdp"]:
         shard(model)
     optimizer = optimizer_of(model, *of_optimizer)
