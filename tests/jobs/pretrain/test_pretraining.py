@@ -360,6 +360,7 @@ def test_another_architecture_is_refused(corpus: Path, tmp_path: Path) -> None:
             "not a multiple of the number",
         ),
         ({"model_type": "llama", "hidden_size": "a"}, "Field 'hidden_size' expected int"),
+        ({"model_type": "gpt2", "n_embd": -8, "n_head": 2}, "no model can be made of its config"),
         ({"model_type": "bert", **small}, "BertLMHeadModel sees the tokens that it is to predict"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -372,6 +373,7 @@ def test_another_architecture_is_refused(corpus: Path, tmp_path: Path) -> None:
                 length=32,
             )
         assert "\n" not in str(caught.value)
+        assert not (tmp_path / f"run-{len(message)}").exists()
 
 
 def test_only_the_same_run_is_resumed(run: Any, tmp_path: Path) -> None:

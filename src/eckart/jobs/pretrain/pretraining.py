@@ -212,7 +212,9 @@ def _run(
         regime.check_length(given["steps"])
     names = ("optimizer", "lr", "weight_decay", "per_layer", "optimizer_options")
     of_optimizer = [given[name] for name in names]
-    rehearse(config_of(given["arch"], 1, given["length"], 0), given["method"], of_layers, of_optimizer)
+    first = config_of(given["arch"], 1, given["length"], 0)
+    rehearse(first, given["method"], of_layers, of_optimizer)
+    check_causal(first, given["arch"], given["length"])
     if resume:
         check_resumable(given["optimizer"])
         check_same(given, directory)
@@ -223,7 +225,6 @@ def _run(
     config = config_of(given["arch"], len(ids), given["length"], ids.eos_token_id)
     make = partial(build, config, given["method"], given["seed"], of_layers)
     model = make()
-    check_causal(model, given["arch"], given["length"])
     if given["fsdp"]:
         shard(model)
     optimizer = optimizer_of(model, *of_optimizer)

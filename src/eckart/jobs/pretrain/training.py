@@ -18,6 +18,7 @@ from transformers.training_args import OptimizerNames
 
 from eckart.errors import InputError, first_line
 from eckart.files import atomic_write
+from eckart.jobs.pretrain.architectures import LLAMA
 from eckart.jobs.pretrain.regimes import Regime
 from eckart.layers import ReLoRA, convert
 from eckart.layers._structured import STRUCTURED
@@ -39,7 +40,7 @@ def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Mo
     """A model with its random start, full or structured.
 
     Raises:
-        InputError: an unknown method, or an option that a layer cannot have.
+        InputError: an unknown method, an option that a layer cannot have, or a config that is of no model.
     """
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -50,7 +51,10 @@ def build(config: Any, method: str, seed: int, options: dict[str, Any]) -> nn.Mo
             f"--option {next(iter(options))}: the full model has no options; choose another --method"
         )
     set_seed(seed)
-    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise InputError(f"--arch: no model can be made of its config ({first_line(error)})") from error
     return model if method == FULL else convert(model, method, seed=seed, **options)
 
 
@@ -69,16 +73,21 @@ def rehearse(config: Any, method: str, of_layers: dict[str, Any], of_optimizer: 
         optimizer_of(build(config, method, 0, of_layers), *of_optimizer)
 
 
-def check_causal(model: Any, arch: str, length: int) -> None:
+def check_causal(config: Any, arch: str, length: int) -> None:
     """Refuse a model whose outputs look at tokens that come later: its loss would be that of copying.
+
+    Args:
+        config: of the model, which is made for it, unless it is one of `LLAMA`.
+        arch: what the user gave.
+        length: tokens of a sequence.
 
     Raises:
         InputError: it does.
     """
-    training = model.training
-    sees = looks_ahead(model, min(length, 16))
-    model.train(training)
-    if sees:
+    if arch in LLAMA:
+        return
+    model = build(config, FULL, 0, {})
+    if looks_ahead(model, min(length, 16)):
         raise InputError(
             f"--arch {arch}: {type(model).__name__} sees the tokens that it is to predict; give a decoder's config "
             "(is_decoder: true)"
