@@ -23,6 +23,7 @@ from typer.main import get_command
 import eckart
 from eckart.cli import app, main
 from eckart.cli.app import COMMANDS as HEADINGS
+from eckart.cli.console import scores, show
 from eckart.errors import InputError
 
 SMALL = ("--steps", "2", "--batch-size", "8", "--option", "r=2")
@@ -619,3 +620,14 @@ def test_the_package_is_the_command(
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("eckart", run_name="__main__")
     assert not ended.value.code and capsys.readouterr().out == "", "the first of several speaks for all"
+
+
+def test_scores_are_shown_with_those_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    scored = {"score": 0.5, "ci_low": 0.25, "ci_high": 0.75, "also": {}}
+    show(scores("split", "micro_f1", {"test": scored}))
+    alone = capsys.readouterr().out
+    assert "micro f1" in alone and "0.5000" in alone and "0.2500 to 0.7500" in alone and "also" not in alone
+    beside = {**scored, "also": {"token_accuracy": 0.125, "mcc": 1.0}}
+    show(scores("split", "micro_f1", {"validation": scored, "test": beside}))
+    told = capsys.readouterr().out
+    assert "also" in told and "token accuracy 0.1250, mcc 1.0000" in told and "validation" in told

@@ -11,7 +11,7 @@ import typer
 from eckart.arguments import check_least, check_pattern, check_positive, check_seed
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
-from eckart.cli.console import progress, table, tell_task
+from eckart.cli.console import progress, scores, tell_task
 from eckart.cli.options import (
     BATCH,
     METHOD,
@@ -185,13 +185,7 @@ def adapt(
         if (output / RUN).is_file():
             print("eckart: go on with the same command and --resume", file=sys.stderr)
         raise
-    rows = table("split", metrics["metric"].replace("_", " "), "95% interval", "also")
-    for split in ("validation", "test"):
-        scored = metrics[split]
-        also = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in scored["also"].items())
-        rows.add_row(
-            split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}", also
-        )
+    rows = scores("split", metrics["metric"], {split: metrics[split] for split in ("validation", "test")})
     pushed = f" Uploaded to {push_to_hub}." if push_to_hub else ""
     told = (
         f"{_ended(metrics)}{metrics['method']}: {metrics['trainable_parameters']:,} numbers trained in adapters, "

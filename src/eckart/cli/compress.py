@@ -6,7 +6,7 @@ import sys
 from typing import Annotated
 
 from eckart.cli.command import Answer
-from eckart.cli.console import progress, table, tell_task
+from eckart.cli.console import progress, scores, tell_task
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
@@ -126,9 +126,7 @@ def compress(
         if partial.is_dir():
             print("eckart: go on with the same command and --resume", file=sys.stderr)
         raise
-    rows = table("model", metrics["metric"].replace("_", " "), "95% interval")
-    for state, scored in metrics["test"].items():
-        rows.add_row(state, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}")
+    rows = scores("model", metrics["metric"], metrics["test"])
     told = (
         f"{metrics['method']}: {metrics['removed']:.1%} of the compressed layers removed, "
         f"{metrics['parameters_before']:,} → {metrics['parameters_after']:,} numbers. Written: {output}"

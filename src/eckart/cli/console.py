@@ -73,6 +73,23 @@ def table(*columns: str) -> Table:
     return made
 
 
+def scores(column: str, metric: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A table of scores with their intervals and, where the task has some, its other scores.
+
+    Args:
+        column: what the rows are.
+        metric: name of the score.
+        found: of each row, the fields of an `eckart.tasks.scoring.Evaluation`.
+    """
+    others = any(scored["also"] for scored in found.values())
+    made = table(column, metric.replace("_", " "), "95% interval", *(["also"] if others else []))
+    for name, scored in found.items():
+        also = ", ".join(f"{word.replace('_', ' ')} {value:.4f}" for word, value in scored["also"].items())
+        interval = f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}"
+        made.add_row(name, f"{scored['score']:.4f}", interval, *([also] if others else []))
+    return made
+
+
 def show(part: Table | str) -> None:
     """Print a line, or a table: as wide as the terminal; 160 columns into a file."""
     if isinstance(part, str):

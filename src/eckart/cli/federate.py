@@ -10,7 +10,7 @@ from eckart.arguments import hint
 from eckart.catalog import methods
 from eckart.cli.checks import check_method
 from eckart.cli.command import Answer
-from eckart.cli.console import table
+from eckart.cli.console import scores
 from eckart.cli.options import (
     METHOD,
     OUTPUT,
@@ -187,10 +187,7 @@ def federate(
     except KeyboardInterrupt:
         print("eckart: go on with the same command", file=sys.stderr)
         raise
-    rows = table("split", metrics["metric"].replace("_", " "), "95% interval")
-    for split in ("validation", "test"):
-        scored = metrics[split]
-        rows.add_row(split, f"{scored['score']:.4f}", f"{scored['ci_low']:.4f} to {scored['ci_high']:.4f}")
+    rows = scores("split", metrics["metric"], {split: metrics[split] for split in ("validation", "test")})
     told = (
         f"{metrics['strategy']}: {metrics['rounds']} rounds, {metrics['clients']} clients, "
         f"{metrics['bytes_up'] / 1e6:,.1f} MB up, {metrics['bytes_down'] / 1e6:,.1f} MB down. Written: {output}"

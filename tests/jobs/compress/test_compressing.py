@@ -43,6 +43,8 @@ def test_written_loaded_and_scored(files: tuple[str, str], tmp_path: Path) -> No
     AutoTokenizer.from_pretrained(tmp_path / "small")
     card = (tmp_path / "small" / "README.md").read_text()
     assert "bits per token on test, compressed" in card
+    right = metrics["test"]["compressed"]["also"]["token_accuracy"]
+    assert f"| token accuracy on test, compressed | {right:.4f} |" in card
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 

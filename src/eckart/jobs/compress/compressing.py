@@ -251,4 +251,6 @@ def _about(metrics: Mapping[str, Any]) -> dict[str, str]:
     for state, score in metrics["test"].items():
         interval = f"{score['ci_low']:.4f} to {score['ci_high']:.4f}"
         rows[f"{name} on test, {state}"] = f"{score['score']:.4f} ({interval})"
+        for word, value in score["also"].items():
+            rows[f"{word.replace('_', ' ')} on test, {state}"] = f"{value:.4f}"
     return rows
