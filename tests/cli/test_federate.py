@@ -20,8 +20,8 @@ METRICS = {
     "clients": 4,
     "bytes_up": 2_000_000,
     "bytes_down": 3_000_000,
-    "validation": {"score": 0.5, "ci_low": 0.4, "ci_high": 0.6},
-    "test": {"score": 0.75, "ci_low": 0.7, "ci_high": 0.8},
+    "validation": {"score": 0.5, "ci_low": 0.4, "ci_high": 0.6, "also": {}},
+    "test": {"score": 0.75, "ci_low": 0.7, "ci_high": 0.8, "also": {"mcc": 0.5}},
 }
 
 
@@ -66,7 +66,7 @@ def test_words_become_arguments(given, tmp_path: Path, capsys: pytest.CaptureFix
     shown = capsys.readouterr()
     assert "round 1/2: score 0.5000, 3 clients, 1 not used" in shown.err
     assert "2.0 MB up, 3.0 MB down" in shown.out
-    assert "0.7500" in shown.out
+    assert "0.7500" in shown.out and "mcc 0.5000" in shown.out
 
 
 def test_json(given, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
