@@ -27,6 +27,7 @@ def share(own: np.ndarray, other: np.ndarray) -> Told:
     return value, value + low, value + high
 
 
-def told(name: str, found: Told) -> dict[str, float]:
-    """As columns of a row."""
-    return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, found), strict=True))
+def told(name: str, found: Told | None) -> dict[str, float | None]:
+    """As columns of a row; empty where nothing was compared."""
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict.fromkeys(names) if found is None else dict(zip(names, map(float, found), strict=True))

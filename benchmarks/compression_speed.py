@@ -29,10 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from eckart.compression import FactorizedLinear, LoRD, MoDeGPT, WhitenedSVD
-from eckart.compression._census import census, install, matrix_shape
+from eckart.compression._census import census, matrix_shape
 from eckart.compression._layout import by_columns
 from eckart.compression._saving import mark
 from eckart.compression._sliced import convert, take_widths
+from eckart.layers._replacing import install
 from eckart.tasks.pretrained import find_model
 
 ARMS = {

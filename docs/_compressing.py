@@ -44,8 +44,8 @@ def speeds() -> str:
             continue
         prefill, generation = (rows[arm, ratio, what] for what in ("prefill", "generation"))
         dense = rows["dense", ratio, "generation"]
-        share, read = dense["in products"], generation["weight MB"] / dense["weight MB"]
-        bound = f"{1 / (1 - share + share * read):.2f}×"
+        part, read = dense["in products"], generation["weight MB"] / dense["weight MB"]
+        bound = f"{1 / (1 - part + part * read):.2f}×"
         times = (f"{row['x dense']:.2f}×" for row in (prefill, generation))
         held = f"{generation['peak MiB']:.0f} ({generation['peak x dense']:.2f}×)"
         size = f"{generation['weight MB']:.0f} ({read:.2f}×)"

@@ -19,6 +19,7 @@ from scipy.stats import t as student
 from transformers import AutoModelForCausalLM
 
 import eckart.compression as compression
+from benchmarks._paired import told
 from eckart.jobs.compare.names import DENSE
 from eckart.tasks.scoring import score_examples
 from eckart.tasks.smaller import HEAL_LR, calibration_batches, train_factors
@@ -135,7 +136,7 @@ class Healing:
             "healed": {arm: self.bits(arm, lr) for arm, lr in chosen.items()},
         }
         dense = (DENSE, 0.0)
-        told: Rows = []
+        found: Rows = []
         for arm, lr in chosen.items():
             before, after = states["at_once"][arm], states["healed"][arm]
             row = {"part": "paired", "arm": arm[0], "ratio": arm[1], "lr": lr, "steps": self.options.steps}
@@ -147,16 +148,15 @@ class Healing:
                 for name, other in (("best", best), ("dense", dense)):
                     row |= gap(f"{name}_{when}", None if other == arm else found[arm] - found[other])
             gained = after - before - (states["healed"][dense] - states["at_once"][dense])
-            told.append(row | gap("gain_of_dense", None if arm == dense else gained))
-        return told
+            found.append(row | gap("gain_of_dense", None if arm == dense else gained))
+        return found
 
 
 def gap(name: str, differences: np.ndarray | None) -> dict[str, float | None]:
     """The mean of differences by seed and block, with an interval of 95 % for other seeds and other blocks:
     Var = Var_i(d̄_·i) / n + Var_k(d̄_k·) / K, Student's degrees of freedom after Satterthwaite (1946)."""
-    names = (f"to_{name}", f"to_{name}_low", f"to_{name}_high")
     if differences is None:
-        return dict.fromkeys(names)
+        return told(f"to_{name}", None)
     parts = [
         (float(means.var(ddof=1)) / len(means), len(means) - 1)
         for means in (differences.mean(0), differences.mean(1))
@@ -165,7 +165,7 @@ def gap(name: str, differences: np.ndarray | None) -> dict[str, float | None]:
     variance = sum(part for part, _ in parts)
     degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     value, half = float(differences.mean()), float(student.isf(0.025, degrees)) * math.sqrt(variance)
-    return dict(zip(names, (value, value - half, value + half), strict=True))
+    return told(f"to_{name}", (value, value - half, value + half))
 
 
 def run(options: argparse.Namespace) -> Rows:

@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from benchmarks._paired import told
 from eckart.compression import compress, report
 from eckart.tasks.pretrained import find_model
 from evidence._grids import least
@@ -145,8 +146,7 @@ class Study:
             for name, other in (("dense", DENSE), ("pela", PELA)):
                 gaps = [draw[arm] - draw[other] for draw in draws]
                 ends = (whole[arm] - whole[other], *map(float, np.quantile(gaps, (0.025, 0.975))))
-                names = (f"to_{name}", f"to_{name}_low", f"to_{name}_high")
-                row |= dict(zip(names, (None,) * 3 if arm == other else ends, strict=True))
+                row |= told(f"to_{name}", None if arm == other else ends)
             rows.append(row)
         return rows
 

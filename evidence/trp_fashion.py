@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks._paired import told
 from eckart.compression import TrainedRankPruning, compress
 from eckart.jobs.compare.paired import Scores
 from evidence._grids import least
@@ -145,9 +146,9 @@ class Study:
                     row = {"part": "run", "arm": arm, "seed": seed, "ratio": ratio}
                     rows.append(row | {"accuracy": float(found.float().mean())})
                 print(rows[-len(ratios) :], flush=True)
-        told = [self.against(right, chosen, arm, ratio) for ratio in ratios for arm in chosen]
+        differences = [self.against(right, chosen, arm, ratio) for ratio in ratios for arm in chosen]
         tuning = [{"part": "tuning", **dict(key), "loss": loss} for key, loss in self.tried.items()]
-        return [*rows, *tuning, *told]
+        return [*rows, *tuning, *differences]
 
     def against(
         self,
@@ -164,12 +165,11 @@ class Study:
         means = np.array([[examples[i, k].mean() for k in range(len(SEEDS))] for i in range(len(arms))])
         row: dict[str, Any] = {"part": "arm", "arm": arm, "ratio": ratio, **chosen[arm]}
         row |= {"accuracy": float(means[arms.index(arm)].mean())}
-        ends: tuple[float | None, ...] = (None,) * 3
-        if arm != PLAIN:
-            gap = Scores(means, examples, np.zeros(len(arms))).difference(arms.index(arm), 0)
-            assert gap is not None
-            ends = gap.value, gap.low, gap.high
-        return row | dict(zip(("to_plain", "to_plain_low", "to_plain_high"), ends, strict=True))
+        if arm == PLAIN:
+            return row | told("to_plain", None)
+        gap = Scores(means, examples, np.zeros(len(arms))).difference(arms.index(arm), 0)
+        assert gap is not None
+        return row | told("to_plain", (gap.value, gap.low, gap.high))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

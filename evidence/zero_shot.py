@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> Rows:
     task, rows = asked(options), kept(SLUG)
     about = {"questions": options.questions, "context": CONTEXT, "passage": PASSAGE, "seed": SEED}
     arms = [(DENSE, 0.0), *((method, ratio) for ratio in RATIOS for method in METHODS)]
-    right: dict[tuple[str, float], np.ndarray] = {}
+    found: dict[tuple[str, float], dict[str, Any]] = {}
     for method, ratio in arms:
         wanted = {"arm": method, "ratio": ratio, **about}
         row = next((row for row in rows if wanted.items() <= row.items()), None)
@@ -96,15 +96,13 @@ def run(options: argparse.Namespace) -> Rows:
             row = {**wanted, "accuracy": float(scores.mean()), "right": scores.tolist()}
             keep(SLUG, rows := [*rows, row])
             print({name: value for name, value in row.items() if name != "right"}, flush=True)
-        right[method, ratio] = np.array(row["right"])
-    found = []
-    for arm in arms:
-        row = next(r for r in rows if (r["arm"], r["ratio"]) == arm and about.items() <= r.items())
-        if arm[0] != DENSE:
-            dense, best = right[DENSE, 0.0], right[METHODS[0], arm[1]]
-            row |= told("to_dense", gap(right[arm], dense)) | told("kept", share(right[arm], dense))
-            if arm[0] != METHODS[0]:
-                row |= told("to_modegpt", gap(right[arm], best))
-        found.append(row)
-    table([{name: value for name, value in row.items() if name != "right"} for row in found])
-    return found
+        found[method, ratio] = row
+    right = {arm: np.array(row["right"]) for arm, row in found.items()}
+    for (method, ratio), row in found.items():
+        if method != DENSE:
+            own, dense = right[method, ratio], right[DENSE, 0.0]
+            row |= told("to_dense", gap(own, dense)) | told("kept", share(own, dense))
+            if method != METHODS[0]:
+                row |= told("to_modegpt", gap(own, right[METHODS[0], ratio]))
+    table([{name: value for name, value in row.items() if name != "right"} for row in found.values()])
+    return list(found.values())

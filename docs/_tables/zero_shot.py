@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from _rows import Blocks, Row, difference, machine, result, rows, share, table
 
-import eckart
+from _tables.healing import NAMES
 from eckart.jobs.compare.names import DENSE
-
-NAMES = {method.slug: method.name for method in eckart.methods("compression")} | {DENSE: "dense model"}
 
 
 def points(r: Row, word: str) -> str:

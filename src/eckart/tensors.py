@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from eckart.errors import InputError, first_line
 from eckart.files import atomic_write
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def read_finite(path: Path, shown: str) -> Iterator[tuple[str, Tensor]]:
@@ -51,71 +51,6 @@ def _is_finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; PyTorch does not ask this of numbers of eight bits."""
     tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
     return bool(tensor.isfinite().all())
-
-
-def places(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Names of layers in a checkpoint → in a model that may be the backbone of the one that was saved, or hold it.
-
-    Raises:
-        InputError: a layer that the model has not.
-    """
-    there = {name for name, _ in model.named_modules()}
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    found = {}
-    for name in names:
-        options = (name, name.removeprefix(prefix), prefix + name)
-        place = next((option for option in options if option in there), None)
-        if place is None:
-            raise InputError(
-                f"the checkpoint has changed layer {name}, which {type(model).__name__} has not: load it with the "
-                "class that its config.json names under architectures"
-            )
-        found[name] = place
-    return found
-
-
-def check_stored(files: Iterable[Any], layers: Mapping[str, nn.Module], model: Any) -> None:
-    """Hold what safetensors files have of some layers against the layers, under the names in the files and under those
-    that transformers gives them on loading. Files with nothing of any of them are another model's affair.
-
-    Args:
-        files: of a checkpoint.
-        layers: by their names in it, on any device.
-        model: of transformers, which knows the renamings.
-
-    Raises:
-        InputError: a tensor of another shape, or none.
-    """
-    from safetensors import SafetensorError, safe_open
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    renamings = [e for e in get_model_conversion_mapping(model) or [] if isinstance(e, WeightRenaming)]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        if Path(file).suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - the file is no mapping
-                    shape = tuple(tensors.get_slice(key).get_shape())
-                    shapes[key] = shapes[rename_source_key(key, renamings, [])[0]] = shape
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged or cut short ({first_line(error)}): copy it again") from None
-    if not any(key.startswith(f"{name}.") for name in layers for key in shapes):
-        return
-    for name, layer in layers.items():
-        for key, value in layer.state_dict().items():
-            full, wanted = f"{name}.{key}", tuple(value.shape)
-            found = shapes.get(full)
-            if found is None:
-                raise InputError(
-                    f"{full} is missing from the checkpoint: it is damaged, or its config.json is another's"
-                )
-            if found != wanted:
-                raise InputError(
-                    f"{full} has shape {found}, its config.json says {wanted}: they are not of one model"
-                )
 
 
 def save_state(path: str | Path, state: Mapping[str, Tensor], step: int) -> None:

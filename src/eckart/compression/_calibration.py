@@ -52,13 +52,13 @@ class Trace:
         self.called: set[str] = set()
         self.influenced = influence
         self._angles = [[0.0, 0.0] for _ in outline.blocks]
-        for batch in checked_batches(outline.model, batches):
-            self.masks.append(_token_mask(batch))
-            if outline.chained:
-                with self._noting_calls():
+        with self._noting_calls():
+            for batch in checked_batches(outline.model, batches):
+                self.masks.append(_token_mask(batch))
+                if outline.chained:
                     self._follow(batch)
-            else:
-                self.batches.append(batch)
+                else:
+                    self.batches.append(batch)
         self.influence = [1 - total / max(count, 1.0) for total, count in self._angles]
 
     @contextlib.contextmanager

@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from eckart.compression._layers import CompressedLayer
 from eckart.errors import InputError
+from eckart.layers._replacing import refuse_adapter, refuse_wrapped
 
 FEW_OUTPUTS = 10
 """Layers with fewer outputs are heads and gates; nothing is to be saved there."""
-
-
-WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-"""Classes around a model → where it is in them."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +89,8 @@ def census(model: nn.Module, kinds: tuple[type[nn.Module], ...], exclude: Sequen
         InputError: a model that is compressed or quantised already, wrapped or has adapters; NaN in a weight or none; a
             pattern that matches nothing; no layer left.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"model is a {type(model).__name__}: give the module itself, loaded with its weights"
-        )
+    refuse_wrapped(model, "compress")
     refuse_compressed(model)
-    inside = WRAPPERS.get(type(model).__name__)
-    if inside is not None:
-        raise InputError(
-            f"the model is wrapped in {type(model).__name__}: compress model.{inside}, then wrap it again"
-        )
     left_out = {pattern: _ending(model, pattern) for pattern in exclude}
     for pattern, names in left_out.items():
         if not names:
@@ -169,10 +158,7 @@ def refuse_compressed(model: nn.Module) -> None:
                 f"layer {name} is compressed already ({module.kind}, rank {getattr(module, 'rank', '?')}): start from "
                 "the dense model, or make this one dense with eckart.compression.merge"
             )
-        if hasattr(module, "base_layer"):
-            raise InputError(
-                f"layer {name} has an adapter: merge it first (merge_and_unload), then compress the model"
-            )
+        refuse_adapter(name, module, "compress")
     config = getattr(model, "config", None)
     if getattr(config, "compressed_layers", None):
         raise InputError(f"{type(model).__name__} is compressed already: start from the dense model")
@@ -240,9 +226,3 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         model.train(modes[model])
         for module, mode in modes.items():
             module.training = mode
-
-
-def install(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of this name."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

@@ -15,13 +15,14 @@ from torch import nn
 from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, hint, plain, read_budget
 from eckart.compression._asked import check_size, find_compressor
 from eckart.compression._calibration import Trace, checked_batches
-from eckart.compression._census import Outline, census, in_mode, install
+from eckart.compression._census import Outline, census, in_mode
 from eckart.compression._layers import Spec
 from eckart.compression._method import Compressor, LayerRow
 from eckart.compression._report import Report
 from eckart.compression._resume import Finished
 from eckart.compression._statistics import Statistics, weight_sum
 from eckart.errors import InputError
+from eckart.layers._replacing import install, kept_random_state
 from eckart.linalg.moments import Moments
 
 
@@ -80,9 +81,7 @@ def compress(
     if isinstance(calibration, Statistics) and sequential:
         raise InputError("sequential=True needs the batches themselves: statistics are of the dense model")
     lessons = _lessons(model, chosen, calibration)
-    device = next(model.parameters()).device
-    cards = [device] if device.type == "cuda" else []
-    with in_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=cards):
+    with in_mode(model, False), torch.no_grad(), kept_random_state(model):
         found = _run(outline, chosen, ratio, calibration, sequential, resume, progress or (lambda *_: None))
     if lessons:
         losses = chosen.train(model, lessons, progress or (lambda *_: None))

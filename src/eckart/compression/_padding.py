@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eckart.compression._census import find_blocks, install, matrix_shape, set_weight, weight_matrix
+from eckart.compression._census import find_blocks, matrix_shape, set_weight, weight_matrix
 from eckart.compression._sliced import SlicedAttention, convert_back, layout_of
 from eckart.compression._sliced_config import Layout
 from eckart.errors import InputError
+from eckart.layers._replacing import install
 
 
 @torch.no_grad()

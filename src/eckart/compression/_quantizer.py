@@ -14,11 +14,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from eckart.compression._census import install
 from eckart.compression._kinds import build_layer
 from eckart.compression._layers import FactorizedLinear, Spec
 from eckart.compression._layout import by_columns
-from eckart.tensors import check_stored, places
+from eckart.layers._replacing import rebuild
 
 NAME = "eckart"
 
@@ -45,14 +44,8 @@ class EckartQuantizer(HfQuantizer):
     quantization_config: EckartConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        layers: dict[str, nn.Module] = {}
-        for name, place in places(model, self.quantization_config.modules).items():
-            dense: Any = model.get_submodule(place)
-            spec = self.quantization_config.modules[name]
-            layers[name] = build_layer(spec, dense.weight.device, dense.weight.dtype)
-            install(model, place, layers[name])
         files = kwargs.get("checkpoint_files") or ()
-        check_stored(files, layers, model)
+        rebuild(model, self.quantization_config.modules, build_layer, files)
         self.from_files = bool(files)
         return model
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eckart.compression._census import Outline, install, is_transposed
+from eckart.compression._census import Outline, is_transposed
 from eckart.compression._kinds import build_layer
 from eckart.compression._layers import CompressedLayer, FactorizedLinear, Spec
 from eckart.compression._layout import by_columns
@@ -21,6 +21,7 @@ from eckart.compression._report import Report
 from eckart.errors import InputError
 from eckart.escapes import cells
 from eckart.files import atomic_directory
+from eckart.layers._replacing import install
 from eckart.tensors import read_finite
 
 SPECS = "compression.json"

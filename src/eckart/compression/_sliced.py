@@ -17,9 +17,10 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
-from eckart.compression._census import find_blocks, install, is_transposed, weight_matrix
+from eckart.compression._census import find_blocks, is_transposed, weight_matrix
 from eckart.compression._sliced_config import FAMILIES, PREFIX, Layout
 from eckart.errors import InputError
+from eckart.layers._replacing import install
 
 _AUTO = (
     "AutoModel",

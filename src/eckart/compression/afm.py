@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from eckart.compression._calibration import Observed
-from eckart.compression._census import Outline, install, matrix_shape, weight_matrix
+from eckart.compression._census import Outline, matrix_shape, weight_matrix
 from eckart.compression._layers import ACTIVATIONS, FactorizedEmbedding, FactorizedLinear
 from eckart.compression._method import FactorCompressor, relative_error, root_share
 from eckart.errors import InputError
+from eckart.layers._replacing import install
 from eckart.linalg.moments import Moments, moments_of_table
 from eckart.linalg.whitened import Factors, output_spectrum
 

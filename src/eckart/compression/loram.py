@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eckart.compression._census import find_blocks, install
+from eckart.compression._census import find_blocks
 from eckart.compression._criteria import CRITERIA, Criterion
 from eckart.errors import InputError
+from eckart.layers._replacing import install
 from eckart.linalg.pruned import kept_indices, least, put, query_rows, smallest_entries, take
 
 if TYPE_CHECKING:

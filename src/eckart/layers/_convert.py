@@ -6,10 +6,8 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 import eckart.layers.lost
@@ -19,9 +17,9 @@ import eckart.layers.relora
 import eckart.layers.sltrain  # noqa: F401  the classes enter the table
 from eckart.arguments import check_seed, plain
 from eckart.errors import InputError
-from eckart.layers._structured import STRUCTURED, StructuredLayer, build_layer, sides
+from eckart.layers._replacing import install, kept_random_state, refuse_adapter, refuse_wrapped
+from eckart.layers._structured import STRUCTURED, StructuredLayer, sides
 from eckart.linalg.random import counter_key
-from eckart.tensors import places
 
 Model = TypeVar("Model", bound=nn.Module)
 HIDDEN = r".*(attn|attention|mlp).*"
@@ -65,7 +63,7 @@ def convert(
             cls.check(*sides(module), **_required(cls, options))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    with _kept_random_state(model):
+    with kept_random_state(model):
         made = {
             name: kinds[type(module)].from_module(module, counter_key(method, seed, name), **options)
             for name, module in found.items()
@@ -83,7 +81,7 @@ def to_dense(model: Model) -> Model:
         InputError: a layer that is not linear; the model is then as it was.
     """
     made = {}
-    with _kept_random_state(model):
+    with kept_random_state(model):
         for name, layer in structured_layers(model).items():
             try:
                 made[name] = layer.to_module()
@@ -93,12 +91,6 @@ def to_dense(model: Model) -> Model:
         install(model, name, module.train(model.training))
     remember(model)
     return model
-
-
-def _kept_random_state(model: nn.Module) -> AbstractContextManager[None]:
-    """PyTorch's layers draw a start when they are made, which is of no use here."""
-    device = next(model.parameters()).device
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def trained_parameters(
@@ -172,19 +164,9 @@ def _refuse(model: nn.Module) -> None:
     Raises:
         InputError: saying of what.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}: give the module itself")
-    wrapped = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-    inside = wrapped.get(type(model).__name__)
-    if inside is not None:
-        raise InputError(
-            f"the model is wrapped in {type(model).__name__}: convert model.{inside}, then wrap it again"
-        )
+    refuse_wrapped(model, "convert")
     for name, module in model.named_modules():
-        if hasattr(module, "base_layer"):
-            raise InputError(
-                f"layer {name} has an adapter: merge it first (merge_and_unload), then convert the model"
-            )
+        refuse_adapter(name, module, "convert")
     quantisation = getattr(getattr(model, "config", None), "quantization_config", None)
     if quantisation is not None and getattr(quantisation, "quant_method", None) != "eckart-structured":
         raise InputError("the model is compressed or quantised: convert the dense model")
@@ -203,12 +185,6 @@ def _matcher(target_modules: str | Sequence[str] | None) -> Callable[[str], bool
     return lambda name: pattern.fullmatch(name) is not None
 
 
-def install(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of this name."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
-
-
 def remember(model: nn.Module) -> None:
     """Write what was replaced into a transformers model's config, from where `save_pretrained` takes it."""
     config: Any = getattr(model, "config", None)
@@ -221,16 +197,6 @@ def remember(model: nn.Module) -> None:
     from eckart.layers._quantizer import StructuredConfig
 
     config.quantization_config = StructuredConfig({name: layer.spec() for name, layer in layers.items()})
-
-
-def rebuild(model: nn.Module, modules: dict[str, dict[str, Any]]) -> dict[str, nn.Module]:
-    """Put the layers that specs describe into a model, to load their values; the layers by the specs' names."""
-    made: dict[str, nn.Module] = {}
-    for name, place in places(model, modules).items():
-        dense: Any = model.get_submodule(place)
-        made[name] = build_layer(modules[name], dense.weight.device, dense.weight.dtype)
-        install(model, place, made[name])
-    return made
 
 
 def _method(method: str) -> type[StructuredLayer]:

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eckart.errors import InputError
-from eckart.layers._convert import install, remember
+from eckart.layers._convert import remember
 from eckart.layers._maestro import MaestroLayer
+from eckart.layers._replacing import install
 from eckart.layers.ordered_dropout import maestro_layers
 from eckart.linalg.ordered import importance_order
 

@@ -13,8 +13,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from eckart.layers._convert import rebuild, structured_layers, to_dense
-from eckart.tensors import check_stored
+from eckart.layers._convert import structured_layers, to_dense
+from eckart.layers._replacing import rebuild
+from eckart.layers._structured import build_layer
 
 NAME = "eckart-structured"
 
@@ -39,8 +40,7 @@ class StructuredQuantizer(HfQuantizer):
     quantization_config: StructuredConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        layers = rebuild(model, self.quantization_config.modules)
-        check_stored(kwargs.get("checkpoint_files") or (), layers, model)
+        rebuild(model, self.quantization_config.modules, build_layer, kwargs.get("checkpoint_files") or ())
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

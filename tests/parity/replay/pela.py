@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from eckart.compression import PELA, Distillation
-from eckart.compression._census import install
 from eckart.compression._layers import FactorizedLinear
 from eckart.compression._method import rank_for_ratio
+from eckart.layers._replacing import install
 
 INPUTS = [r"teacher\..+", r"perturbed\..+", r"head\.(weight|bias)", "x"]
 NOT_COMPARED = {r"student\..+": "singular vectors' signs are free: products are compared (W_eff)"}

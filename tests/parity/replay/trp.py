@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from eckart.compression import TrainedRankPruning
-from eckart.compression._census import install
 from eckart.compression.trp import factorized
+from eckart.layers._replacing import install
 from eckart.linalg.filters import filter_svd, ranks_above, ranks_for_energy
 
 INPUTS = ["x", "g", r"conv\d+\.weight"]
