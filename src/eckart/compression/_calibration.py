@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eckart.compression._batches import Batch, call, checked_batches, token_mask
 from eckart.compression._census import Outline, matrix_shape
-from eckart.errors import InputError, first_line
+from eckart.errors import InputError
 from eckart.linalg.moments import Moments, add_rows, no_moments
 
-Batch = Any
 Observed = Moments | Tensor
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -54,7 +54,7 @@ class Trace:
         self._angles = [[0.0, 0.0] for _ in outline.blocks]
         with self._noting_calls():
             for batch in checked_batches(outline.model, batches):
-                self.masks.append(_token_mask(batch))
+                self.masks.append(token_mask(batch))
                 if outline.chained:
                     self._follow(batch)
                 else:
@@ -126,7 +126,7 @@ class Trace:
             for index, block in enumerate(blocks):
                 block.forward = step(index)
             with contextlib.suppress(_Stop):
-                _call(self.outline.model, batch, len(self.calls))
+                call(self.outline.model, batch, len(self.calls))
         finally:
             for block in blocks:
                 del block.forward
@@ -217,7 +217,7 @@ class Trace:
         if not self.outline.chained:
             for number, batch in enumerate(self.batches):
                 mask[0] = self.masks[number]
-                yield _call(self.outline.model, batch, number)
+                yield call(self.outline.model, batch, number)
             return
         block = list(self.outline.blocks.values())[index]
         for number, hidden in enumerate(self.hidden):
@@ -239,76 +239,8 @@ def _split(hidden: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return hidden, named
 
 
-def _call(model: nn.Module, batch: Batch, number: int) -> Any:
-    """What a model gives for a batch; labels are left out where no decoder's inputs are made of them."""
-    config = getattr(model, "config", None)
-    try:
-        if not isinstance(batch, Mapping):
-            return model(batch[0] if isinstance(batch, tuple | list) else batch)
-        labels = () if getattr(config, "is_encoder_decoder", False) else ("labels", "label")
-        named = {name: value for name, value in batch.items() if name not in labels}
-        cached = "use_cache" in (getattr(config, "__dict__", {}) or {})
-        return model(**named, **({"use_cache": False} if cached else {}))
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"calibration batch {number} does not run through {type(model).__name__} ({first_line(error)}): give what "
-            "its forward takes"
-        ) from error
-
-
-def _token_mask(batch: Batch) -> Tensor | None:
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
-
-
 def _rows(mask: Tensor | None, x: Tensor, features: int = 1) -> Tensor:
     """All real tokens as rows; ``features`` is the number of trailing dimensions that are no places."""
     places, rest = x.shape[: x.dim() - features], x.shape[x.dim() - features :]
     rows = x.reshape(places.numel(), *rest)
     return rows[mask.reshape(-1)] if mask is not None and places.numel() == mask.numel() else rows
-
-
-def checked_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches on the model's device, each looked at first.
-
-    Raises:
-        InputError: no batch, something that is none, tokens outside the vocabulary, NaN.
-    """
-    if isinstance(batches, Mapping | Tensor | str | bytes) or not isinstance(batches, Iterable):
-        raise InputError(f"calibration is a {type(batches).__name__}: give a list or loader of batches")
-    device = next(model.parameters()).device
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    number = -1
-    for number, batch in enumerate(batches):
-        items = (
-            batch
-            if isinstance(batch, Mapping)
-            else dict(enumerate(batch if isinstance(batch, tuple | list) else [batch]))
-        )
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in items.items()}
-        if not any(isinstance(value, Tensor) for value in moved.values()):
-            raise InputError(
-                f"calibration batch {number} ({type(batch).__name__}) holds no tensor: give mappings of model inputs, "
-                "or tensors; texts are tokenized first"
-            )
-        for name, value in moved.items():
-            if not isinstance(value, Tensor):
-                continue
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise InputError(f"calibration batch {number} holds NaN or Inf in {name!r}: clean the data")
-            ids = name in ("input_ids", 0) and not value.is_floating_point()
-            if (
-                ids
-                and vocabulary is not None
-                and value.numel()
-                and not 0 <= int(value.min()) <= int(value.max()) < vocabulary
-            ):
-                raise InputError(
-                    f"calibration batch {number} holds tokens {int(value.min())} … {int(value.max())}, the model has "
-                    f"{vocabulary}: use the tokenizer of this model"
-                )
-        yield moved if isinstance(batch, Mapping) else tuple(moved.values())
-    if number < 0:
-        raise InputError("calibration has no batches: give at least one, a few hundred sequences are usual")

@@ -14,7 +14,8 @@ from torch import nn
 
 from eckart.arguments import BYTE_UNITS, PARAMETER_UNITS, hint, plain, read_budget
 from eckart.compression._asked import check_size, find_compressor
-from eckart.compression._calibration import Trace, checked_batches
+from eckart.compression._batches import checked_batches
+from eckart.compression._calibration import Trace
 from eckart.compression._census import Outline, census, in_mode
 from eckart.compression._layers import Spec
 from eckart.compression._method import Compressor, LayerRow

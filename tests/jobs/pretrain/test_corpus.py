@@ -19,12 +19,12 @@ from eckart.jobs.pretrain.corpus import (
     Stored,
     TokenStore,
     bits_per_byte,
-    documents,
     encode,
     read_stored,
     split_of,
     train_tokenizer,
 )
+from eckart.jobs.pretrain.documents import documents
 
 
 def test_text_json_lines_and_parquet_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from eckart.jobs.pretrain.corpus import (
     SPLITS,
     Stored,
     TokenStore,
-    documents,
     encode,
     read_stored,
     split_of,
     train_tokenizer,
 )
+from eckart.jobs.pretrain.documents import documents
 from eckart.processes import shared
 
 ABOUT, TOKENS, RUNS = "pretrain.json", "tokens", "checkpoints"
